@@ -1,0 +1,23 @@
+"""Score-based generative modelling with stochastic differential equations."""
+
+from . import exact, grids, solvers
+from .denoiser import (
+    EDM,
+    Conditioned,
+    DataPrediction,
+    Denoiser,
+    LogSNR,
+    NetworkDenoiser,
+    NoiseLevel,
+    NoisePrediction,
+    Parametrisation,
+    ScorePrediction,
+    Time,
+    VelocityPrediction,
+)
+from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
+from .likelihood import LogProb, log_prob
+from .noise import Noise, StepNoise, Stream
+from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
+from .sampling import Samples, encode, sample
+from .trace import Exact, Hutchinson, Trace

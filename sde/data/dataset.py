@@ -1,0 +1,198 @@
+r"""Data sets: raw values in splits, and the scaling that takes them to the model.
+
+A data set holds values as the source gives them (pixels as integers), never scaled ones: bits/dim are a
+property of the raw values, and a fingerprint of them does not change with the scaling. Everything is checked
+once, here, so that training and likelihoods can rely on it.
+
+Parts are split off at random with `numpy.random.RandomState`, whose streams are frozen for good (NEP 19): a
+split is the same under every version of NumPy.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DataSet", "Split", "hold_out", "split_off"]
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde.data.scaling import Scaling
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Values of one split, in a fixed order.
+
+    Args:
+        values: Raw values on the CPU, with shape (N, C, *spatial) or (N, D): uint8 or int32 for discrete
+            data, floating for continuous data.
+        labels: Class labels, non-negative int64 with shape (N,), or None.
+
+    Raises:
+        ValueError: If the labels are not N non-negative int64; the first negative one is named.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        labels, n = self.labels, len(self)
+        if labels is None:
+            return
+        if labels.dtype != torch.int64 or labels.shape != (n,):
+            raise ValueError(
+                f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}: expected torch.int64 and "
+                f"({n},), one label per sample"
+            )
+        if bool((labels < 0).any()):
+            index = int(torch.nonzero(labels < 0)[0])
+            raise ValueError(f"labels[{index}] is {int(labels[index])}: expected 0 or more")
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def select(self, index: Tensor) -> Split:
+        """The samples at the positions `index`, with shape (M,), in that order."""
+        return Split(self.values[index], None if self.labels is None else self.labels[index])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of dtype, shape and bytes of the values and labels, as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for tensor in (self.values, self.labels):
+            if tensor is None:
+                digest.update(b"none;")
+            else:
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A named data set: its splits, and the scaling of its values.
+
+    Args:
+        name: What to call it in messages and files.
+        scaling: The map from raw values to the model's range.
+        train: Training samples.
+        test: Test samples.
+        valid: Samples held out of the training set, or None.
+
+    Raises:
+        ValueError: If a split has no sample or no event dimension; the splits differ in event shape or in
+            having labels; or the values have a dtype that does not fit the scaling, are not finite, or are no
+            levels of it. The split and the first such index are named.
+    """
+
+    name: str
+    scaling: Scaling
+    train: Split
+    test: Split
+    valid: Split | None = None
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            self._check_values(name, split.values)
+            if (split.labels is None) != (self.train.labels is None):
+                raise ValueError(
+                    f"{self.name}: only one of train and {name} has labels: expected labels for every split or none"
+                )
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits there are, by name."""
+        splits = {"train": self.train, "test": self.test}
+        return splits if self.valid is None else {**splits, "valid": self.valid}
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            ValueError: If there is none of that name; the error names those there are.
+        """
+        if name not in self.splits:
+            hint = "; hold out a part of train to have one" if name == "valid" else ""
+            raise ValueError(f"{self.name} has no split {name!r}: there are {', '.join(self.splits)}{hint}")
+        return self.splits[name]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The event shape: (C, *spatial) or (D,)."""
+        return tuple(self.train.values.shape[1:])
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, one more than the largest label of any split; None without labels."""
+        labels = [split.labels for split in self.splits.values() if split.labels is not None]
+        return 1 + max(int(each.max()) for each in labels) if labels else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and fingerprints of all splits; the scaling is no part of it."""
+        parts = [f"{name} {split.fingerprint}" for name, split in self.splits.items()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _check_values(self, name: str, values: Tensor) -> None:
+        if values.ndim < 2 or values.numel() == 0:
+            raise ValueError(
+                f"{self.name}: {name} has shape {tuple(values.shape)}: expected (N, D) or (N, C, *spatial) with "
+                "at least one sample and one dimension"
+            )
+        if tuple(values.shape[1:]) != self.shape:
+            raise ValueError(
+                f"{self.name}: all splits share one event shape, but train has {self.shape} and {name} has "
+                f"{tuple(values.shape[1:])}"
+            )
+        continuous = self.scaling.levels is None
+        if values.dtype != self.scaling.dtype and not (continuous and values.is_floating_point()):
+            raise ValueError(
+                f"{self.name}: {name} has dtype {values.dtype}: a scaling with levels={self.scaling.levels} "
+                f"takes {'a floating dtype' if continuous else self.scaling.dtype}"
+            )
+        self.scaling.check(values, f"{self.name}: {name}")
+
+
+def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split]:
+    """Splits a random part off; both parts keep the order of the split.
+
+    Args:
+        split: N samples.
+        part: The share of the samples to split off, if less than 1, or else their number.
+        seed: The part is the first entries of `numpy.random.RandomState(seed).permutation(N)`.
+
+    Returns:
+        The rest, and the part.
+
+    Raises:
+        ValueError: If `part` is not a share or a whole number, or leaves one of the two empty.
+    """
+    n = len(split)
+    count = 0
+    if 0 < part < n:
+        count = round(part * n) if part < 1 else int(part)
+    if not 0 < count < n or (part >= 1 and part != count):
+        raise ValueError(
+            f"cannot split {part} off {n} samples: expected a share between 0 and 1 or a whole number below "
+            f"{n}, with at least one sample on either side"
+        )
+    permutation = torch.from_numpy(np.random.RandomState(seed).permutation(n))
+    return split.select(permutation[count:].sort().values), split.select(permutation[:count].sort().values)
+
+
+def hold_out(train: Split, holdout: float, *, seed: int = 0) -> tuple[Split, Split | None]:
+    """The training set without a validation set, and the validation set; None where `holdout` is 0.
+
+    Args:
+        train: N training samples.
+        holdout: The part to hold out as in `split_off`, or 0 for none.
+        seed: As in `split_off`.
+
+    Raises:
+        ValueError: As in `split_off`.
+    """
+    return (train, None) if holdout == 0 else split_off(train, holdout, seed=seed)

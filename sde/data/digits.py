@@ -1,0 +1,39 @@
+"""Digits: 1,797 handwritten digits of 8x8 pixels with 17 grey levels, small enough for a CPU.
+
+E. Alpaydin & C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI Machine Learning Repository, 1998),
+the copy that comes with scikit-learn. A pixel counts the ink in a 4x4 block of the scanned bitmap: 0 to 16,
+hence 17 levels.
+"""
+
+from __future__ import annotations
+
+__all__ = ["digits"]
+
+import numpy as np
+import torch
+
+from sde.data.dataset import DataSet, Split, hold_out
+from sde.data.scaling import Scaling
+
+
+def digits(*, low: float = -1.0, high: float = 1.0, holdout: float = 0) -> DataSet:
+    """Scikit-learn's digits, with event shape (1, 8, 8), 17 levels and labels 0 to 9.
+
+    The split is fixed: of `numpy.random.RandomState(0).permutation(1797)` the first 1,500 are the training
+    set, in that order, and the other 297 the test set.
+
+    Args:
+        low: Lower end of the model's range.
+        high: Upper end of the model's range.
+        holdout: Part of the training set to hold out as `valid`, as in `hold_out`.
+    """
+    # Scikit-learn takes longer to import than all else here, and no other source needs it.
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    permutation = np.random.RandomState(0).permutation(1797)
+    values = torch.from_numpy(bunch.images.astype(np.uint8)[permutation, None])
+    labels = torch.from_numpy(bunch.target.astype(np.int64)[permutation])
+    train, valid = hold_out(Split(values[:1500], labels[:1500]), holdout)
+    test = Split(values[1500:], labels[1500:])
+    return DataSet("digits", Scaling.interval(17, low, high), train, test, valid)

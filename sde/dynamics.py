@@ -1,0 +1,253 @@
+r"""Dynamics: what a solver integrates.
+
+Running a process backwards in time is, for any :math:`\eta \ge 0`,
+
+.. math::
+    dx = \Big[ f(t) x - \frac{1 + \eta^2}{2} g(t)^2 \nabla \log p_t(x) \Big] dt + \eta\, g(t)\, d\bar w,
+
+with the same marginals :math:`p_t` for every eta: the reverse SDE for 1 (Anderson 1982), the probability-flow ODE for 0 (Song et
+al. 2021, equation 13 of section 4.3 and appendix D). Along the flow the log-density changes by
+:math:`d \log p_t(x_t) = -\nabla \cdot \tilde f(x_t, t)\, dt` (Chen et al. 2018, https://arxiv.org/abs/1806.07366).
+
+**The joint.** The state is a tuple of tensors of leading size B: (x,), or (x, log-density). Every dynamics has a drift and a
+diffusion. A diffusion model's is :class:`Semilinear`, and what its solvers need is offered in parts:
+
+- the drift is :math:`f(t)\, x + c(t)\, s(x, t)` with :meth:`Semilinear.linear` and :meth:`Semilinear.gain` functions of time alone,
+  so that a solver computes them for a whole grid at once and calls only the network in its loop;
+- the network's readings `score`, `noise` and `x0` come as tuples in the layout of the state. The entry of the log-density
+  holds minus the divergence of the reading: what the x-entry moves by, the log-density loses;
+- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.weights` says how an entry of a reading
+  scales when x is measured in other units. An exponential integrator in noise prediction, say, is then
+  `u = propagate(state, -log_alpha)`, `u' = weights(alpha) * noise` over the clock :math:`\sigma/\alpha`, whatever the state holds.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Dynamics", "Semilinear", "Reverse", "State", "WithLogDensity"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .processes import SDE
+from .shapes import event_dims, expand
+from .trace import BoundTrace
+
+State = tuple[Tensor, ...]
+
+
+class Dynamics(ABC):
+    """A drift and a diffusion over the time interval of a process."""
+
+    process: SDE
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether the diffusion is anything but zero."""
+
+    @abstractmethod
+    def drift(self, state: State, t: Tensor) -> State:
+        """The drift at time `t` of shape () or (B,), entry by entry in the shapes of the state."""
+
+    @abstractmethod
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The coefficient of the noise on the first entry of the state, in the shape of `t`."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Dynamics:
+        """This dynamics for some samples of the batch, their conditions and probes included."""
+
+    @property
+    @abstractmethod
+    def tolerances(self) -> tuple[float | None, ...]:
+        """For each entry of the state its own absolute tolerance, or None for the solver's."""
+
+
+class Semilinear(Dynamics):
+    """A dynamics whose drift is linear in the state up to a reading of the network."""
+
+    eta: float
+
+    @abstractmethod
+    def linear(self, t: Tensor) -> Tensor:
+        """The coefficient f(t) of x in the drift, in the shape of `t`."""
+
+    @abstractmethod
+    def gain(self, t: Tensor) -> Tensor:
+        r"""The coefficient of the score in the drift, :math:`-\frac{1+\eta^2}{2} g(t)^2`, in the shape of `t`."""
+
+    @abstractmethod
+    def score(self, state: State, t: Tensor) -> State:
+        """The score, in the layout of the state."""
+
+    @abstractmethod
+    def noise(self, state: State, t: Tensor) -> State:
+        """The noise, in the layout of the state."""
+
+    @abstractmethod
+    def x0(self, state: State, t: Tensor) -> State:
+        """The denoised data, in the layout of the state."""
+
+    @abstractmethod
+    def propagate(self, state: State, log_scale: Tensor | float) -> State:
+        """The state after the linear part alone has scaled x by `exp(log_scale)`, of shape () or (B,)."""
+
+    @abstractmethod
+    def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
+        """For each entry of a reading the factor that makes it a rate of x / scale: 1 for x, `scale` for the log-density."""
+
+    def nonlinear(self, state: State, t: Tensor) -> State:
+        """The drift without its linear part, `gain(t) * score`."""
+        gain = self.gain(t)
+        return tuple(expand(gain, entry) * entry for entry in self.score(state, t))
+
+
+@dataclass(frozen=True)
+class Reverse(Semilinear):
+    r"""The reverse-time dynamics of a denoiser's process, over the state (x,).
+
+    Args:
+        denoiser: any denoiser; :class:`sde.denoiser.Conditioned` fixes its condition for a batch.
+        eta: the share of noise: 1 is the reverse SDE, 0 the probability-flow ODE.
+    """
+
+    denoiser: Denoiser
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0.0:
+            raise ValueError(f"Reverse needs eta >= 0 (1 for the reverse SDE, 0 for the flow), got eta={self.eta}")
+
+    @property
+    def process(self) -> SDE:  # type: ignore[override]
+        return self.denoiser.process
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0.0
+
+    @property
+    def tolerances(self) -> tuple[float | None, ...]:
+        return (None,)
+
+    def linear(self, t: Tensor) -> Tensor:
+        return self.process.f(t)
+
+    def gain(self, t: Tensor) -> Tensor:
+        return -0.5 * (1.0 + self.eta**2) * self.process.g2(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.eta * self.process.diffusion(t)
+
+    def drift(self, state: State, t: Tensor) -> State:
+        (x,) = state
+        return (expand(self.linear(t), x) * x + expand(self.gain(t), x) * self.denoiser.score(x, t),)
+
+    def score(self, state: State, t: Tensor) -> State:
+        return (self.denoiser.score(state[0], t),)
+
+    def noise(self, state: State, t: Tensor) -> State:
+        return (self.denoiser.noise(state[0], t),)
+
+    def x0(self, state: State, t: Tensor) -> State:
+        return (self.denoiser(state[0], t),)
+
+    def propagate(self, state: State, log_scale: Tensor | float) -> State:
+        (x,) = state
+        return (expand(torch.as_tensor(log_scale).exp(), x) * x,)
+
+    def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
+        return (1.0,)
+
+    def select(self, index: Tensor) -> Reverse:
+        return replace(self, denoiser=self.denoiser.select(index))
+
+
+@dataclass(frozen=True)
+class WithLogDensity(Semilinear):
+    r"""A probability flow that carries the log-density along, over the state (x, l) with l of shape (B, P).
+
+    .. math:: \frac{dl}{dt} = -\nabla \cdot \tilde f = -D f(t) - c(t)\, \nabla \cdot s(x, t)
+
+    Started from l = 0 at one end, l at the other is the change of :math:`\log p_t(x_t)` along the way, once for each of the P
+    estimates that the trace gives. The linear part, D f, is not estimated.
+
+    Args:
+        flow: a dynamics with eta = 0 over the state (x,).
+        trace: the trace with its probes drawn.
+        atol: the absolute tolerance of l in nats for adaptive solvers; None uses the solver's own.
+    """
+
+    flow: Semilinear
+    trace: BoundTrace
+    atol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.flow.stochastic:
+            raise ValueError(
+                "the log-density is carried along a flow, not along an SDE: expected a dynamics with eta=0, "
+                f"got eta={self.flow.eta}"
+            )
+
+    @property
+    def process(self) -> SDE:  # type: ignore[override]
+        return self.flow.process
+
+    @property
+    def eta(self) -> float:  # type: ignore[override]
+        return 0.0
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def tolerances(self) -> tuple[float | None, ...]:
+        return (*self.flow.tolerances, self.atol)
+
+    def linear(self, t: Tensor) -> Tensor:
+        return self.flow.linear(t)
+
+    def gain(self, t: Tensor) -> Tensor:
+        return self.flow.gain(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.flow.diffusion(t)
+
+    def drift(self, state: State, t: Tensor) -> State:
+        x, log_density = state
+        score, divergence = self.score(state, t)
+        f, c = self.linear(t), self.gain(t)
+        return (
+            expand(f, x) * x + expand(c, x) * score,
+            expand(c, log_density) * divergence - event_dims(x) * expand(f, log_density),
+        )
+
+    def score(self, state: State, t: Tensor) -> State:
+        return self._with_divergence(self.flow.score, state, t)
+
+    def noise(self, state: State, t: Tensor) -> State:
+        return self._with_divergence(self.flow.noise, state, t)
+
+    def x0(self, state: State, t: Tensor) -> State:
+        return self._with_divergence(self.flow.x0, state, t)
+
+    def propagate(self, state: State, log_scale: Tensor | float) -> State:
+        x, log_density = state
+        change = expand(torch.as_tensor(log_scale, dtype=torch.float64), log_density)
+        return (*self.flow.propagate((x,), log_scale), log_density - event_dims(x) * change)
+
+    def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
+        return (*self.flow.weights(scale), scale)
+
+    def select(self, index: Tensor) -> WithLogDensity:
+        return replace(self, flow=self.flow.select(index), trace=self.trace.select(index))
+
+    def _with_divergence(self, reading: Callable[[State, Tensor], State], state: State, t: Tensor) -> State:
+        value, divergence = self.trace(lambda x: reading((x,), t)[0], state[0])
+        return value, -divergence

@@ -1,0 +1,282 @@
+r"""The exact oracle: distributions whose diffusion is known in closed form.
+
+For each of them the marginal :math:`p_t(x_t) = \int p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)\, dx_0` of any process at any time,
+its score and the denoiser :math:`E[x_0|x_t]` have formulas. They define what "correct" means in the tests and carry the
+comparison of solvers. Log-densities are in nats.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Target", "Gaussian", "Mixture", "Empirical", "Uniform", "Marginal"]
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .processes import SDE
+from .shapes import event_dims, expand, sum_event
+
+
+class Target(ABC):
+    """A distribution of clean data with its exact diffusion.
+
+    Attributes:
+        like: a tensor with the dtype and device of its parameters.
+    """
+
+    like: Tensor
+
+    @abstractmethod
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Draws n clean samples, with shape (n, *)."""
+
+    @abstractmethod
+    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        r"""The log-density of :math:`\alpha x_0 + \sqrt{\mathrm{var}}\, z` at `x`, in nats, with shape (B,).
+
+        Args:
+            x: where, with shape (B, *).
+            alpha: with shape () or (B,), in the dtype of `x`.
+            var: likewise.
+        """
+
+    @abstractmethod
+    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`E[x_0|x]` and the score at `x`, each with shape (B, *) and neither computed through the other."""
+
+    def log_prob(self, x: Tensor, process: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
+        """The log-density, in nats, with shape (B,): of clean data, or of the marginal of `process` at time `t`."""
+        if (process is None) != (t is None):
+            raise ValueError("log_prob: the marginal needs both a process and a time; clean data needs neither")
+        if process is None:
+            one = torch.ones((), dtype=x.dtype, device=x.device)
+            return self.log_density(x, one, torch.zeros_like(one))
+        return self.log_density(x, *_kernel(process, torch.as_tensor(t, dtype=torch.float64), x))
+
+    def denoiser(self, process: SDE) -> ExactDenoiser:
+        """The exact denoiser of this distribution under a process."""
+        return ExactDenoiser(self, process)
+
+    def at(self, process: SDE, t: float) -> Marginal:
+        """The marginal of `process` at time `t`, as a distribution to start from or to end at."""
+        return Marginal(self, process, t)
+
+
+class ExactDenoiser(Denoiser):
+    """The exact posterior mean and score of a target under a process."""
+
+    def __init__(self, target: Target, process: SDE) -> None:
+        super().__init__()
+        self.target = target
+        self.process = process
+        # So that samplers and likelihoods run in the target's own dtype, as they do in a network's.
+        self.register_buffer("like", target.like.new_empty(0), persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.target.posterior(x_t, *_kernel(self.process, t, x_t))[0]
+
+    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.target.posterior(x_t, *_kernel(self.process, t, x_t))[1]
+
+
+class Marginal:
+    """The exact marginal of a target at one time of a process; can stand as `prior=`."""
+
+    def __init__(self, target: Target, process: SDE, t: float) -> None:
+        self.target = target
+        self.process = process
+        self.t = torch.tensor(t, dtype=torch.float64)
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        """Draws n samples, with shape (n, *)."""
+        mean, std = self.process.marginal(self.target.sample(n, generator=generator), self.t)
+        return mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density in nats, with shape (B,)."""
+        return self.target.log_prob(x, self.process, self.t)
+
+
+class Mixture(Target):
+    r"""A mixture of Gaussians :math:`\sum_k w_k \mathcal N(\mu_k, \Sigma_k)`.
+
+    Under a process it stays one, with means :math:`\alpha\mu_k` and covariances :math:`\alpha^2\Sigma_k + \sigma^2 I`, which are inverted in the
+    eigenbasis of :math:`\Sigma_k`.
+
+    Args:
+        weights: with shape (K,), positive; they are normalised.
+        means: with shape (K, D).
+        covs: with shape (K, D, D), symmetric and positive semi-definite.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covs: Tensor) -> None:
+        k, d = means.shape if means.ndim == 2 else (0, 0)
+        if means.ndim != 2 or weights.shape != (k,) or covs.shape != (k, d, d):
+            raise ValueError(
+                "Mixture: expected weights (K,), means (K, D), covs (K, D, D), got "
+                f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covs.shape)}"
+            )
+        if not bool((weights > 0).all()):
+            raise ValueError(f"Mixture: weights must be positive, got {weights.tolist()}")
+        eigenvalues, self.basis = torch.linalg.eigh(covs)
+        tolerance = 1e-6 * eigenvalues.abs().max()
+        if not bool((eigenvalues >= -tolerance).all()):
+            raise ValueError(f"Mixture: covs must be positive semi-definite, got an eigenvalue of {eigenvalues.min():.3g}")
+        self.like = self.means = means
+        self.weights = weights / weights.sum()
+        self.eigenvalues = eigenvalues.clamp(min=0.0)
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        return self.means[k] + torch.einsum("nij,nj->ni", self.basis[k], self.eigenvalues[k].sqrt() * z)
+
+    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        return self._components(x, alpha, var)[0].logsumexp(1)
+
+    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        log_joint, u, spread = self._components(x, alpha, var)
+        weight = log_joint.softmax(1)[..., None]  # p(k | x), (B, K, 1)
+        basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
+        whitened = u / spread
+        score = -torch.einsum("kij,bkj->bi", basis, weight * whitened)
+        shift = torch.einsum("kij,bkj->bi", basis, weight * eigenvalues * whitened)
+        x0 = (weight * means).sum(1) + alpha.reshape(-1, 1) * shift
+        return x0.reshape(x.shape), score.reshape(x.shape)
+
+    def _components(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k N(x; k), with shape (B, K); the residuals in the eigenbases and their variances, (B, K, D)."""
+        d = self.means.shape[1]
+        if event_dims(x) != d:
+            raise ValueError(f"this mixture has {d} dimensions, got samples of shape {tuple(x.shape[1:])}")
+        basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
+        alpha, var = alpha.reshape(-1, 1, 1), var.reshape(-1, 1, 1)
+        u = torch.einsum("kij,bki->bkj", basis, x.flatten(1)[:, None] - alpha * means)
+        spread = (alpha.square() * eigenvalues + var).expand(len(x), -1, -1)
+        log_normal = -0.5 * (u.square() / spread + (2.0 * math.pi * spread).log()).sum(-1)
+        return self.weights.to(x).log() + log_normal, u, spread
+
+
+class Gaussian(Target):
+    r"""A Gaussian :math:`\mathcal N(\mu, \Sigma)`: the mixture of one component.
+
+    Args:
+        mean: with shape (D,).
+        cov: with shape (D, D).
+    """
+
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
+        self.like = mean
+        self._mixture = Mixture(mean.new_ones(1), mean[None], cov[None])
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return self._mixture.sample(n, generator=generator)
+
+    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        return self._mixture.log_density(x, alpha, var)
+
+    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixture.posterior(x, alpha, var)
+
+
+class Empirical(Target):
+    r"""The empirical distribution of a set of points, of any event shape.
+
+    Its denoiser is what a network of unlimited capacity would learn from these points: a softmax average of them. It has a
+    density at every noise level but none when clean.
+
+    Args:
+        points: with shape (K, *).
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        if points.ndim < 2 or len(points) == 0:
+            raise ValueError(f"Empirical: expected points of shape (K, *) with K >= 1, got {tuple(points.shape)}")
+        self.like = self.points = points
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return self.points[torch.randint(len(self.points), (n,), generator=generator)]
+
+    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        if bool((var == 0).any()):
+            raise ValueError("Empirical: the clean distribution has no density; give a process and a time with noise")
+        constant = 0.5 * event_dims(x) * (2.0 * math.pi * var).log() + math.log(len(self.points))
+        return self._log_kernels(x, alpha, var).logsumexp(1) - constant
+
+    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self._log_kernels(x, alpha, var).softmax(1)
+        x0 = (weight @ self.points.to(x).flatten(1)).reshape(x.shape)
+        # Every component has the same variance, so that the score through x0 is the direct form: nothing cancels twice.
+        return x0, (expand(alpha, x) * x0 - x) / expand(var, x)
+
+    def _log_kernels(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        r""":math:`-\|x - \alpha x_k\|^2 / 2\sigma^2`, with shape (B, K)."""
+        scaled = alpha.reshape(-1, 1, 1) * self.points.to(x).flatten(1)
+        return -0.5 * (x.flatten(1)[:, None] - scaled).square().sum(-1) / var.reshape(-1, 1)
+
+
+class Uniform(Target):
+    r"""The uniform distribution on a box, the truth of dequantised noise images.
+
+    Each coordinate's posterior is a normal truncated to [low, high]. With :math:`u = (x - \alpha l)/\sigma` and :math:`v = (x - \alpha h)/\sigma`
+
+    .. math::
+        p_t(x) = \frac{\Phi(u) - \Phi(v)}{\alpha (h - l)}, \qquad
+        s = \frac{\phi(u) - \phi(v)}{\sigma (\Phi(u) - \Phi(v))}, \qquad
+        E[x_0|x] = \frac{x + \sigma^2 s}{\alpha}.
+
+    Everything is computed in float64, whatever the dtype of `x`, and in the log domain, so that the tails hold.
+
+    Args:
+        low: the lower corner, with the event's shape (*).
+        high: the upper corner, likewise.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        if low.shape != high.shape or not bool((low < high).all()):
+            raise ValueError(f"Uniform: expected low < high of one shape, got {tuple(low.shape)} and {tuple(high.shape)}")
+        self.like = self.low = low
+        self.high = high
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        u = torch.rand(n, *self.low.shape, generator=generator, dtype=self.low.dtype)
+        return self.low + (self.high - self.low) * u
+
+    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        low, high = self.low.to(x), self.high.to(x)
+        if bool((var == 0).all()):
+            a = expand(alpha, x)
+            inside = ((x >= a * low) & (x <= a * high)).flatten(1).all(1)
+            return torch.where(inside, -sum_event((a * (high - low)).log().expand_as(x)), -math.inf)
+        log_mass, *_, width = self._interval(x, alpha, var)
+        return sum_event(log_mass - width.log()).to(x.dtype)
+
+    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        log_mass, u, v, _ = self._interval(x, alpha, var)
+        a, s2, y = expand(alpha.double(), x.double()), expand(var.double(), x.double()), x.double()
+        score = ((_log_phi(u) - log_mass).exp() - (_log_phi(v) - log_mass).exp()) / s2.sqrt()
+        return ((y + s2 * score) / a).to(x.dtype), score.to(x.dtype)
+
+    def _interval(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log(Phi(u) - Phi(v)), u, v and the width of the scaled box, in float64."""
+        y = x.double()
+        a, sigma = expand(alpha.double(), y), expand(var.double(), y).sqrt()
+        low, high = self.low.to(y), self.high.to(y)
+        u, v = (y - a * low) / sigma, (y - a * high) / sigma
+        # Both in the upper tail: reflect, where log Phi keeps its digits.
+        flip = v > 0
+        upper, lower = torch.where(flip, -v, u), torch.where(flip, -u, v)
+        log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+        return log_upper + torch.log(-torch.expm1(log_lower - log_upper)), u, v, a * (high - low)
+
+
+def _log_phi(x: Tensor) -> Tensor:
+    return -0.5 * x.square() - 0.5 * math.log(2.0 * math.pi)
+
+
+def _kernel(process: SDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and var at the times of `x`, computed in the dtype of `t` and laid against `x` in its dtype."""
+    return process.alpha(t).to(x), process.var(t).to(x)

@@ -1,0 +1,128 @@
+r"""Time grids: where a fixed-step solver evaluates, independent of how the network was trained.
+
+A grid maps (process, number of steps, two ends) to times :math:`t_0 > t_1 > \dots > t_N` in float64 that begin and end exactly
+at the ends asked for; encoding runs the same grid the other way round.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Grid", "Uniform", "Quadratic", "LogSNR", "Karras", "Explicit"]
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .processes import SDE
+
+
+class Grid(ABC):
+    """A rule for the times of a fixed-step solver."""
+
+    @abstractmethod
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        """The `steps + 1` times from `high` down to `low`, float64; the ends are set by the caller."""
+
+    def times(self, process: SDE, steps: int, start: float, stop: float) -> Tensor:
+        """The `steps + 1` times from `start` to `stop`, in either direction, float64 with the ends exact."""
+        if steps < 1:
+            raise ValueError(f"a grid has steps >= 1, got steps={steps}")
+        high, low = max(start, stop), min(start, stop)
+        times = self.decreasing(process, steps, high, low).clone()
+        times[0], times[-1] = high, low
+        if not bool((times.diff() < 0).all()):
+            raise ValueError(f"the times of {self} do not decrease from {high} to {low} in {steps} steps")
+        return times if start > stop else times.flip(0)
+
+
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """Evenly spaced times."""
+
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        return torch.linspace(high, low, steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Quadratic(Grid):
+    r"""Times whose square roots are evenly spaced (Song et al. 2021, DDIM, section D.2)."""
+
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        return torch.linspace(math.sqrt(high), math.sqrt(low), steps + 1, dtype=torch.float64).square()
+
+
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    r"""Times evenly spaced in the log signal-to-noise ratio :math:`\lambda_t` (Lu et al. 2022, DPM-Solver)."""
+
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        ends = process.log_snr(_noisy_end(process, high, low))
+        return _invert_log_snr(process, torch.linspace(ends[0], ends[1], steps + 1, dtype=torch.float64), high, low)
+
+
+@dataclass(frozen=True)
+class Karras(Grid):
+    r"""Times at which :math:`\tilde\sigma = \sigma_t/\alpha_t` has evenly spaced powers (Karras et al. 2022, equation 5).
+
+    .. math:: \tilde\sigma_i = \Big(\tilde\sigma_0^{1/\rho} + \tfrac{i}{N} (\tilde\sigma_N^{1/\rho} - \tilde\sigma_0^{1/\rho})\Big)^\rho
+
+    Args:
+        rho: the power; 7 is the paper's, larger ones crowd the steps towards the data end.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0.0:
+            raise ValueError(f"Karras needs rho > 0, got rho={self.rho}")
+
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        roots = (process.log_snr(_noisy_end(process, high, low)) / (-2.0 * self.rho)).exp()
+        roots = torch.linspace(roots[0], roots[1], steps + 1, dtype=torch.float64)
+        return _invert_log_snr(process, -2.0 * self.rho * roots.log(), high, low)
+
+
+@dataclass(frozen=True)
+class Explicit(Grid):
+    """The user's own times.
+
+    Args:
+        points: decreasing times; the first and the last are those the solver starts from and stops at.
+    """
+
+    points: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", tuple(float(p) for p in self.points))
+        if len(self.points) < 2 or any(a <= b for a, b in zip(self.points, self.points[1:])):
+            raise ValueError(f"Explicit: expected at least two times, strictly decreasing, got {self.points}")
+
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        if steps != len(self.points) - 1:
+            raise ValueError(f"this explicit grid has {len(self.points) - 1} steps, but the solver was asked for {steps}")
+        if not (math.isclose(self.points[0], high, rel_tol=1e-6) and math.isclose(self.points[-1], low, rel_tol=1e-6)):
+            raise ValueError(
+                f"this explicit grid runs between {self.points[0]} and {self.points[-1]}, "
+                f"but the solver runs between {high} and {low}"
+            )
+        return torch.tensor(self.points, dtype=torch.float64)
+
+
+def _noisy_end(process: SDE, high: float, low: float) -> Tensor:
+    ends = torch.tensor([high, low], dtype=torch.float64)
+    if not bool(process.var(ends)[1] > 0.0):
+        raise ValueError(f"a grid in log-SNR cannot reach t={low}, where this process has no noise; use a larger t_min")
+    return ends
+
+
+def _invert_log_snr(process: SDE, log_snr: Tensor, high: float, low: float) -> Tensor:
+    """The times at which a process has these log-SNRs, by bisection, which needs nothing of it but that they decrease."""
+    a, b = torch.full_like(log_snr, low), torch.full_like(log_snr, high)
+    for _ in range(80):
+        middle = 0.5 * (a + b)
+        later = process.log_snr(middle) > log_snr
+        a, b = torch.where(later, middle, a), torch.where(later, b, middle)
+    return 0.5 * (a + b)

@@ -1,0 +1,5 @@
+"""Likelihoods."""
+
+from .ode import LogProb, log_prob
+
+__all__ = ["LogProb", "log_prob"]

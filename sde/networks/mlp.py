@@ -1,0 +1,97 @@
+r"""A residual perceptron for data without spatial structure: points, tables, small vectors.
+
+Each block normalises, lets the context h (noise level and label) scale and shift every feature (FiLM, Perez et al.
+2018, arXiv:1709.07871), and adds a two-layer perceptron to its input,
+
+.. math:: (a, s) = W_h h + b_h, \qquad
+          u \leftarrow u + W_2 \, \mathrm{SiLU}(W_1 ((1 + a) \odot \mathrm{norm}(u) + s) + b_1) + b_2,
+
+whose second layer is zero at the start.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MLP"]
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde.networks.blocks import Context, linear, zeroed
+from sde.networks.embedding import LevelEmbedding, Positional
+
+
+class _Block(nn.Module):
+    """The block above: `u` with shape (B, width), `context` with shape (1 or B, F) -> (B, width)."""
+
+    def __init__(self, width: int, context: int, dropout: float) -> None:
+        super().__init__()
+        self.film = linear(context, 2 * width, parts=2)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.inner = linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.outer = zeroed(linear(width, width))
+
+    def forward(self, u: Tensor, context: Tensor) -> Tensor:
+        scale, shift = self.film(context).chunk(2, dim=1)
+        return u + self.outer(self.dropout(F.silu(self.inner((1 + scale) * self.norm(u) + shift))))
+
+
+class MLP(nn.Module):
+    """A residual perceptron, called as `net(x, noise_level, label=...)`.
+
+    Args:
+        features: D, the number of entries of one sample; data of any shape (B, *) with D entries is flattened.
+        width: Features of the hidden layers, and of the context.
+        depth: The number of residual blocks.
+        embedding: The embedding of the noise level; `Positional(width)` by default.
+        dropout: The probability with which a hidden activation is dropped in training.
+        classes: The number of classes, or None for a network without labels.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int = 256,
+        depth: int = 4,
+        embedding: LevelEmbedding | None = None,
+        dropout: float = 0.0,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"features": features, "width": width, "depth": depth}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.features = features
+        self.context = Context(Positional(width) if embedding is None else embedding, width, classes)
+        self.inlet = linear(features, width)
+        self.blocks = nn.ModuleList([_Block(width, width, dropout) for _ in range(depth)])
+        self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(linear(width, features)))
+
+    def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
+        """The network's answer, with the shape of `x`.
+
+        Args:
+            x: Noisy data, with shape (B, *) and D entries per sample, in the precision of the network.
+            noise_level: The noise level, with shape () or (B,), in any precision.
+            label: The class, int64 with shape () or (B,), where the network has `classes`; `classes` itself means
+                no label.
+
+        Raises:
+            ValueError: If `x`, `noise_level` or `label` does not fit the network, or a label is missing or not wanted.
+            TypeError: If the label is not int64.
+        """
+        if x.ndim == 0 or math.prod(x.shape[1:]) != self.features:
+            raise ValueError(
+                f"this network takes data of shape (B, *) with {self.features} entries per sample, "
+                f"got {tuple(x.shape)}: build it with features= of the data"
+            )
+        context = self.context(x.shape[0], noise_level, label)
+        u = self.inlet(x.reshape(x.shape[0], self.features))
+        for block in self.blocks:
+            u = block(u, context)
+        return self.outlet(u).reshape(x.shape)

@@ -1,0 +1,176 @@
+r"""Noise: random numbers as a function of (seed, stream, sample, counter).
+
+Every draw is a hash of its address, so a sample's noise does not depend on its batch, on the number of processes, or on
+what was drawn before it; a run can be resumed or split at will. The hash is the finaliser of SplitMix64, chained over
+the parts of the address,
+
+.. math::
+    k_0 = m(\mathrm{seed}), \quad k_{j+1} = m(k_j \oplus m(\mathrm{part}_j)), \quad
+    h_e = m(k + (e + 1)\,\gamma), \qquad e = 0, 1, \dots
+
+in wrapping 64-bit integers, which every device computes alike. Its upper and lower 32 bits give two uniforms and, by Box
+and Muller, two normals. In one dtype the normals are the same bit for bit on one type of device; float32 and float64 give
+the same normals up to rounding. The largest normal is 6.8.
+
+Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014, https://doi.org/10.1145/2714064.2660195;
+Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011, https://doi.org/10.1145/2063384.2063405.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Noise", "StepNoise", "KeyedNoise", "Stream"]
+
+import enum
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class Stream(enum.IntEnum):
+    """What a draw is for; two streams of one sample are independent."""
+
+    PRIOR = 1
+    STEP = 2
+    CORRECTOR = 3
+    PROBE = 4
+    DEQUANTISE = 5
+    ORDER = 6
+    TIME = 7
+    PERTURB = 8
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the signed integer that int64 holds."""
+    return (value & (2**64 - 1)) - (value & 2**63) * 2
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def _mix_(h: Tensor) -> Tensor:
+    """SplitMix64's finaliser, in place. int64 shifts copy the sign, so the copies are masked off."""
+    h ^= (h >> 30) & 0x3FFFFFFFF
+    h *= _FIRST
+    h ^= (h >> 27) & 0x1FFFFFFFFF
+    h *= _SECOND
+    h ^= (h >> 31) & 0x1FFFFFFFF
+    return h
+
+
+@dataclass(frozen=True)
+class Noise:
+    r"""The source of all noise of a run.
+
+    Args:
+        seed: any integer; two seeds give independent noise.
+    """
+
+    seed: int
+
+    def bits(self, stream: Stream, index: Tensor, counter: Tensor, n: int) -> Tensor:
+        """The n hashes at each address, as int64.
+
+        Args:
+            stream: what the draw is for.
+            index: the samples, int64; broadcast against `counter`.
+            counter: the position within the sample's stream (a step, a probe, an epoch), int64.
+            n: how many.
+
+        Returns:
+            Uniform bits, with shape (\\*, n) for index and counter of the broadcast shape (\\*).
+        """
+        address = torch.tensor([self.seed & (2**63 - 1), int(stream)], dtype=torch.int64, device=index.device)
+        seed, kind = _mix_(address + _GAMMA)
+        key = _mix_(seed ^ kind) ^ _mix_(index + _GAMMA)
+        key = _mix_(key) ^ _mix_(counter + _GAMMA)
+        elements = torch.arange(1, n + 1, device=index.device) * _GAMMA
+        return _mix_(_mix_(key)[..., None] + elements)
+
+    def normal(
+        self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Standard normals with shape (\\*, *shape), addressed as in :meth:`bits`."""
+        n = math.prod(shape)
+        h = self.bits(stream, index, counter, (n + 1) // 2)
+        # Box and Muller; the half keeps the first uniform off 0.
+        radius = (((h >> 32) & 0xFFFFFFFF).to(dtype) + 0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
+        angle = (h & 0xFFFFFFFF).to(dtype).mul_(2.0 * math.pi * 2.0**-32)
+        z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+        return z[..., :n].reshape(*z.shape[:-1], *shape)
+
+    def uniform(
+        self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Uniforms in [0, 1) on the grid of 2^-24 (float32) or 2^-53 (float64), with shape (\\*, *shape)."""
+        digits = 53 if dtype == torch.float64 else 24
+        h = self.bits(stream, index, counter, math.prod(shape))
+        h = (h >> (64 - digits)) & (2**digits - 1)
+        return h.to(dtype).mul_(2.0**-digits).reshape(*h.shape[:-1], *shape)
+
+    def rademacher(
+        self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Signs -1 and 1 with equal probability, with shape (\\*, *shape)."""
+        h = self.bits(stream, index, counter, math.prod(shape))
+        return ((h >> 62) & 2).to(dtype).sub_(1.0).reshape(*h.shape[:-1], *shape)
+
+    def generator(self, stream: Stream, index: int, counter: int = 0) -> torch.Generator:
+        """A CPU generator of its own for one address, for code that draws in its own way."""
+        bits = self.bits(stream, torch.tensor(index), torch.tensor(counter), 1)
+        return torch.Generator().manual_seed(int(bits) & (2**63 - 1))
+
+    def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> KeyedNoise:
+        """What a solver draws from: the noise of the samples `index` (int64, (B,)), one event of `shape` at a time."""
+        return KeyedNoise(self, index, tuple(shape), dtype)
+
+
+class StepNoise(ABC):
+    """Where a solver's steps get their normals."""
+
+    @abstractmethod
+    def normal(self, stream: Stream, k: int, start: float, stop: float) -> Tensor:
+        """The standard normals of draw `k` of a stream, with shape (B, *).
+
+        Args:
+            stream: STEP or CORRECTOR.
+            k: the number of the draw, counted from 0 within the stream.
+            start: the time before the step.
+            stop: the time after it; a Brownian source answers its scaled increment between the two.
+        """
+
+    @abstractmethod
+    def select(self, index: Tensor) -> StepNoise:
+        """The same noise for some samples of the batch."""
+
+
+# Enough normals for the cost of a draw to be that of arithmetic rather than of calls, few enough to stay in the cache.
+_BLOCK = 2**17
+
+
+@dataclass
+class KeyedNoise(StepNoise):
+    """Noise keyed by (seed, stream, sample, step), drawn for a bounded block of steps at a time."""
+
+    noise: Noise
+    index: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    _blocks: dict[Stream, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
+
+    def normal(self, stream: Stream, k: int, start: float, stop: float) -> Tensor:
+        first, block = self._blocks.get(stream, (0, None))
+        if block is None or not first <= k < first + len(block):
+            size = max(1, min(64, _BLOCK // max(1, len(self.index) * math.prod(self.shape))))
+            first, steps = k, torch.arange(k, k + size, device=self.index.device)
+            block = self.noise.normal(stream, self.index, steps[:, None], self.shape, self.dtype)
+            self._blocks[stream] = (first, block)
+        return block[k - first]
+
+    def select(self, index: Tensor) -> KeyedNoise:
+        return KeyedNoise(self.noise, self.index[index], self.shape, self.dtype)

@@ -1,0 +1,60 @@
+r"""Ancestral sampling: DDPM's reverse chain between any two times of any process.
+
+Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2; Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix F for VE;
+Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 15 for the variance.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Ancestral"]
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..dynamics import Dynamics, Semilinear
+from .base import Step, UniformSteps, on_grid
+from .euler_maruyama import affine_step, one_entry
+
+
+@dataclass(frozen=True)
+class Ancestral(UniformSteps):
+    r"""Draws :math:`x_s` from :math:`q(x_s \mid x_t, x_0)` at :math:`x_0 = E[x_0 | x_t]`.
+
+    .. math::
+        x_s = \frac{x_t + \sigma_{t|s}^2\, s(x_t, t)}{\alpha_{t|s}} + \tilde\sigma z, \qquad
+        \tilde\sigma^2 = \Big(\frac{\sigma_s^2 \sigma_{t|s}^2}{\sigma_t^2}\Big)^{1 - v} \big(\sigma_{t|s}^2\big)^v
+
+    with the transition kernel :math:`q(x_t|x_s) = \mathcal N(\alpha_{t|s} x_s, \sigma_{t|s}^2 I)` of the process. On the grid i/N of a
+    :class:`sde.ChainSDE` this is DDPM; for VE it is the sampler of Song et al., appendix F.
+
+    Args:
+        steps: the number of steps.
+        grid: the rule for their times.
+        v: which variance: 0 is the posterior's (right for data that is a point), 1 the transition's (right for data that
+            is standard normal), the two extremes of Ho et al.; between them their geometric mean.
+    """
+
+    v: float = 0.0
+
+    needs: ClassVar[type[Dynamics]] = Semilinear
+    eta: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.v <= 1.0:
+            raise ValueError(f"Ancestral needs v in [0, 1] (0 the posterior's variance, 1 the transition's), got v={self.v}")
+
+    def refusal(self, dynamics: Any) -> str | None:
+        if dynamics.eta != 1.0:
+            return f"ancestral sampling draws from the posterior, which is the reverse SDE (eta=1), got eta={dynamics.eta}"
+        return one_entry(dynamics)
+
+    def method(self, dynamics: Semilinear, times: Tensor) -> Step:
+        t, s, _ = on_grid(times)
+        log_alpha, var = dynamics.process.transition(s, t)
+        small = var * dynamics.process.var(s) / dynamics.process.var(t)
+        variance = small if self.v == 0.0 else small ** (1.0 - self.v) * var**self.v
+        a = (-log_alpha).exp()
+        return affine_step(dynamics, t, s, a.tolist(), (a * var).tolist(), variance.sqrt().tolist())

@@ -1,0 +1,135 @@
+r"""The solvers of `scipy.integrate.solve_ivp`, as the reference.
+
+SciPy integrates one vector: by default the whole batch is that vector, with one step size and one error norm for all its
+samples, so that a sample's result depends on its batch mates. `per_sample=True` solves every sample on its own.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ScipyODE"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.integrate
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics, State
+from ..noise import StepNoise
+from .base import Progress, Run, Solver
+from .euler import no_noise
+from .runge_kutta import check_tolerances
+
+_METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
+
+
+@dataclass(frozen=True)
+class ScipyODE(Solver):
+    """Any method of `scipy.integrate.solve_ivp`, one of its steps at a time.
+
+    Args:
+        method: SciPy's name of the method: RK23, RK45, DOP853, Radau, BDF or LSODA.
+        rtol: the relative tolerance.
+        atol: the absolute tolerance; an entry of the state with a tolerance of its own keeps that.
+        per_sample: solve each sample on its own instead of the batch as one system.
+        max_steps: the most steps of SciPy's solver.
+    """
+
+    method: str = "RK45"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    per_sample: bool = False
+    max_steps: int = 10_000
+
+    eta: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.method not in _METHODS:
+            raise ValueError(f"ScipyODE: method is one of {', '.join(_METHODS)}, got {self.method!r}")
+        check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps)
+
+    def refusal(self, dynamics: Any) -> str | None:
+        return no_noise(dynamics)
+
+    def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
+        return _ScipyRun(self, dynamics, start, stop)
+
+
+@dataclass(frozen=True)
+class _ScipyRun(Run):
+    solver: ScipyODE
+    dynamics: Dynamics
+    start: float
+    stop: float
+
+    def init(self, x: State, noise: StepNoise | None) -> Progress:
+        batch = len(x[0])
+        rows = torch.arange(batch, device=x[0].device)
+        groups = list(rows.split(1)) if self.solver.per_sample else [rows]
+        return Progress(torch.full((batch,), self.start, dtype=torch.float64), x, 0, (None, groups), noise)
+
+    def finished(self, progress: Progress) -> bool:
+        current, waiting = progress.memory
+        return current is None and not waiting
+
+    def step(self, progress: Progress) -> Progress:
+        current, waiting = progress.memory
+        if current is None:
+            current, waiting = _System(self, _rows(progress.x, waiting[0]), waiting[0]), waiting[1:]
+        t, x = current.step()
+        new_t = progress.t.index_fill(0, current.rows.cpu(), t)
+        new_x = tuple(a.index_copy(0, current.rows, b) for a, b in zip(progress.x, x))
+        memory = (None if current.finished else current, waiting)
+        return Progress(new_t, new_x, progress.k + 1, memory, progress.noise)
+
+
+class _System:
+    """One vector for SciPy: the entries of some samples, end to end in float64."""
+
+    def __init__(self, run: _ScipyRun, x: State, rows: Tensor) -> None:
+        self.rows, self.like, self.name, self.max_steps = rows, x, run.solver.method, run.solver.max_steps
+        self.dynamics = run.dynamics.select(rows)
+        self.steps = 0
+        atol = [
+            np.full(entry.numel(), run.solver.atol if own is None else own)
+            for entry, own in zip(x, run.dynamics.tolerances)
+        ]
+        make = getattr(scipy.integrate, self.name)
+        self.ode = make(self._drift, run.start, _flat(x), run.stop, rtol=run.solver.rtol, atol=np.concatenate(atol))
+
+    @property
+    def finished(self) -> bool:
+        return self.ode.status == "finished"
+
+    def step(self) -> tuple[float, State]:
+        message = self.ode.step()
+        self.steps += 1
+        if self.ode.status == "failed":
+            raise FloatingPointError(f"SciPy's {self.name} failed at t={self.ode.t:.6g}: {message}")
+        if not self.finished and self.steps >= self.max_steps:
+            raise FloatingPointError(
+                f"SciPy's {self.name} is still at t={self.ode.t:.6g} after max_steps={self.max_steps} steps; "
+                "raise max_steps, or rtol and atol"
+            )
+        return self.ode.t, self._unflat(self.ode.y)
+
+    def _drift(self, t: float, y: np.ndarray) -> np.ndarray:
+        drift = _flat(self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64)))
+        if not np.isfinite(drift).all():
+            raise FloatingPointError(f"the drift is not finite at t={t:.6g}; check the denoiser at this time")
+        return drift
+
+    def _unflat(self, y: np.ndarray) -> State:
+        parts = torch.from_numpy(y).split([entry.numel() for entry in self.like])
+        return tuple(part.reshape(entry.shape).to(entry) for part, entry in zip(parts, self.like))
+
+
+def _rows(x: State, index: Tensor) -> State:
+    return tuple(entry[index] for entry in x)
+
+
+def _flat(entries: Sequence[Tensor]) -> np.ndarray:
+    return torch.cat([entry.detach().double().cpu().flatten() for entry in entries]).numpy()

@@ -1,0 +1,410 @@
+"""Arrays: what the three kinds of files become, and what is refused on the way."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from sde.data import Scaling, arrays
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+MNIST = SHARED / "mnist.npz"
+
+
+def pixels(*shape: int, levels: int = 256, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(levels, size=shape).astype(dtype)
+
+
+def points(*shape: int, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
+    return (5.0 + 2.0 * np.random.RandomState(seed).normal(size=shape)).astype(dtype)
+
+
+def save(path: Path, **members: Any) -> Path:
+    if path.suffix.lower() == ".npz":
+        with path.open("wb") as stream:
+            np.savez(stream, **members)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, member in members.items():
+                file[name] = member
+    return path
+
+
+def equal(values: torch.Tensor, expected: np.ndarray) -> bool:
+    return values.shape == expected.shape and np.array_equal(values.numpy(), expected)
+
+
+@pytest.fixture(params=[".npz", ".h5", ".hdf5", ".NPZ"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / f"set{request.param}"
+
+
+def test_mnist_like_file_works_straight(archive: Path) -> None:
+    train, test = pixels(20, 28, 28), pixels(6, 28, 28, seed=1)
+    y_train, y_test = pixels(20, levels=10), pixels(6, levels=10, seed=1)
+    path = save(archive, x_train=train, x_test=test, y_train=y_train, y_test=y_test)
+    data = arrays(path)
+    assert data.name == "set"
+    assert data.shape == (1, 28, 28)
+    assert data.scaling == Scaling.interval(256)
+    assert data.train.values.dtype == torch.uint8
+    assert equal(data.train.values, train[:, None])
+    assert equal(data.test.values, test[:, None])
+    assert data.train.labels is None
+    assert data.valid is None
+    data = arrays(path, train_labels="y_train", test_labels="y_test", low=0.0, name="mine")
+    assert data.train.labels is not None
+    assert data.test.labels is not None
+    assert equal(data.train.labels, y_train.astype(np.int64))
+    assert equal(data.test.labels, y_test.astype(np.int64))
+    assert data.scaling == Scaling.interval(256, 0.0, 1.0)
+    assert data.name == "mine"
+
+
+def test_full_mnist() -> None:
+    if not MNIST.is_file():
+        pytest.skip("the file ../shared/data/mnist.npz is missing")
+    data = arrays(MNIST, train_labels="y_train", test_labels="y_test")
+    assert (len(data.train), len(data.test)) == (60_000, 10_000)
+    assert data.shape == (1, 28, 28)
+    assert data.classes == 10
+    with np.load(MNIST, allow_pickle=False) as file:
+        assert equal(data.test.values, file["x_test"][:, None])
+
+
+def test_validation_array(archive: Path) -> None:
+    members = {f"x_{split}": pixels(n, 8, 8, seed=n) for split, n in (("train", 9), ("test", 4), ("val", 3))}
+    labels = {f"y_{split}": pixels(n, 1, levels=2) for split, n in (("train", 9), ("test", 4), ("val", 3))}
+    path = save(archive, **members, **labels)
+    data = arrays(path, valid="x_val", train_labels="y_train", test_labels="y_test", valid_labels="y_val")
+    for split, key in (("train", "train"), ("test", "test"), ("valid", "val")):
+        part = data.split(split)
+        assert equal(part.values, members[f"x_{key}"][:, None])
+        assert part.labels is not None
+        assert equal(part.labels, labels[f"y_{key}"][:, 0].astype(np.int64))
+
+
+def test_nested_hdf5_names(tmp_path: Path) -> None:
+    path = save(tmp_path / "set.h5", **{"a/b/train": pixels(5, 8), "a/test": pixels(2, 8)})
+    data = arrays(path, train="a/b/train", test="/a/test")
+    assert (len(data.train), len(data.test)) == (5, 2)
+
+
+def test_npy_is_split(tmp_path: Path) -> None:
+    values = points(50, 3, dtype=np.float32)
+    np.save(tmp_path / "points.npy", values)
+    data = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=4)
+    chosen = np.zeros(50, dtype=bool)
+    chosen[np.random.RandomState(4).permutation(50)[:10]] = True
+    assert data.name == "points"
+    assert equal(data.test.values, values[chosen])
+    assert equal(data.train.values, values[~chosen])
+    again = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=4)
+    other = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=5)
+    assert again.fingerprint == data.fingerprint != other.fingerprint
+    with pytest.raises(ValueError, match="no array 'x_test': there are 'x_train'; .*test=None"):
+        arrays(tmp_path / "points.npy")
+    with pytest.raises(ValueError, match="no array 'points'"):
+        arrays(tmp_path / "points.npy", train="points", test=None)
+    for fraction in (0.0, 1.0, 5, math.nan):
+        with pytest.raises(ValueError, match="0 < test_fraction < 1"):
+            arrays(tmp_path / "points.npy", test=None, test_fraction=fraction)
+
+
+def test_labels_are_split_with_their_values(tmp_path: Path) -> None:
+    path = save(tmp_path / "set.npz", x_train=np.arange(40.0).reshape(40, 1), y=np.arange(40))
+    data = arrays(path, test=None, train_labels="y", holdout=5)
+    for split in data.splits.values():
+        assert split.labels is not None
+        assert equal(split.labels, split.values[:, 0].numpy().astype(np.int64))
+    assert [len(split) for split in data.splits.values()] == [31, 4, 5]
+
+
+def test_holdout_leaves_the_test_set_alone(tmp_path: Path) -> None:
+    path = save(tmp_path / "set.npz", x_train=points(40, 2), x_test=points(10, 2, seed=1))
+    whole, data = arrays(path), arrays(path, holdout=0.25)
+    assert (len(data.train), len(data.split("valid"))) == (30, 10)
+    assert data.test.fingerprint == whole.test.fingerprint
+    both = torch.cat([data.train.values, data.split("valid").values])
+    assert torch.equal(both.sort(0).values, whole.train.values.sort(0).values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "event", "axes"),
+    [
+        ((5, 3), (3,), None),
+        ((5, 64), (64,), None),
+        ((5, 8, 9), (1, 8, 9), "nhw->n1hw"),
+        ((5, 8, 9, 1), (1, 8, 9), "last"),
+        ((5, 8, 9, 3), (3, 8, 9), "last"),
+        ((5, 8, 9, 4), (4, 8, 9), "last"),
+        ((5, 3, 8, 9), (3, 8, 9), None),
+        ((5, 1, 8, 9), (1, 8, 9), None),
+        ((5, 1, 100), (1, 100), None),
+        ((5, 100, 2), (2, 100), "last"),
+        ((5, 6, 7, 8, 1), (1, 6, 7, 8), "last"),
+        ((5, 2, 6, 7, 8), (2, 6, 7, 8), None),
+    ],
+)
+def test_channel_axis(
+    tmp_path: Path, shape: tuple[int, ...], event: tuple[int, ...], axes: str | None
+) -> None:
+    values = pixels(*shape)
+    data = arrays(save(tmp_path / "set.npz", x_train=values, x_test=values[:2]))
+    assert data.shape == event
+    expected = np.moveaxis(values, -1, 1) if axes == "last" else values.reshape(5, *event)
+    assert equal(data.train.values, expected)
+    assert data.train.values.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5,), r"shape \(5,\): expected a first axis of samples; .*\(N, 1\)"),
+        ((5, 3, 4), "two axes could be the channels"),
+        ((5, 3, 8, 3), "two axes could be the channels"),
+        ((5, 8, 8, 8), "no axis could be the channels"),
+        ((5, 8, 8, 6, 8), "no axis could be the channels"),
+    ],
+)
+def test_ambiguous_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"array 'x_train' has {message}" if "(5,)" in message else message):
+        arrays(save(tmp_path / "set.npz", x_train=pixels(*shape), x_test=pixels(*shape)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "levels", "stored"),
+    [
+        (np.uint8, 17, torch.uint8),
+        (np.int64, 17, torch.uint8),
+        (np.int8, 100, torch.uint8),
+        (np.float32, 17, torch.uint8),
+        (np.bool_, 2, torch.uint8),
+        (np.uint16, 65536, torch.int32),
+        (">u2", 65536, torch.int32),
+        (np.uint32, 1000, torch.int32),
+    ],
+)
+def test_levels(archive: Path, dtype: Any, levels: int, stored: torch.dtype) -> None:
+    values = pixels(30, 8, levels=levels, dtype=np.int64)
+    values[0, 0] = levels - 1
+    path = save(archive, x_train=values.astype(dtype), x_test=values[:2].astype(dtype))
+    data = arrays(path, levels=levels)
+    assert data.scaling == Scaling.interval(levels)
+    assert data.train.values.dtype == stored
+    assert np.array_equal(data.train.values.numpy(), values)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.int32, np.int64, np.bool_])
+def test_integers_need_levels(tmp_path: Path, dtype: Any) -> None:
+    path = save(tmp_path / "set.npz", x_train=pixels(5, 8, levels=2, dtype=dtype), x_test=pixels(5, 8))
+    with pytest.raises(ValueError, match=r"array 'x_train' has dtype \w+, .*give levels=L"):
+        arrays(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "shown"),
+    [(np.uint8, 17, "17"), (np.int16, 300, "300"), (np.int64, -1, "-1"), (np.float32, 0.5, "0.5")],
+)
+def test_values_outside_the_levels_are_named(tmp_path: Path, dtype: Any, value: float, shown: str) -> None:
+    train, test = pixels(5, 8, 8, levels=17, dtype=dtype), pixels(5, 8, 8, levels=17, dtype=dtype)
+    test[3, 2, 1] = value
+    path = save(tmp_path / "set.npz", x_train=train, x_test=test)
+    with pytest.raises(
+        ValueError, match=rf"array 'x_test'\[3, 0, 2, 1\] is {shown}: expected an integer from 0 to 16"
+    ):
+        arrays(path, levels=17)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8"])
+def test_floats_are_continuous(archive: Path, dtype: Any) -> None:
+    train, test = points(40, 2, dtype=dtype), points(7, 2, seed=1, dtype=dtype)
+    path = save(archive, x_train=train, x_test=test)
+    data = arrays(path)
+    assert data.train.values.dtype == torch.float32
+    assert equal(data.train.values, train.astype(np.float32))
+    assert equal(data.test.values, test.astype(np.float32))
+    assert data.scaling == Scaling.standardise(data.train.values)
+    assert arrays(path, standardise=False).scaling == Scaling.identity()
+    held = arrays(path, holdout=10)
+    assert held.scaling == Scaling.standardise(held.train.values) != data.scaling
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e39])
+def test_non_finite_values_are_named(tmp_path: Path, wrong: float) -> None:
+    train, test = points(5, 2), points(5, 2)
+    test[4, 1] = wrong
+    path = save(tmp_path / "set.npz", x_train=train, x_test=test)
+    with pytest.raises(ValueError, match=r"set: test\[4, 1\] is (nan|inf)"):
+        arrays(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.npz"):
+        arrays(tmp_path / "nowhere.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"folder\.npz"):
+        arrays(tmp_path / "folder.npz")
+    with pytest.raises(ValueError, match=r"suffix '\.csv': expected one of \.npy, \.npz, \.h5, \.hdf5"):
+        arrays(tmp_path / "table.csv")
+
+
+def test_missing_array_names_those_there_are(tmp_path: Path) -> None:
+    path = save(tmp_path / "set.npz", x_train=pixels(5, 8), data=pixels(5, 8))
+    with pytest.raises(ValueError, match=r"set\.npz .*no array 'x_test': there are 'x_train', 'data'"):
+        arrays(path)
+    path = save(tmp_path / "set.h5", **{"x_train": pixels(5, 8), "group/data": pixels(5, 8)})
+    for name in ("x_test", "group/x_test", "x_train/x", "group//data", "group/./data", "", "."):
+        with pytest.raises(ValueError, match=rf"no array '{name}': there are 'group/data', 'x_train'"):
+            arrays(path, test=name)
+    with pytest.raises(ValueError, match="'group' is a group"):
+        arrays(path, test="group")
+
+
+class Trap:
+    """Unpickling it would leave a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
+    trap = np.array([Trap(tmp_path / "trace")], dtype=object)
+    np.savez(tmp_path / "set.npz", x_train=trap, x_test=pixels(5, 8))
+    with pytest.raises(ValueError, match=r"set\.npz .*array 'x_train': Object arrays cannot be loaded"):
+        arrays(tmp_path / "set.npz")
+    np.save(tmp_path / "set.npy", trap)
+    with pytest.raises(ValueError, match=r"set\.npy .*Object arrays cannot be loaded"):
+        arrays(tmp_path / "set.npy", test=None)
+    (tmp_path / "raw.npy").write_bytes(trap.dumps())
+    with pytest.raises(ValueError, match=r"raw\.npy cannot be read"):
+        arrays(tmp_path / "raw.npy", test=None)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5"])
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_truncated_files_are_named(tmp_path: Path, suffix: str, keep: float) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".npy":
+        np.save(whole, pixels(50, 64))
+    else:
+        save(whole, x_train=pixels(50, 64))
+    content = whole.read_bytes()
+    (tmp_path / f"part{suffix}").write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(ValueError, match=rf"part\{suffix} cannot be read"):
+        arrays(tmp_path / f"part{suffix}", test=None)
+
+
+def test_damaged_member_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "set.npz", x_train=pixels(50, 64), x_test=pixels(5, 64))
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="array 'x_train': Bad CRC-32"):
+        arrays(path)
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    save(tmp_path / "secret.h5", x=pixels(5, 8))
+    path = save(tmp_path / "set.h5", x_train=pixels(5, 8))
+    with h5py.File(path, "r+") as file:
+        file["soft"] = h5py.SoftLink("/x_train")
+        file["dangling"] = h5py.SoftLink("/nowhere")
+        file["external"] = h5py.ExternalLink("secret.h5", "/x")
+        file["absent"] = h5py.ExternalLink("nowhere.h5", "/x")
+        file["outside"] = h5py.ExternalLink("secret.h5", "/")
+        file["hard"] = file["x_train"]
+    for name in ("soft", "dangling", "external", "absent", "outside/x"):
+        with pytest.raises(ValueError, match=f"array '{name}' is behind a soft or external link"):
+            arrays(path, test=name)
+    assert arrays(path, test="hard").test.fingerprint == arrays(path, test="hard").train.fingerprint
+
+
+def test_data_stored_elsewhere_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "secret.h5", x=pixels(5, 8))
+    (tmp_path / "secret.bin").write_bytes(bytes(40))
+    path = save(tmp_path / "set.h5", x_train=pixels(5, 8))
+    layout = h5py.VirtualLayout(shape=(5, 8), dtype=np.uint8)
+    layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "x", shape=(5, 8))
+    with h5py.File(path, "r+") as file:
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("outside", (5, 8), np.uint8, external=[(str(tmp_path / "secret.bin"), 0, 40)])
+    for name in ("virtual", "outside"):
+        with pytest.raises(ValueError, match=f"array '{name}' is stored in other files"):
+            arrays(path, test=name)
+
+
+def test_what_is_no_numbers_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file["x_train"] = pixels(5, 8)
+        file["text"] = ["a", "b"]
+        file["empty"] = h5py.Empty("f4")
+        file["complex"] = np.ones((5, 8), dtype=np.complex64)
+        file["scalar"] = 3.0
+        file.create_dataset("ragged", (5,), dtype=h5py.vlen_dtype(np.uint8))
+    for name in ("text", "empty", "complex", "ragged", "scalar"):
+        with pytest.raises(ValueError, match=rf"array '{name}' has (shape|dtype)"):
+            arrays(tmp_path / "set.h5", test=name)
+    path = save(
+        tmp_path / "set.npz",
+        x_train=pixels(5, 8),
+        text=np.array(["a"]),
+        none=pixels(0, 8),
+        scalar=np.float32(2.0),
+        huge=np.full((5, 8), 2**63, dtype=np.uint64),
+    )
+    for name in ("text", "none", "scalar", "huge"):
+        with pytest.raises(ValueError, match=f"array '{name}' has (shape|dtype)"):
+            arrays(path, test=name, levels=256)
+
+
+def test_wrong_suffix(tmp_path: Path) -> None:
+    np.save(tmp_path / "set.npy", pixels(5, 8))
+    (tmp_path / "set.npy").rename(tmp_path / "set.npz")
+    with pytest.raises(ValueError, match="not a zip archive"):
+        arrays(tmp_path / "set.npz")
+    np.savez(tmp_path / "other.npz", x_train=pixels(5, 8))
+    (tmp_path / "other.npz").rename(tmp_path / "other.npy")
+    with pytest.raises(ValueError, match=r"other\.npy cannot be read"):
+        arrays(tmp_path / "other.npy", test=None)
+
+
+@pytest.mark.parametrize(
+    ("members", "settings", "message"),
+    [
+        ({"x_test": points(5, 8)}, {}, "has dtype uint8 and array 'x_test' float64"),
+        ({"x_test": pixels(5, 9)}, {}, r"train has \(8,\) and test has \(9,\)"),
+        ({}, {"test": None, "test_labels": "y"}, "test is None"),
+        ({"x_test": pixels(5, 8)}, {"valid_labels": "y"}, "valid is None"),
+        ({"x_test": pixels(5, 8)}, {"valid": "x_test", "holdout": 2}, "one validation set"),
+        (
+            {"x_test": pixels(5, 8), "y": pixels(6, levels=3)},
+            {"train_labels": "y"},
+            r"'y' .*\(6,\).* of 5 samples",
+        ),
+        ({"y": pixels(9, levels=3)}, {"test": None, "train_labels": "y"}, r"'y' .*\(9,\).* of 5 samples"),
+        ({"y": points(5)}, {"test": None, "train_labels": "y"}, "'y' has dtype float64"),
+        ({"y": -np.arange(5)}, {"test": None, "train_labels": "y"}, r"labels\[1\] is -1"),
+        (
+            {"x_test": pixels(5, 8), "y": pixels(5)},
+            {"train_labels": "y"},
+            "only one of train and test has labels",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, members: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    path = save(tmp_path / "set.npz", x_train=pixels(5, 8), **members)
+    with pytest.raises(ValueError, match=message):
+        arrays(path, **settings)
