@@ -1,6 +1,6 @@
 """Score-based generative modelling with stochastic differential equations."""
 
-from . import exact, grids, solvers
+from . import data, exact, grids, networks, objective, solvers
 from .denoiser import (
     EDM,
     Conditioned,
@@ -17,7 +17,10 @@ from .denoiser import (
 )
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import LogProb, log_prob
+from .model import Model, load
 from .noise import Noise, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .trace import Exact, Hutchinson, Trace
+
+__version__ = "0.1.0"

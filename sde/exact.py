@@ -124,7 +124,9 @@ class Mixture(Target):
         eigenvalues, self.basis = torch.linalg.eigh(covs)
         tolerance = 1e-6 * eigenvalues.abs().max()
         if not bool((eigenvalues >= -tolerance).all()):
-            raise ValueError(f"Mixture: covs must be positive semi-definite, got an eigenvalue of {eigenvalues.min():.3g}")
+            raise ValueError(
+                f"Mixture: covs must be positive semi-definite, got an eigenvalue of {eigenvalues.min():.3g}"
+            )
         self.like = self.means = means
         self.weights = weights / weights.sum()
         self.eigenvalues = eigenvalues.clamp(min=0.0)
@@ -237,7 +239,9 @@ class Uniform(Target):
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         if low.shape != high.shape or not bool((low < high).all()):
-            raise ValueError(f"Uniform: expected low < high of one shape, got {tuple(low.shape)} and {tuple(high.shape)}")
+            raise ValueError(
+                f"Uniform: expected low < high of one shape, got {tuple(low.shape)} and {tuple(high.shape)}"
+            )
         self.like = self.low = low
         self.high = high
 

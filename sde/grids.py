@@ -60,7 +60,7 @@ class LogSNR(Grid):
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
         ends = process.log_snr(_noisy_end(process, high, low))
-        return _invert_log_snr(process, torch.linspace(ends[0], ends[1], steps + 1, dtype=torch.float64), high, low)
+        return process.time(torch.linspace(ends[0], ends[1], steps + 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Karras(Grid):
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
         roots = (process.log_snr(_noisy_end(process, high, low)) / (-2.0 * self.rho)).exp()
         roots = torch.linspace(roots[0], roots[1], steps + 1, dtype=torch.float64)
-        return _invert_log_snr(process, -2.0 * self.rho * roots.log(), high, low)
+        return process.time(-2.0 * self.rho * roots.log())
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class Explicit(Grid):
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
         if steps != len(self.points) - 1:
-            raise ValueError(f"this explicit grid has {len(self.points) - 1} steps, but the solver was asked for {steps}")
+            raise ValueError(
+                f"this explicit grid has {len(self.points) - 1} steps, but the solver was asked for {steps}"
+            )
         if not (math.isclose(self.points[0], high, rel_tol=1e-6) and math.isclose(self.points[-1], low, rel_tol=1e-6)):
             raise ValueError(
                 f"this explicit grid runs between {self.points[0]} and {self.points[-1]}, "
@@ -116,13 +118,3 @@ def _noisy_end(process: SDE, high: float, low: float) -> Tensor:
     if not bool(process.var(ends)[1] > 0.0):
         raise ValueError(f"a grid in log-SNR cannot reach t={low}, where this process has no noise; use a larger t_min")
     return ends
-
-
-def _invert_log_snr(process: SDE, log_snr: Tensor, high: float, low: float) -> Tensor:
-    """The times at which a process has these log-SNRs, by bisection, which needs nothing of it but that they decrease."""
-    a, b = torch.full_like(log_snr, low), torch.full_like(log_snr, high)
-    for _ in range(80):
-        middle = 0.5 * (a + b)
-        later = process.log_snr(middle) > log_snr
-        a, b = torch.where(later, middle, a), torch.where(later, b, middle)
-    return 0.5 * (a + b)

@@ -3,7 +3,7 @@ r"""A journal: records that are on the disk once `append` has returned.
 The file is a header and then one record per `append`:
 
     header   magic (8 bytes)   SHA-256 of the owner's description (32 bytes)
-    record   mark (8 bytes)    length n of the payload (uint64)    CRC-32 of the payload (uint32)    payload (n bytes)
+    record   mark (8 bytes)    length n of the payload (uint64)    CRC-32 of length and payload (uint32)    payload
 
 all little-endian. The header is there in full from the first moment (`write_atomically`); a record is written, then
 fsynced. A record is begun only after the one before it was fsynced, so that a kill or a power cut can damage the last
@@ -78,7 +78,7 @@ class Journal:
         if self._descriptor is None:
             write_atomically(self.path, lambda file: file.write(self._header))
             self._descriptor = os.open(self.path, os.O_RDWR)
-        record = _HEAD.pack(_MARK, len(payload), zlib.crc32(payload)) + payload
+        record = _HEAD.pack(_MARK, len(payload), _crc(payload)) + payload
         try:
             written = 0
             while written < len(record):
@@ -149,4 +149,9 @@ def _payload(data: bytes, offset: int) -> bytes | None:
         return None
     mark, length, crc = _HEAD.unpack_from(data, offset)
     payload = data[begin : begin + length]
-    return payload if mark == _MARK and len(payload) == length and zlib.crc32(payload) == crc else None
+    return payload if mark == _MARK and len(payload) == length and _crc(payload) == crc else None
+
+
+def _crc(payload: bytes) -> int:
+    """CRC-32 of length and payload: with the length, zeros from a power cut are not a whole record of no bytes."""
+    return zlib.crc32(payload, zlib.crc32(struct.pack("<Q", len(payload))))

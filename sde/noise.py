@@ -102,7 +102,7 @@ class Noise:
         radius = (((h >> 32) & 0xFFFFFFFF).to(dtype) + 0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
         angle = (h & 0xFFFFFFFF).to(dtype).mul_(2.0 * math.pi * 2.0**-32)
         z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
-        return z[..., :n].reshape(*z.shape[:-1], *shape)
+        return z[..., :n].reshape((*z.shape[:-1], *shape))
 
     def uniform(
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
@@ -111,14 +111,14 @@ class Noise:
         digits = 53 if dtype == torch.float64 else 24
         h = self.bits(stream, index, counter, math.prod(shape))
         h = (h >> (64 - digits)) & (2**digits - 1)
-        return h.to(dtype).mul_(2.0**-digits).reshape(*h.shape[:-1], *shape)
+        return h.to(dtype).mul_(2.0**-digits).reshape((*h.shape[:-1], *shape))
 
     def rademacher(
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Signs -1 and 1 with equal probability, with shape (\\*, *shape)."""
         h = self.bits(stream, index, counter, math.prod(shape))
-        return ((h >> 62) & 2).to(dtype).sub_(1.0).reshape(*h.shape[:-1], *shape)
+        return ((h >> 62) & 2).to(dtype).sub_(1.0).reshape((*h.shape[:-1], *shape))
 
     def generator(self, stream: Stream, index: int, counter: int = 0) -> torch.Generator:
         """A CPU generator of its own for one address, for code that draws in its own way."""

@@ -192,8 +192,8 @@ def _columns(file: h5py.File, size: int) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{name!r} is not stored contiguously, without filters, in the file itself")
         if len(values.shape or ()) != 1:
             raise ValueError(f"{name!r} has shape {values.shape} instead of (N,)")
-        if values.id.get_offset() is None and values.shape != (0,):
-            raise ValueError(f"{name!r} has shape {values.shape} but no data")
+        if (there := values.id.get_storage_size()) != values.shape[0] * values.dtype.itemsize:
+            raise ValueError(f"{name!r} has shape {values.shape} but {there} bytes of data")
         _check_column(name, values.dtype)
         sets[name] = values
     if len(shapes := {values.shape for values in sets.values()}) > 1:

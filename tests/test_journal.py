@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_the_last_record_torn_at_every_byte_is_dropped(path: Path, fill: bool) -
 def test_a_byte_altered_before_the_last_record_is_refused_with_its_place(path: Path) -> None:
     ends = write(path, PAYLOADS)
     whole = path.read_bytes()
-    for begin, end in zip(ends[:-2], ends[1:-1]):
+    for begin, end in itertools.pairwise(ends[:-1]):
         for offset in range(begin, end):
             altered = bytearray(whole)
             altered[offset] ^= 0x40

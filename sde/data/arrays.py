@@ -123,9 +123,7 @@ def arrays(
         scaling = Scaling.interval(discrete, low, high)
     else:
         scaling = Scaling.standardise(kept.values) if standardise else Scaling.identity()
-    return DataSet(
-        path.stem if name is None else name, scaling, kept, splits["test"], splits.get("valid", held)
-    )
+    return DataSet(path.stem if name is None else name, scaling, kept, splits["test"], splits.get("valid", held))
 
 
 def _levels(array: Array, levels: int | None, what: str) -> int | None:
@@ -165,9 +163,7 @@ def _labels(array: Array, n: int, what: str) -> torch.Tensor:
 def _channels_first(array: Array, what: str) -> Array:
     """The values with their channel axis next to the first, by the rule of the module."""
     if array.ndim < 2:
-        raise ValueError(
-            f"{what} has shape {array.shape}: expected a first axis of samples; store numbers as (N, 1)"
-        )
+        raise ValueError(f"{what} has shape {array.shape}: expected a first axis of samples; store numbers as (N, 1)")
     if array.ndim == 2:
         return array
     first, last = array.shape[1] <= 4, array.shape[-1] <= 4
@@ -247,18 +243,14 @@ def _read_dataset(file: h5py.File, name: str) -> Array:
         if links is None or part in (b"", b".") or not links.exists(part):
             raise _missing(name, _dataset_names(file))
         if links.get_info(part).type != h5py.h5l.TYPE_HARD:
-            raise ValueError(
-                f"array {name!r} is behind a soft or external link, which is not followed: copy the array"
-            )
+            raise ValueError(f"array {name!r} is behind a soft or external link, which is not followed: copy the array")
         node = node[part]
     if not isinstance(node, h5py.Dataset):
         raise ValueError(f"{name!r} is a group: give the name of an array in it, {name}/...")
     if node.is_virtual or node.external:
         raise ValueError(f"array {name!r} is stored in other files, which are not read: copy the array")
     if node.shape is None or node.dtype.kind not in "biuf":
-        raise ValueError(
-            f"array {name!r} has shape {node.shape} and dtype {node.dtype}: expected an array of numbers"
-        )
+        raise ValueError(f"array {name!r} has shape {node.shape} and dtype {node.dtype}: expected an array of numbers")
     array: Array = node[()]
     return np.asarray(array)
 

@@ -127,9 +127,7 @@ class Scaling:
                 {0, ..., levels - 1} (discrete). The first such index and value are named.
         """
         if v.numel() == 0:
-            raise ValueError(
-                f"{name} has shape {tuple(v.shape)}, which holds no value: expected at least one"
-            )
+            raise ValueError(f"{name} has shape {tuple(v.shape)}, which holds no value: expected at least one")
         if self.levels is None:
             bad, expected = ~torch.isfinite(v), "a finite number"
         else:
@@ -172,9 +170,7 @@ class Scaling:
         if u is None:
             u = torch.full_like(v, 0.5, dtype=torch.float64)
         if u.shape != v.shape:
-            raise ValueError(
-                f"u has one entry per value: expected shape {tuple(v.shape)}, got {tuple(u.shape)}"
-            )
+            raise ValueError(f"u has one entry per value: expected shape {tuple(v.shape)}, got {tuple(u.shape)}")
         outside = ~((u >= 0) & (u <= 1))
         if bool(outside.any()):
             index = torch.nonzero(outside)[0].tolist()

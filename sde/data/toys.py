@@ -81,9 +81,7 @@ def _data_set(
 ) -> DataSet:
     def split(n: int, stream: int) -> Split:
         if n < 1:
-            raise ValueError(
-                f"{name}: expected at least one training and one test point, got {n_train} and {n_test}"
-            )
+            raise ValueError(f"{name}: expected at least one training and one test point, got {n_train} and {n_test}")
         # RandomState, because its streams are frozen (NEP 19): those of default_rng may change with NumPy.
         points, label = draw(n, RandomState([seed, stream]))
         values = torch.from_numpy(points.astype(np.float32))

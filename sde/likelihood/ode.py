@@ -98,13 +98,17 @@ def log_prob(
         # The state carries log p_T(x_T) - log p_t(x_t) along, the negative of the divergence's integral.
         divergence = -change.mean(1)
     p = change.shape[1]
-    spread = change.detach().std(1) / math.sqrt(p) if p > 1 else torch.full_like(prior_nats, dynamics.trace.error_of_one)
+    spread = (
+        change.detach().std(1) / math.sqrt(p) if p > 1 else torch.full_like(prior_nats, dynamics.trace.error_of_one)
+    )
     return LogProb(prior_nats + divergence, prior_nats, divergence, spread, nfe, latent)
 
 
 def _check(x: Tensor, index: Tensor | None) -> None:
     if x.ndim < 2 or len(x) == 0:
-        raise ValueError(f"log_prob: expected data of shape (B, *) with B >= 1 and at least one event dimension, got {tuple(x.shape)}")
+        raise ValueError(
+            f"log_prob: expected data of shape (B, *) with B >= 1 and at least one event dimension, got {tuple(x.shape)}"
+        )
     if not x.is_floating_point():
         raise ValueError(
             f"log_prob: expected floating-point data in the model's range, got {x.dtype}; dequantise and scale it first "
@@ -114,4 +118,6 @@ def _check(x: Tensor, index: Tensor | None) -> None:
     if bool(bad.any()):
         raise ValueError(f"log_prob: the data is not finite at index {int(bad.nonzero()[0])} of the batch")
     if index is not None and (index.shape != (len(x),) or index.dtype != torch.int64):
-        raise ValueError(f"log_prob: expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}")
+        raise ValueError(
+            f"log_prob: expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}"
+        )

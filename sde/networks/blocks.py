@@ -112,18 +112,14 @@ class Context(nn.Module):
         if self.table is not None:
             h = h + _rows(self.table, label, batch)
         elif label is not None:
-            raise ValueError(
-                "this network has no classes and takes no label: drop label, or build it with classes="
-            )
+            raise ValueError("this network has no classes and takes no label: drop label, or build it with classes=")
         return F.silu(h)
 
 
 def _rows(table: nn.Embedding, label: Tensor | None, batch: int) -> Tensor:
     valid = f"0 ... {table.num_embeddings - 2}, or {table.num_embeddings - 1} for no label"
     if label is None:
-        raise ValueError(
-            f"this network has classes and needs label=, int64 with shape () or (B,), in {valid}"
-        )
+        raise ValueError(f"this network has classes and needs label=, int64 with shape () or (B,), in {valid}")
     if label.dtype != torch.int64:
         raise TypeError(f"label must be int64, got {label.dtype}: convert it with label.long()")
     _check_per_sample("label", label, batch)
@@ -194,9 +190,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int = 1) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
-            raise ValueError(
-                f"heads must divide the channels of every attention: got {heads} for {channels} channels"
-            )
+            raise ValueError(f"heads must divide the channels of every attention: got {heads} for {channels} channels")
         self.heads = heads
         self.norm = group_norm(channels)
         self.qkv = linear(channels, 3 * channels, parts=3)
@@ -226,9 +220,7 @@ class Stage(nn.Module):
         heads: The number of heads of the attention, or None for no attention.
     """
 
-    def __init__(
-        self, rank: int, inputs: int, outputs: int, context: int, dropout: float, heads: int | None
-    ) -> None:
+    def __init__(self, rank: int, inputs: int, outputs: int, context: int, dropout: float, heads: int | None) -> None:
         super().__init__()
         self.residual = Residual(rank, inputs, outputs, context, dropout)
         self.attention = nn.Identity() if heads is None else Attention(outputs, heads)

@@ -34,7 +34,7 @@ class SDE(ABC):
     r"""A forward process :math:`dx = f(t) x dt + g(t) dw`.
 
     A new process is a frozen dataclass with the fields `t_min` and `t_max` and the two methods :meth:`log_alpha` and
-    :meth:`var`. The methods :meth:`f`, :meth:`g2`, :meth:`log_snr` and :meth:`prior_var` have a default that follows
+    :meth:`var`. The methods :meth:`f`, :meth:`g2`, :meth:`log_snr`, :meth:`time` and :meth:`prior_var` have a default that follows
     from these two; a leaf may replace them by a closed form that is faster or loses fewer digits.
 
     Time has shape () or (B,), and every function of time answers in its shape and dtype.
@@ -68,6 +68,19 @@ class SDE(ABC):
     def log_snr(self, t: Tensor) -> Tensor:
         r"""The log signal-to-noise ratio :math:`\lambda_t = \log(\alpha_t^2/\sigma_t^2)`, decreasing in t."""
         return 2.0 * self.log_alpha(t) - self.var(t).log()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        r"""The inverse of :meth:`log_snr` on [`t_min`, `t_max`], in the shape and dtype of its argument.
+
+        By bisection, which needs nothing of a process but that its log-SNR decreases.
+        """
+        wanted = log_snr.double()
+        low, high = torch.full_like(wanted, self.t_min), torch.full_like(wanted, self.t_max)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            later = self.log_snr(middle) > wanted
+            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+        return (0.5 * (low + high)).to(log_snr.dtype)
 
     def prior_var(self, t: Tensor) -> Tensor:
         r"""The variance of the Gaussian that stands in for the marginal at the noise end."""

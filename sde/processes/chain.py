@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from ..shapes import expand
@@ -56,7 +55,9 @@ class DiscreteChain:
         bad = ~((betas > 0) & (betas < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
-            raise ValueError(f"betas: each must lie in (0, 1), got {betas[i].item():.6g} at step {i + 1} of {len(betas)}")
+            raise ValueError(
+                f"betas: each must lie in (0, 1), got {betas[i].item():.6g} at step {i + 1} of {len(betas)}"
+            )
         object.__setattr__(self, "betas", betas)
 
     @classmethod
@@ -195,6 +196,9 @@ class ChainSDE(SDE):
 
     @functools.cached_property
     def _cubics(self) -> Tensor:
+        # SciPy's interpolation takes most of a second to import, and most processes need none.
+        from scipy.interpolate import PchipInterpolator
+
         values = np.concatenate([[0.0], 0.5 * self.chain.log_alphas_bar.numpy()])
         return torch.from_numpy(PchipInterpolator(np.arange(len(values)), values).c.T.copy())
 

@@ -62,6 +62,9 @@ class VE(SDE):
     def log_snr(self, t: Tensor) -> Tensor:
         return -2.0 * (math.log(self.sigma_min) + self._log_ratio * t)
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self._log_ratio
+
     @property
     def _log_ratio(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)

@@ -73,5 +73,12 @@ class VP(SDE):
     def g2(self, t: Tensor) -> Tensor:
         return linear_beta(t, self.beta_min, self.beta_max)
 
+    def time(self, log_snr: Tensor) -> Tensor:
+        # alpha^2 = sigmoid(log_snr) gives log alpha; t is then the positive root of a quadratic, in the form that keeps
+        # its digits when beta_max is close to beta_min.
+        log_alpha = -0.5 * torch.nn.functional.softplus(-log_snr.double())
+        a, b = 0.25 * (self.beta_max - self.beta_min), 0.5 * self.beta_min
+        return (-2.0 * log_alpha / (b + (b * b - 4.0 * a * log_alpha).sqrt())).to(log_snr.dtype)
+
     def prior_var(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

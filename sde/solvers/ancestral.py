@@ -44,11 +44,15 @@ class Ancestral(UniformSteps):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.v <= 1.0:
-            raise ValueError(f"Ancestral needs v in [0, 1] (0 the posterior's variance, 1 the transition's), got v={self.v}")
+            raise ValueError(
+                f"Ancestral needs v in [0, 1] (0 the posterior's variance, 1 the transition's), got v={self.v}"
+            )
 
     def refusal(self, dynamics: Any) -> str | None:
         if dynamics.eta != 1.0:
-            return f"ancestral sampling draws from the posterior, which is the reverse SDE (eta=1), got eta={dynamics.eta}"
+            return (
+                f"ancestral sampling draws from the posterior, which is the reverse SDE (eta=1), got eta={dynamics.eta}"
+            )
         return one_entry(dynamics)
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:

@@ -94,7 +94,9 @@ class SongLangevin(Corrector):
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         log_alpha = dynamics.process.log_alpha(times)
         change = (log_alpha[:-1] - log_alpha[1:]).mul(2.0).exp()
-        alpha = torch.cat([change, change[-1:]]).tolist()  # the last time has no step below it; it takes its neighbour's
+        alpha = torch.cat(
+            [change, change[-1:]]
+        ).tolist()  # the last time has no step below it; it takes its neighbour's
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:

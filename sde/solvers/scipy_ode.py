@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.integrate
 import torch
 from torch import Tensor
 
@@ -97,6 +96,8 @@ class _System:
             np.full(entry.numel(), run.solver.atol if own is None else own)
             for entry, own in zip(x, run.dynamics.tolerances)
         ]
+        import scipy.integrate  # slow to import, and only this solver needs it
+
         make = getattr(scipy.integrate, self.name)
         self.ode = make(self._drift, run.start, _flat(x), run.stop, rtol=run.solver.rtol, atol=np.concatenate(atol))
 
@@ -117,7 +118,12 @@ class _System:
         return self.ode.t, self._unflat(self.ode.y)
 
     def _drift(self, t: float, y: np.ndarray) -> np.ndarray:
-        drift = _flat(self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64)))
+        slopes = self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64))
+        if torch.is_grad_enabled() and any(slope.requires_grad for slope in slopes):
+            raise ValueError(
+                "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
+            )
+        drift = _flat(slopes)
         if not np.isfinite(drift).all():
             raise FloatingPointError(f"the drift is not finite at t={t:.6g}; check the denoiser at this time")
         return drift

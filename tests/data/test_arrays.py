@@ -108,7 +108,7 @@ def test_npy_is_split(tmp_path: Path) -> None:
     again = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=4)
     other = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=5)
     assert again.fingerprint == data.fingerprint != other.fingerprint
-    with pytest.raises(ValueError, match="no array 'x_test': there are 'x_train'; .*test=None"):
+    with pytest.raises(ValueError, match=r"no array 'x_test': there are 'x_train'; .*test=None"):
         arrays(tmp_path / "points.npy")
     with pytest.raises(ValueError, match="no array 'points'"):
         arrays(tmp_path / "points.npy", train="points", test=None)
@@ -152,9 +152,7 @@ def test_holdout_leaves_the_test_set_alone(tmp_path: Path) -> None:
         ((5, 2, 6, 7, 8), (2, 6, 7, 8), None),
     ],
 )
-def test_channel_axis(
-    tmp_path: Path, shape: tuple[int, ...], event: tuple[int, ...], axes: str | None
-) -> None:
+def test_channel_axis(tmp_path: Path, shape: tuple[int, ...], event: tuple[int, ...], axes: str | None) -> None:
     values = pixels(*shape)
     data = arrays(save(tmp_path / "set.npz", x_train=values, x_test=values[:2]))
     assert data.shape == event
@@ -216,9 +214,7 @@ def test_values_outside_the_levels_are_named(tmp_path: Path, dtype: Any, value: 
     train, test = pixels(5, 8, 8, levels=17, dtype=dtype), pixels(5, 8, 8, levels=17, dtype=dtype)
     test[3, 2, 1] = value
     path = save(tmp_path / "set.npz", x_train=train, x_test=test)
-    with pytest.raises(
-        ValueError, match=rf"array 'x_test'\[3, 0, 2, 1\] is {shown}: expected an integer from 0 to 16"
-    ):
+    with pytest.raises(ValueError, match=rf"array 'x_test'\[3, 0, 2, 1\] is {shown}: expected an integer from 0 to 16"):
         arrays(path, levels=17)
 
 

@@ -92,9 +92,7 @@ def test_fingerprint_ignores_strides() -> None:
 def test_values_outside_the_levels_are_named() -> None:
     bad = pixels(4)
     bad[2, 0, 1, 1] = 17
-    with pytest.raises(
-        ValueError, match=r"pixels: test\[2, 0, 1, 1\] is 17: expected an integer from 0 to 16"
-    ):
+    with pytest.raises(ValueError, match=r"pixels: test\[2, 0, 1, 1\] is 17: expected an integer from 0 to 16"):
         discrete(Split(pixels(4)), Split(bad))
     with pytest.raises(ValueError, match=r"valid\[2, 0, 1, 1\] is 17"):
         discrete(Split(pixels(4)), Split(pixels(4)), Split(bad))
@@ -127,9 +125,7 @@ def test_wrong_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"train has dtype torch.float32: .*takes torch.uint8"):
         discrete(Split(pixels(4).float()))
     with pytest.raises(ValueError, match=r"train has dtype torch.int64: .*takes a floating dtype"):
-        DataSet(
-            "points", Scaling.identity(), Split(torch.ones(3, 2, dtype=torch.int64)), Split(torch.ones(3, 2))
-        )
+        DataSet("points", Scaling.identity(), Split(torch.ones(3, 2, dtype=torch.int64)), Split(torch.ones(3, 2)))
     double = Split(torch.ones(3, 2, dtype=torch.float64))
     assert DataSet("points", Scaling.identity(), double, double).train.values.dtype == torch.float64
 

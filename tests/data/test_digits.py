@@ -32,7 +32,7 @@ def test_what_it_is() -> None:
 
 
 def test_fingerprint_is_known() -> None:
-    """The content of a published data set, in a published order: only another definition of the fingerprint changes it."""
+    """The content of a published data set, in a published order, in our definition of the fingerprint."""
     assert digits().fingerprint == digits(low=0.0).fingerprint
     assert digits().fingerprint == "70c56d00107bf10c7a79810d5e00d91c80920539b0d0ac8d6ab2cc7532a5a745"
 

@@ -98,9 +98,7 @@ def test_grey_with_alpha_is_composited_over_white(tmp_path: Path, channels: int)
 def test_colour_with_alpha_is_composited_over_white(tmp_path: Path, suffix: str) -> None:
     colour, alpha = noise(5, 6, 3), noise(5, 6, seed=1)
     alpha[0], alpha[1] = 0, 255
-    Image.fromarray(np.concatenate([colour, alpha[..., None]], -1)).save(
-        tmp_path / f"a.{suffix}", lossless=True
-    )
+    Image.fromarray(np.concatenate([colour, alpha[..., None]], -1)).save(tmp_path / f"a.{suffix}", lossless=True)
     pixels = load_one(tmp_path)
     assert_pixels(pixels, over_white(colour, alpha), 1)
     assert (pixels[:, 0] == 255).all()
@@ -288,9 +286,7 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
-    )
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(ValueError, match=r"a\.png cannot be read: cannot identify"):
         images(tmp_path)
 

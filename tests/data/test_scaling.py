@@ -221,7 +221,7 @@ def test_to_data_refuses_nan_for_levels() -> None:
     ],
 )
 def test_constructors_refuse(make) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="expected|levels|vary"):
+    with pytest.raises(ValueError, match=r"expected|levels|vary"):
         make()
 
 

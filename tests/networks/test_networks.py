@@ -151,9 +151,7 @@ def test_fresh_weights_have_the_variance_of_glorot() -> None:
         (attention.qkv.weight, 64 + 64),
     ]:
         assert weight.var().item() == pytest.approx(2 / fans, rel=0.05)
-    biases = [
-        p for layer in (block, attention) for name, p in layer.named_parameters() if name.endswith("bias")
-    ]
+    biases = [p for layer in (block, attention) for name, p in layer.named_parameters() if name.endswith("bias")]
     assert all(not bias.any() for bias in biases)
 
 
@@ -205,9 +203,7 @@ def test_downsampling_reads_every_second_position(n: int, left: int) -> None:
         zeroed(down).conv.weight.copy_(torch.tensor([100.0, 10.0, 1.0]))
     x = torch.arange(1.0, n + 1, dtype=torch.float64)
     padded = [0.0] * left + x.tolist() + [0.0]
-    expected = [
-        100 * padded[i] + 10 * padded[i + 1] + padded[i + 2] for i in range(0, 2 * math.ceil(n / 2), 2)
-    ]
+    expected = [100 * padded[i] + 10 * padded[i + 1] + padded[i + 2] for i in range(0, 2 * math.ceil(n / 2), 2)]
     assert down(x[None, None]).flatten().tolist() == expected
 
 
@@ -221,11 +217,7 @@ def test_upsampling_repeats_positions(size: int, expected: list[int]) -> None:
 
 def test_attention_stands_at_the_levels_named() -> None:
     net = small_unet(multipliers=(1, 1, 1), blocks=2, attention=(0, 2))
-    found = {
-        name.removesuffix(".attention")
-        for name, module in net.named_modules()
-        if isinstance(module, Attention)
-    }
+    found = {name.removesuffix(".attention") for name, module in net.named_modules() if isinstance(module, Attention)}
     encoder = {f"encoder.{level}.{block}" for level in (0, 2) for block in range(2)}
     decoder = {f"decoder.{step}.{block}" for step in (0, 2) for block in range(3)}
     assert found == encoder | decoder | {"middle.0"}
@@ -293,12 +285,8 @@ def error(embedding: LevelEmbedding, level: Tensor, frequencies: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("dim", "scale", "period"), [(2, 1.0, 1e4), (4, 1.0, 1e4), (128, 1.0, 1e4), (32, 30.0, 50.0)]
-)
-def test_positional_embedding_is_the_closed_form(
-    dim: int, scale: float, period: float, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("dim", "scale", "period"), [(2, 1.0, 1e4), (4, 1.0, 1e4), (128, 1.0, 1e4), (32, 30.0, 50.0)])
+def test_positional_embedding_is_the_closed_form(dim: int, scale: float, period: float, dtype: torch.dtype) -> None:
     n = dim // 2
     frequencies = scale * np.longdouble(period) ** (-np.arange(n, dtype=np.longdouble) / max(n - 1, 1))
     assert error(Positional(dim, scale, period), torch.tensor(LEVELS, dtype=dtype), frequencies) < 1.0
@@ -382,9 +370,7 @@ def test_the_noise_level_reaches_every_block(build: Callable[..., Network], even
     assert (a - b).abs().min() > 1e-9
     a.square().sum().backward()
     readers = [
-        parameter
-        for name, parameter in net.named_parameters()
-        if "shift.weight" in name or "film.weight" in name
+        parameter for name, parameter in net.named_parameters() if "shift.weight" in name or "film.weight" in name
     ]
     assert len(readers) == (8 if isinstance(net, UNet) else 2)
     for parameter in [*readers, *net.context.parameters()]:
@@ -447,9 +433,7 @@ def test_dropout_acts_in_training_only(build: Callable[..., Network], event: tup
 
 
 @each_network
-def test_a_sample_does_not_depend_on_its_batch_mates(
-    build: Callable[..., Network], event: tuple[int, ...]
-) -> None:
+def test_a_sample_does_not_depend_on_its_batch_mates(build: Callable[..., Network], event: tuple[int, ...]) -> None:
     net = awake(build(classes=3))
     x, c, label = normal(5, *event), normal(5, seed=1), torch.tensor([0, 3, 1, 2, 2])
     together = net(x, c, label=label)

@@ -1,0 +1,62 @@
+"""What the scripts share: Hydra's config in, plain trees out, and errors as one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+# Absolute, because Hydra would look beside the module that defines the function, not beside the script.
+CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
+
+
+def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
+    """Makes a function of a plain config tree a program with the Hydra config of that name."""
+
+    def wrap(main: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)
+        def run(config: DictConfig) -> None:
+            try:
+                missing = sorted(OmegaConf.missing_keys(config))
+                if missing:
+                    raise ValueError(f"{missing[0]} is missing: give {missing[0]}=...")
+                tree = OmegaConf.to_container(config, resolve=True)
+                assert isinstance(tree, dict)
+                main({str(key): value for key, value in tree.items()})
+            except (ValueError, ArithmeticError, OSError, OmegaConfBaseException) as error:
+                sys.exit(f"error: {error}")
+            except KeyboardInterrupt:
+                sys.exit("interrupted")
+
+        return run
+
+    return wrap
+
+
+def progress(items: Iterable[Item], total: int, done: int = 0, unit: str = "step") -> Iterator[tuple[Item, Any]]:
+    """The items with a progress bar, off when the error stream is no terminal, whose postfix the caller sets."""
+    with tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True) as bar:
+        for item in items:
+            yield item, bar
+            bar.update()
+
+
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """The plain tree of a YAML file, or None where there is none."""
+    if not path.exists():
+        return None
+    tree = OmegaConf.to_container(OmegaConf.load(path))
+    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+
+
+def to_yaml(tree: dict[str, Any]) -> str:
+    """A plain tree as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(tree))

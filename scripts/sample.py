@@ -1,0 +1,44 @@
+"""Draws samples from a trained model: `python scripts/sample.py ckpt=PATH`; `--help` lists the keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from command import command, progress
+
+import sde
+from sde.build import build
+from sde.checkpoint import resolve, run_directory
+from sde.files import write_atomically
+from sde.plots import save_samples
+from sde.runtime import choose_device
+
+
+@command("sample")
+def main(config: dict[str, Any]) -> None:
+    path, n, first = resolve(config["ckpt"]), config["n"], config["first"]
+    if n < 1 or config["batch_size"] < 1:
+        raise ValueError(f"expected n >= 1 and batch_size >= 1, got n={n}, batch_size={config['batch_size']}")
+    solver = build(config["solver"], trust=config["trust"])
+    model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
+    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
+    out = Path(config["out"] or run_directory(path) / "samples" / name)
+    parts = []
+    for start, bar in progress(range(first, first + n, config["batch_size"]), n, unit="sample"):
+        size = min(config["batch_size"], first + n - start)
+        settings = {"seed": config["seed"], "first": start, "denoise": config["denoise"]}
+        parts.append(model.sample(size, solver=solver, **settings))
+        bar.update(size - 1)
+    x = torch.cat(parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_samples(out, x, model.scaling)
+    values = out.with_suffix(".npz")
+    write_atomically(values, lambda file: np.savez_compressed(file, x=x.numpy(), index=np.arange(first, first + n)))
+    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")
+
+
+if __name__ == "__main__":
+    main()

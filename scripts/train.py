@@ -1,0 +1,46 @@
+"""Trains a score model: `python scripts/train.py sde=vp`; `--help` lists the keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from command import command, progress, read_yaml, to_yaml
+
+import sde
+from sde.build import build
+from sde.plots import loss_curve, save_samples
+from sde.runs import Run
+from sde.training import train
+
+
+@command("train")
+def main(config: dict[str, Any]) -> None:
+    folder = Path(config["run_dir"])
+    run = Run(folder, config, to_yaml(config), read_yaml(folder / "config.yaml"))
+    solver = build(config["preview"]["solver"])
+    torch.manual_seed(config["seed"])
+    training = run.start(build(config["data"], trust=config["trust"]))
+    try:
+        for report, bar in progress(train(training, config["steps"]), config["steps"], training.step):
+            line = run.log(report, training)
+            if "loss" in line:
+                bar.set_postfix(loss=f"{line['loss']:.4f}")
+            if report.step % config["save_every"] == 0 and report.step < config["steps"]:
+                run.save(training)
+    except KeyboardInterrupt:
+        print(f"interrupted after step {training.step}; saved {run.save(training)}")
+        raise
+    path = run.save(training)
+    loss_curve(run.metrics, folder / "loss.png")
+    if config["preview"]["n"]:
+        model = sde.load(path, device=training.device, trust=config["trust"])
+        picture = folder / "samples" / f"{path.stem}.png"
+        picture.parent.mkdir(exist_ok=True)
+        save_samples(picture, model.sample(config["preview"]["n"], solver=solver, seed=config["seed"]), model.scaling)
+    print(f"trained to step {training.step}; wrote {path}, samples/*.png, loss.png and metrics.jsonl in {folder}")
+
+
+if __name__ == "__main__":
+    main()
