@@ -1,9 +1,9 @@
 r"""Objects from plain trees: what a config or a checkpoint may name.
 
-A node `{_target_: sde.VP, beta_min: 0.1}` stands for a call with keyword arguments. Names resolve only to what is defined in
-this package, in the few torch classes listed here, and in packages that the user trusts by name; a checkpoint's tree is
-held to fewer rooms still, those of plain constructors. An argument that the target does not take is an error that says
-which ones it takes.
+A node `{_target_: sde.VP, beta_min: 0.1}` stands for a call with keyword arguments. Names resolve only to what is
+defined in this package, in the few torch classes listed here, and in packages that the user trusts by name; a
+checkpoint's tree is held to fewer rooms still, those of plain constructors. An argument that the target does not
+take is an error that says which ones it takes.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 r"""Checkpoints: one file of tensors and plain values, with its digest beside it.
 
-A checkpoint is what `torch.save` makes of a dictionary of tensors and plain values, so that `torch.load(weights_only=True)` opens
-it and no code runs. `step_XXXXXXXX.pt` is written once and never changed; `step_XXXXXXXX.pt.sha256` holds the SHA-256 of the whole
-file, because the loader alone misses most single bit flips. The digest is written first: whatever has its name in place
-is complete. `last.pt` is a link to the newest.
+A checkpoint is what `torch.save` makes of a dictionary of tensors and plain values, so that
+`torch.load(weights_only=True)` opens it and no code runs. `step_XXXXXXXX.pt` is written once and never changed;
+`step_XXXXXXXX.pt.sha256` holds the SHA-256 of the whole file, because the loader alone misses most single bit flips.
+The digest is written first: whatever has its name in place is complete. `last.pt` is a link to the newest.
 
-Keys: `format`, `version`, `config` and `model` (JSON text), `data` (fingerprint), `step`, `weights`, `ema`, `optimizer`, `rng`.
+Keys: `format`, `version`, `config` and `model` (JSON text), `data` (fingerprint), `step`, `weights`, `ema`,
+    `optimizer`, `rng`.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def run_directory(path: Path) -> Path:
-    """The directory in which what is computed from a checkpoint belongs: its run's, or its own if it lies outside of one."""
+    """Where what is computed from a checkpoint belongs: its run directory, or its own if it lies outside of one."""
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 

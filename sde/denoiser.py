@@ -9,11 +9,11 @@ By Tweedie's formula one quantity in four forms describes a diffusion model:
     s = \nabla \log p_t(x_t).
 
 A network gives F, and each parametrisation says with which coefficients every form is read straight from it,
-:math:`a(t)\, x_t + b(t)\, F`, never one form through another: going from noise to :math:`x_0` and back in float32 loses 1e-4 for
-sub-VP at t = 1e-3 and 1e-2 at 1e-5.
+:math:`a(t)\, x_t + b(t)\, F`, never one form through another: going from noise to :math:`x_0` and back in float32
+loses 1e-4 for sub-VP at t = 1e-3 and 1e-2 at 1e-5.
 
-Efron, Tweedie's Formula and Selection Bias, 2011; Ho et al. 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho 2022,
-https://arxiv.org/abs/2202.00512; Karras et al. 2022, https://arxiv.org/abs/2206.00364.
+Efron, Tweedie's Formula and Selection Bias, 2011; Ho et al. 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho
+2022, https://arxiv.org/abs/2202.00512; Karras et al. 2022, https://arxiv.org/abs/2206.00364.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ Coefficients = tuple[Tensor | None, Tensor]
 class Denoiser(nn.Module, ABC):
     r"""A module that knows its process and answers :math:`E[x_0 \mid x_t]`.
 
-    A leaf sets the attribute `process` and defines :meth:`forward`. The other readings follow from it; a leaf that can give
-    one more directly replaces :meth:`score` and :meth:`velocity`. Guidance and conditioning take a denoiser and
-    return a denoiser.
+    A leaf sets the attribute `process` and defines :meth:`forward`. The other readings follow from it; a leaf that
+    can give one more directly replaces :meth:`score` and :meth:`velocity`. Guidance and conditioning take a denoiser
+    and return a denoiser.
     """
 
     process: SDE
@@ -94,8 +94,9 @@ class Parametrisation(ABC):
     r"""What a network's output F means: the coefficients of every reading :math:`a(t)\, x_t + b(t)\, F`.
 
     Attributes:
-        data_std: the network is fed :math:`x_t / \sqrt{\alpha_t^2 \mathrm{data\_std}^2 + \sigma_t^2}`, which has unit variance for
-            data of that standard deviation; None feeds :math:`x_t` as it stands. For VP and `data_std=1` both are the same.
+        data_std: the network is fed :math:`x_t / \sqrt{\alpha_t^2 \mathrm{data\_std}^2 + \sigma_t^2}`, which has
+            unit variance for data of that standard deviation; None feeds :math:`x_t` as it stands. For VP and
+            `data_std=1` both are the same.
     """
 
     data_std: float | None
@@ -183,7 +184,7 @@ class ScorePrediction(Parametrisation):
 
 @dataclass(frozen=True)
 class VelocityPrediction(Parametrisation):
-    r"""The network predicts the velocity, :math:`F = v = \alpha_t \varepsilon - \sigma_t x_0` (Salimans and Ho 2022)."""
+    r"""The network predicts the velocity, :math:`v = \alpha_t \varepsilon - \sigma_t x_0` (Salimans and Ho 2022)."""
 
     data_std: float | None = 1.0
 
@@ -255,7 +256,8 @@ class Time(NoiseLevel):
 class LogSNR(NoiseLevel):
     r"""The label :math:`-\mathrm{scale} \cdot \lambda_t`, which resolves the small times that a likelihood depends on.
 
-    Kingma et al. 2021, https://arxiv.org/abs/2107.00630. :math:`-\lambda_t/8` is the :math:`\tfrac14 \log\sigma` of EDM.
+    Kingma et al. 2021, https://arxiv.org/abs/2107.00630. :math:`-\lambda_t/8` is the :math:`\tfrac14 \log\sigma` of
+    EDM.
     """
 
     scale: float = 0.125
@@ -308,7 +310,7 @@ class NetworkDenoiser(Denoiser):
         out = self.network(x.to(dtype), self.level(self.process, t).to(device=x.device, dtype=dtype), **condition)
         if out.shape != x_t.shape:
             raise ValueError(
-                f"the network must answer in the shape of its input: expected {tuple(x_t.shape)}, got {tuple(out.shape)}"
+                f"a network answers in the shape of its input: expected {tuple(x_t.shape)}, got {tuple(out.shape)}"
             )
         a, b = reading
         read = expand(b, x_t) * out.to(x_t.dtype)

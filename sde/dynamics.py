@@ -5,20 +5,21 @@ Running a process backwards in time is, for any :math:`\eta \ge 0`,
 .. math::
     dx = \Big[ f(t) x - \frac{1 + \eta^2}{2} g(t)^2 \nabla \log p_t(x) \Big] dt + \eta\, g(t)\, d\bar w,
 
-with the same marginals :math:`p_t` for every eta: the reverse SDE for 1 (Anderson 1982), the probability-flow ODE for 0 (Song et
-al. 2021, equation 13 of section 4.3 and appendix D). Along the flow the log-density changes by
+with the same marginals :math:`p_t` for every eta: the reverse SDE for 1 (Anderson 1982), the probability-flow ODE
+for 0 (Song et al. 2021, equation 13 of section 4.3 and appendix D). Along the flow the log-density changes by
 :math:`d \log p_t(x_t) = -\nabla \cdot \tilde f(x_t, t)\, dt` (Chen et al. 2018, https://arxiv.org/abs/1806.07366).
 
-**The joint.** The state is a tuple of tensors of leading size B: (x,), or (x, log-density). Every dynamics has a drift and a
-diffusion. A diffusion model's is :class:`Semilinear`, and what its solvers need is offered in parts:
+**The joint.** The state is a tuple of tensors of leading size B: (x,), or (x, log-density). Every dynamics has a
+drift and a diffusion. A diffusion model's is :class:`Semilinear`, and what its solvers need is offered in parts:
 
-- the drift is :math:`f(t)\, x + c(t)\, s(x, t)` with :meth:`Semilinear.linear` and :meth:`Semilinear.gain` functions of time alone,
-  so that a solver computes them for a whole grid at once and calls only the network in its loop;
-- the network's readings `score`, `noise` and `x0` come as tuples in the layout of the state. The entry of the log-density
-  holds minus the divergence of the reading: what the x-entry moves by, the log-density loses;
-- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.weights` says how an entry of a reading
-  scales when x is measured in other units. An exponential integrator in noise prediction, say, is then
-  `u = propagate(state, -log_alpha)`, `u' = weights(alpha) * noise` over the clock :math:`\sigma/\alpha`, whatever the state holds.
+- the drift is :math:`f(t)\, x + c(t)\, s(x, t)` with :meth:`Semilinear.linear` and :meth:`Semilinear.gain` functions of
+  time alone, so that a solver computes them for a whole grid at once and calls only the network in its loop;
+- the network's readings `score`, `noise` and `x0` come as tuples in the layout of the state. The entry of the
+  log-density holds minus the divergence of the reading: what the x-entry moves by, the log-density loses;
+- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.weights` says how an entry of a
+  reading scales when x is measured in other units. An exponential integrator in noise prediction, say, is then
+  `u = propagate(state, -log_alpha)`, `u' = weights(alpha) * noise` over the clock :math:`\sigma/\alpha`, whatever the
+  state holds.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class Semilinear(Dynamics):
     eta: float
 
     @abstractmethod
+    def select(self, index: Tensor) -> Semilinear:
+        """As in :class:`Dynamics`."""
+
+    @abstractmethod
     def linear(self, t: Tensor) -> Tensor:
         """The coefficient f(t) of x in the drift, in the shape of `t`."""
 
@@ -99,7 +104,7 @@ class Semilinear(Dynamics):
 
     @abstractmethod
     def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
-        """For each entry of a reading the factor that makes it a rate of x / scale: 1 for x, `scale` for the log-density."""
+        """What makes each entry of a reading a rate of x / scale: a factor 1 for x, `scale` for the log-density."""
 
     def nonlinear(self, state: State, t: Tensor) -> State:
         """The drift without its linear part, `gain(t) * score`."""
@@ -174,8 +179,8 @@ class WithLogDensity(Semilinear):
 
     .. math:: \frac{dl}{dt} = -\nabla \cdot \tilde f = -D f(t) - c(t)\, \nabla \cdot s(x, t)
 
-    Started from l = 0 at one end, l at the other is the change of :math:`\log p_t(x_t)` along the way, once for each of the P
-    estimates that the trace gives. The linear part, D f, is not estimated.
+    Started from l = 0 at one end, l at the other is the change of :math:`\log p_t(x_t)` along the way, once for each
+    of the P estimates that the trace gives. The linear part, D f, is not estimated.
 
     Args:
         flow: a dynamics with eta = 0 over the state (x,).

@@ -1,8 +1,8 @@
 r"""The exact oracle: distributions whose diffusion is known in closed form.
 
-For each of them the marginal :math:`p_t(x_t) = \int p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)\, dx_0` of any process at any time,
-its score and the denoiser :math:`E[x_0|x_t]` have formulas. They define what "correct" means in the tests and carry the
-comparison of solvers. Log-densities are in nats.
+For each of them the marginal :math:`p_t(x_t) = \int p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)\, dx_0` of
+any process at any time, its score and the denoiser :math:`E[x_0|x_t]` have formulas. They define what "correct" means
+in the tests and carry the comparison of solvers. Log-densities are in nats.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Marginal:
 class Mixture(Target):
     r"""A mixture of Gaussians :math:`\sum_k w_k \mathcal N(\mu_k, \Sigma_k)`.
 
-    Under a process it stays one, with means :math:`\alpha\mu_k` and covariances :math:`\alpha^2\Sigma_k + \sigma^2 I`, which are inverted in the
-    eigenbasis of :math:`\Sigma_k`.
+    Under a process it stays one, with means :math:`\alpha\mu_k` and covariances
+    :math:`\alpha^2\Sigma_k + \sigma^2 I`, which are inverted in the eigenbasis of :math:`\Sigma_k`.
 
     Args:
         weights: with shape (K,), positive; they are normalised.
@@ -187,8 +187,8 @@ class Gaussian(Target):
 class Empirical(Target):
     r"""The empirical distribution of a set of points, of any event shape.
 
-    Its denoiser is what a network of unlimited capacity would learn from these points: a softmax average of them. It has a
-    density at every noise level but none when clean.
+    Its denoiser is what a network of unlimited capacity would learn from these points: a softmax average of them. It
+    has a density at every noise level but none when clean.
 
     Args:
         points: with shape (K, *).
@@ -223,7 +223,8 @@ class Empirical(Target):
 class Uniform(Target):
     r"""The uniform distribution on a box, the truth of dequantised noise images.
 
-    Each coordinate's posterior is a normal truncated to [low, high]. With :math:`u = (x - \alpha l)/\sigma` and :math:`v = (x - \alpha h)/\sigma`
+    Each coordinate's posterior is a normal truncated to [low, high]. With :math:`u = (x - \alpha l)/\sigma` and
+    :math:`v = (x - \alpha h)/\sigma`
 
     .. math::
         p_t(x) = \frac{\Phi(u) - \Phi(v)}{\alpha (h - l)}, \qquad

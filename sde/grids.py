@@ -1,7 +1,7 @@
 r"""Time grids: where a fixed-step solver evaluates, independent of how the network was trained.
 
-A grid maps (process, number of steps, two ends) to times :math:`t_0 > t_1 > \dots > t_N` in float64 that begin and end exactly
-at the ends asked for; encoding runs the same grid the other way round.
+A grid maps (process, number of steps, two ends) to times :math:`t_0 > t_1 > \dots > t_N` in float64 that begin and
+end exactly at the ends asked for; encoding runs the same grid the other way round.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ class LogSNR(Grid):
 
 @dataclass(frozen=True)
 class Karras(Grid):
-    r"""Times at which :math:`\tilde\sigma = \sigma_t/\alpha_t` has evenly spaced powers (Karras et al. 2022, equation 5).
+    r"""Times at which :math:`\tilde\sigma = \sigma_t/\alpha_t` has evenly spaced powers (Karras et al. 2022, eq. 5).
 
-    .. math:: \tilde\sigma_i = \Big(\tilde\sigma_0^{1/\rho} + \tfrac{i}{N} (\tilde\sigma_N^{1/\rho} - \tilde\sigma_0^{1/\rho})\Big)^\rho
+    .. math:: \tilde\sigma_i = \Big(\tilde\sigma_0^{1/\rho} + \tfrac{i}{N} (\tilde\sigma_N^{1/\rho} -
+    \tilde\sigma_0^{1/\rho})\Big)^\rho
 
     Args:
         rho: the power; 7 is the paper's, larger ones crowd the steps towards the data end.

@@ -23,7 +23,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from sde.files import write_atomically
+from .files import write_atomically
 
 _MAGIC = b"\x89SDEJNL1"
 _MARK = b"\x89record\n"

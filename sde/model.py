@@ -146,7 +146,8 @@ def from_checkpoint(
     denoiser = build(tree["denoiser"], rooms=MODEL_ROOMS, trust=trust, network=network, process=process)
     if ema is not None and ema not in content["ema"]:
         raise ValueError(
-            f"this checkpoint has no EMA {ema!r}: it has {', '.join(content['ema']) or 'none'}; ema=None loads the raw weights"
+            f"this checkpoint has no EMA {ema!r}: it has {', '.join(content['ema']) or 'none'}; "
+            "ema=None loads the raw weights"
         )
     denoiser.load_state_dict(content["weights"] if ema is None else content["ema"][ema])
     return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]))

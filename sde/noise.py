@@ -8,9 +8,9 @@ the parts of the address,
     k_0 = m(\mathrm{seed}), \quad k_{j+1} = m(k_j \oplus m(\mathrm{part}_j)), \quad
     h_e = m(k + (e + 1)\,\gamma), \qquad e = 0, 1, \dots
 
-in wrapping 64-bit integers, which every device computes alike. Its upper and lower 32 bits give two uniforms and, by Box
-and Muller, two normals. In one dtype the normals are the same bit for bit on one type of device; float32 and float64 give
-the same normals up to rounding. The largest normal is 6.8.
+in wrapping 64-bit integers, which every device computes alike. Its upper and lower 32 bits give two uniforms and, by
+Box and Muller, two normals. In one dtype the normals are the same bit for bit on one type of device; float32 and
+float64 give the same normals up to rounding. The largest normal is 6.8.
 
 Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014, https://doi.org/10.1145/2714064.2660195;
 Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011, https://doi.org/10.1145/2063384.2063405.

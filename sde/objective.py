@@ -4,10 +4,10 @@ With :math:`x_t = \alpha_t x_0 + \sigma_t z` every loss here is an expectation o
 
 .. math:: w(t)\, \| \hat\varepsilon(x_t, t) - z \|^2 = w(t)\, \sigma_t^2\, \| s(x_t, t) - \nabla \log q(x_t | x_0) \|^2.
 
-:math:`w = 1` is the simple loss of Ho et al. 2020 (equation 14); :math:`w = g^2/\sigma^2` is the likelihood weighting, with which half
-the summed loss, integrated over time, bounds the negative log-likelihood up to a constant (Song et al. 2021b,
-https://arxiv.org/abs/2101.09258, theorem 1). Because :math:`g^2/\sigma^2 = -d\lambda/dt` for every process, drawing times evenly in the
-log-SNR is the importance sampling that makes that loss's weight constant.
+:math:`w = 1` is the simple loss of Ho et al. 2020 (equation 14); :math:`w = g^2/\sigma^2` is the likelihood
+weighting, with which half the summed loss, integrated over time, bounds the negative log-likelihood up to a constant
+(Song et al. 2021b, https://arxiv.org/abs/2101.09258, theorem 1). Because :math:`g^2/\sigma^2 = -d\lambda/dt` for
+every process, drawing times evenly in the log-SNR is the importance sampling that makes that loss's weight constant.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class UniformTimes(Times):
 
 @dataclass(frozen=True)
 class UniformLogSNR(Times):
-    r"""Times drawn evenly in log-SNR between its ends: with the likelihood weighting the importance sampling of Song et al.
+    r"""Times drawn evenly in log-SNR: with the likelihood weighting the importance sampling of Song et al.
     2021b, under which every draw has the same weight."""
 
     def __call__(self, process: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,8 +138,8 @@ class DenoisingScoreMatching(Objective):
     Args:
         weighting: w(t).
         times: how times are drawn.
-        mean: the mean over the event's dimensions; False gives half their sum, which with the likelihood weighting is in
-            nats per unit of time.
+        mean: the mean over the event's dimensions; False gives half their sum, which with the likelihood weighting
+            is in nats per unit of time.
     """
 
     weighting: Weighting = Simple()

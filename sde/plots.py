@@ -1,4 +1,4 @@
-r"""Pictures of what a run made: grids of images, scatter plots, loss curves. Matplotlib is imported when one is drawn."""
+r"""Pictures of what a run made: grids of images, scatter plots, loss curves. Matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .data import Scaling
 
 
 def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling) -> None:
-    """Draws samples as a PNG: images as a grid, points in the plane as a scatter plot, other vectors and signals as lines.
+    """Draws samples as a PNG: images as a grid, points in the plane as a scatter plot, other vectors and signals as
+    lines.
 
     Args:
         path: the file to write.

@@ -1,7 +1,7 @@
 r"""Run directories: a training run from its config, and everything it leaves behind.
 
-A run directory holds `config.yaml`, `metrics.jsonl`, `checkpoints/` and `samples/`. The same config continues the run that is
-there; another one is refused. What does not change a result may differ: see :data:`FREE`.
+A run directory holds `config.yaml`, `metrics.jsonl`, `checkpoints/` and `samples/`. The same config continues the
+run that is there; another one is refused. What does not change a result may differ: see :data:`FREE`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ FREE = ("steps", "device", "run_dir", "log_every", "save_every", "validate_every
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
     """The denoiser that a config describes for a data set, and the plain tree from which a checkpoint rebuilds it.
 
-    What a network has to know of the data (`channels`, `features`, `rank`) is filled in where the config leaves it null.
+    What a network has to know of the data (`channels`, `features`, `rank`) is filled in where the config leaves it
+    null.
 
     Args:
         config: the trees `sde`, `network` and `denoiser`, and `trust`.
@@ -93,11 +94,13 @@ class Run:
         if stored is not None:
             for difference in differences(stored, config):
                 raise ValueError(
-                    f"{self.directory} belongs to another config: {difference}; give another run_dir=, or the same settings"
+                    f"{self.directory} belongs to another config: {difference}; "
+                    "give another run_dir=, or the same settings"
                 )
         elif self.directory.is_dir() and any(self.directory.iterdir()):
             raise ValueError(
-                f"{self.directory} is not empty and holds no config.yaml, so it is no run directory; give another run_dir="
+                f"{self.directory} is not empty and holds no config.yaml, so it is no run directory; "
+                "give another run_dir="
             )
         self._sums: list[float] = []
 
@@ -164,8 +167,8 @@ class Run:
         """Takes in a step's report; now and then appends a line to the metrics.
 
         Returns:
-            What was appended: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`, `valid_loss`; empty
-            between lines.
+            What was appended: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`,
+            `valid_loss`; empty between lines.
         """
         self._sums.append(report.loss)
         line: dict[str, float] = {}

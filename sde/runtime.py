@@ -27,7 +27,8 @@ def choose_device(name: str = "auto") -> torch.device:
         return device
     if (device.index or 0) >= available.get(device.type, 0):
         raise ValueError(
-            f"device={name!r} was asked for, but this machine has {available['cuda']} CUDA devices; use device=auto or device=cpu"
+            f"device={name!r} was asked for, but this machine has {available['cuda']} CUDA devices; "
+            "use device=auto or device=cpu"
         )
     return device
 

@@ -61,8 +61,8 @@ def sample(
         condition: tensors of leading size B, or scalars, handed to the denoiser by name.
         prior: anything with `sample(n, generator=)` to start from instead of the process's prior.
         x_T: the state at `t_max` to start from, instead of a draw.
-        eta: the share of noise of the dynamics, 1 for the reverse SDE, 0 for the probability flow; the solver's own kind
-            by default.
+        eta: the share of noise of the dynamics, 1 for the reverse SDE, 0 for the probability flow; the solver's own
+            kind by default.
         denoise: add one Tweedie step at `t_min`, :math:`E[x_0 | x]`, which removes the noise that is left there.
         dtype: the dtype of the state; the denoiser's by default.
         device: the device of the state; the denoiser's by default.

@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from sde.files import Lock, remove_temporaries, write_atomically
-from sde.journal import Journal
-from sde.results import Job, Plain, Results, encode, load, read
+from .files import Lock, remove_temporaries, write_atomically
+from .journal import Journal
+from .results import Job, Plain, Results, encode, load, read
 
 
 class Store:

@@ -3,9 +3,9 @@ r"""Traces: the divergence of a vector field, exact or estimated.
 .. math:: \nabla \cdot h(x) = \operatorname{tr} \frac{\partial h}{\partial x}
           = E_v\Big[ v^\top \frac{\partial h}{\partial x} v \Big], \qquad E[v v^\top] = I
 
-Each evaluation is one forward of the network and one vector-Jacobian product per probe. Probes are keyed by (seed, sample,
-probe) and stay fixed along a trajectory, so that the solver sees a smooth integrand and two models can be compared under
-the same probes.
+Each evaluation is one forward of the network and one vector-Jacobian product per probe. Probes are keyed by (seed,
+sample, probe) and stay fixed along a trajectory, so that the solver sees a smooth integrand and two models can be
+compared under the same probes.
 
 Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix, 1989; Grathwohl et al., FFJORD, 2019,
 https://arxiv.org/abs/1810.01367; Skilling 1989.

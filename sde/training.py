@@ -1,8 +1,9 @@
 r"""Training: a generator of steps whose whole state is a function of the seed and the step.
 
-Batches, times, noise and dequantisation are keyed by (seed, position), so that a run stopped anywhere and continued is bit
-for bit the undisturbed one; only dropout draws from torch's global generator, whose state the checkpoint keeps. The
-learning rate warms up and then stays: no schedule here depends on the number of steps, so that a run can go on further.
+Batches, times, noise and dequantisation are keyed by (seed, position), so that a run stopped anywhere and continued
+is bit for bit the undisturbed one; only dropout draws from torch's global generator, whose state the checkpoint
+keeps. The learning rate warms up and then stays: no schedule here depends on the number of steps, so that a run can
+go on further.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Training:
         return state_like(self.denoiser).device
 
     def check(self) -> None:
-        """Computes the loss of two samples without a step, so that a network that does not fit the data is found at once."""
+        """Computes the loss of two samples without a step: finds a network that does not fit the data at once."""
         x0, condition = self._batch(0)
         two = {name: value[:2] for name, value in condition.items()}
         with torch.no_grad(), evaluating(self.denoiser):

@@ -18,9 +18,9 @@ __all__ = [
     "gaussians",
 ]
 
-from sde.data.arrays import arrays
-from sde.data.dataset import DataSet, Split, hold_out, split_off
-from sde.data.digits import digits
-from sde.data.images import images
-from sde.data.scaling import Scaling
-from sde.data.toys import checkerboard, gaussians, moons, rings, swissroll
+from .arrays import arrays
+from .dataset import DataSet, Split, hold_out, split_off
+from .digits import digits
+from .images import images
+from .scaling import Scaling
+from .toys import checkerboard, gaussians, moons, rings, swissroll

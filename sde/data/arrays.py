@@ -37,8 +37,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sde.data.dataset import DataSet, Split, hold_out, split_off
-from sde.data.scaling import Scaling
+from .dataset import DataSet, Split, hold_out, split_off
+from .scaling import Scaling
 
 Array = NDArray[Any]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde.data.scaling import Scaling
+from .scaling import Scaling
 
 
 @dataclass(frozen=True, eq=False)

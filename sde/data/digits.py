@@ -12,8 +12,8 @@ __all__ = ["digits"]
 import numpy as np
 import torch
 
-from sde.data.dataset import DataSet, Split, hold_out
-from sde.data.scaling import Scaling
+from .dataset import DataSet, Split, hold_out
+from .scaling import Scaling
 
 
 def digits(*, low: float = -1.0, high: float = 1.0, holdout: float = 0) -> DataSet:

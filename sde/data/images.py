@@ -32,8 +32,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from sde.data.dataset import DataSet, Split, hold_out, split_off
-from sde.data.scaling import Scaling
+from .dataset import DataSet, Split, hold_out, split_off
+from .scaling import Scaling
 
 # The formats are listed, because among those that Pillow knows is one that calls an interpreter (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")

@@ -28,8 +28,8 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from sde.data.dataset import DataSet, Split, hold_out
-from sde.data.scaling import Scaling
+from .dataset import DataSet, Split, hold_out
+from .scaling import Scaling
 
 Array = NDArray[np.floating[Any]]
 Points = tuple[Array, "NDArray[np.int64] | None"]  # (N, 2), and (N,) labels where the toy has components

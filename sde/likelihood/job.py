@@ -86,7 +86,7 @@ def score(
                 "standard_error": r.standard_error,
                 "nfe": r.nfe,
             }
-            # A batch is computed whole even where a part of it is done, so that its rows are those of an undisturbed job.
+            # A batch is computed whole even where a part of it is done: its rows are those of an undisturbed job.
             new = torch.isin(index, left)
             yield {name: value.cpu()[new].numpy() for name, value in rows.items()}
 

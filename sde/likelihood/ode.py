@@ -4,7 +4,8 @@ r"""Likelihoods by the instantaneous change of variables along the probability f
     \log p_{t_{\min}}(x) = \log p_{\mathrm{prior}}(x_T)
         + \int_{t_{\min}}^{t_{\max}} \nabla \cdot \tilde f(x_t, t)\, dt
 
-Chen et al., Neural Ordinary Differential Equations, 2018, https://arxiv.org/abs/1806.07366, theorem 1; Song et al. 2021, appendix D.2.
+Chen et al., Neural Ordinary Differential Equations, 2018, https://arxiv.org/abs/1806.07366, theorem 1; Song et al.
+2021, appendix D.2.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def log_prob(
 ) -> LogProb:
     r"""The log-density of data under a model, in nats.
 
-    It is the density of the state at `t_min`, on which the flow starts; for discrete data pass dequantised values and turn
-    the result into bits/dim with the data's scaling.
+    It is the density of the state at `t_min`, on which the flow starts; for discrete data pass dequantised values
+    and turn the result into bits/dim with the data's scaling.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
@@ -73,8 +74,8 @@ def log_prob(
         solver: a deterministic solver; :class:`sde.solvers.RungeKutta` by default, which steps each sample on its own.
         trace: how to compute the divergence; one Rademacher probe by default.
         seed: the seed of the probes.
-        index: the positions of the samples in their data set, int64 with shape (B,), which key the probes; 0 to B - 1 by
-            default.
+        index: the positions of the samples in their data set, int64 with shape (B,), which key the probes; 0 to B -
+            1 by default.
         condition: tensors of leading size B, or scalars, handed to the denoiser by name.
         prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`.
         atol: the absolute tolerance of the log-density in nats, for adaptive solvers; the solver's own by default.
@@ -107,12 +108,12 @@ def log_prob(
 def _check(x: Tensor, index: Tensor | None) -> None:
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(
-            f"log_prob: expected data of shape (B, *) with B >= 1 and at least one event dimension, got {tuple(x.shape)}"
+            f"log_prob: expected data of shape (B, *) with B >= 1 and an event dimension, got {tuple(x.shape)}"
         )
     if not x.is_floating_point():
         raise ValueError(
-            f"log_prob: expected floating-point data in the model's range, got {x.dtype}; dequantise and scale it first "
-            "(Scaling.to_model)"
+            f"log_prob: expected floating-point data in the model's range, got {x.dtype}; dequantise and "
+            "scale it first (Scaling.to_model)"
         )
     bad = ~x.flatten(1).isfinite().all(1)
     if bool(bad.any()):

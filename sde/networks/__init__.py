@@ -16,6 +16,6 @@ from __future__ import annotations
 
 __all__ = ["MLP", "Fourier", "LevelEmbedding", "Positional", "UNet"]
 
-from sde.networks.embedding import Fourier, LevelEmbedding, Positional
-from sde.networks.mlp import MLP
-from sde.networks.unet import UNet
+from .embedding import Fourier, LevelEmbedding, Positional
+from .mlp import MLP
+from .unet import UNet

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sde.networks.embedding import LevelEmbedding
+from .embedding import LevelEmbedding
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Layer = TypeVar("Layer", bound=nn.Module)

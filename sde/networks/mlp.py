@@ -18,8 +18,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde.networks.blocks import Context, linear, zeroed
-from sde.networks.embedding import LevelEmbedding, Positional
+from .blocks import Context, linear, zeroed
+from .embedding import LevelEmbedding, Positional
 
 
 class _Block(nn.Module):

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sde.networks.blocks import Context, Downsample, Stage, Upsample, conv, group_norm, zeroed
-from sde.networks.embedding import LevelEmbedding, Positional
+from .blocks import Context, Downsample, Stage, Upsample, conv, group_norm, zeroed
+from .embedding import LevelEmbedding, Positional
 
 
 class UNet(nn.Module):

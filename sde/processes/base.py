@@ -34,8 +34,8 @@ class SDE(ABC):
     r"""A forward process :math:`dx = f(t) x dt + g(t) dw`.
 
     A new process is a frozen dataclass with the fields `t_min` and `t_max` and the two methods :meth:`log_alpha` and
-    :meth:`var`. The methods :meth:`f`, :meth:`g2`, :meth:`log_snr`, :meth:`time` and :meth:`prior_var` have a default that follows
-    from these two; a leaf may replace them by a closed form that is faster or loses fewer digits.
+    :meth:`var`. The methods :meth:`f`, :meth:`g2`, :meth:`log_snr`, :meth:`time` and :meth:`prior_var` have a
+    default that follows from these two; a leaf may replace them by a closed form that is faster or loses fewer digits.
 
     Time has shape () or (B,), and every function of time answers in its shape and dtype.
 
@@ -62,8 +62,8 @@ class SDE(ABC):
 
     def g2(self, t: Tensor) -> Tensor:
         r"""The squared diffusion coefficient :math:`g(t)^2 = d\sigma_t^2/dt - 2 f(t) \sigma_t^2`."""
-        var, dvar = torch.func.jvp(self.var, (t,), (torch.ones_like(t),))
-        return dvar - 2.0 * self.f(t) * var
+        slope = torch.func.jvp(self.var, (t,), (torch.ones_like(t),))[1]
+        return slope - 2.0 * self.f(t) * self.var(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
         r"""The log signal-to-noise ratio :math:`\lambda_t = \log(\alpha_t^2/\sigma_t^2)`, decreasing in t."""
@@ -110,7 +110,8 @@ class SDE(ABC):
             t: the time, with shape () or (B,).
 
         Returns:
-            The mean :math:`\alpha_t x_0`, with shape (B, *), and the standard deviation :math:`\sigma_t`, in the shape of `t`.
+            The mean :math:`\alpha_t x_0`, with shape (B, *), and the standard deviation :math:`\sigma_t`, in the
+            shape of `t`.
         """
         return expand(self.alpha(t), x0) * x0, self.sigma(t)
 
@@ -119,7 +120,8 @@ class SDE(ABC):
 
         .. math::
             \alpha_{t|s} = \alpha_t / \alpha_s, \qquad
-            \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2 = -\sigma_t^2 \operatorname{expm1}(\lambda_t - \lambda_s)
+            \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2 = -\sigma_t^2 \operatorname{expm1}(\lambda_t -
+            \lambda_s)
 
         The last form keeps its digits when s is close to t.
 

@@ -1,6 +1,7 @@
 r"""The discrete DDPM chain, and the SDE that passes through it.
 
-A chain of N steps has :math:`q(x_i \mid x_{i-1}) = \mathcal N(\sqrt{1-\beta_i}\, x_{i-1}, \beta_i I)` for i = 1..N, so that with
+A chain of N steps has :math:`q(x_i \mid x_{i-1}) = \mathcal N(\sqrt{1-\beta_i}\, x_{i-1}, \beta_i I)` for i = 1..N,
+so that with
 :math:`\bar\alpha_i = \prod_{j \le i} (1 - \beta_j)`
 
 .. math::
@@ -74,8 +75,8 @@ class DiscreteChain:
     def quadratic(cls, n: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DiscreteChain:
         r"""The schedule whose :math:`\sqrt{\beta_i}` are evenly spaced, between the same ends as the linear one.
 
-        Song et al., Denoising Diffusion Implicit Models, 2021, https://arxiv.org/abs/2010.02502, section D.2 uses it for
-        time grids; as betas it is the schedule of latent diffusion.
+        Song et al., Denoising Diffusion Implicit Models, 2021, https://arxiv.org/abs/2010.02502, section D.2 uses it
+        for time grids; as betas it is the schedule of latent diffusion.
 
         Raises:
             ValueError: if a beta would reach 1, naming the smallest n that works.
@@ -86,7 +87,7 @@ class DiscreteChain:
 
     @classmethod
     def cosine(cls, n: int = 1000, offset: float = 0.008, largest: float = 0.999) -> DiscreteChain:
-        r"""The cosine schedule, :math:`\bar\alpha_i = h(i)/h(0)` with :math:`h(i) = \cos^2(\frac{i/n + s}{1 + s} \frac\pi2)`.
+        r"""The cosine schedule :math:`\bar\alpha_i = h(i)/h(0)` with :math:`h(i) = \cos^2(\frac{i/n + s}{1 + s} \frac\pi2)`.
 
         Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021,
         https://arxiv.org/abs/2102.09672, equation 17; betas are cut at `largest`.
@@ -102,7 +103,7 @@ class DiscreteChain:
 
     @functools.cached_property
     def log_alphas_bar(self) -> Tensor:
-        r""":math:`\log \bar\alpha_i` for i = 1..N, with shape (N,), summed in the log so that small betas keep their digits."""
+        r""":math:`\log \bar\alpha_i` for i = 1..N, with shape (N,); a sum of logs, so that small betas count."""
         return torch.log1p(-self.betas).cumsum(0)
 
     @property
@@ -170,8 +171,8 @@ class ChainSDE(SDE):
     r"""A discrete chain as a process in continuous time.
 
     :math:`\log\alpha_t` is the monotone cubic (PCHIP) through :math:`\tfrac12 \log\bar\alpha_i` at t = i/N, and
-    :math:`\sigma_t^2 = 1 - \alpha_t^2`, so that at t = i/N every kernel is the chain's own. Time runs from `t_min` = 1/N, the
-    smallest noise that a network of the chain has seen, to 1.
+    :math:`\sigma_t^2 = 1 - \alpha_t^2`, so that at t = i/N every kernel is the chain's own. Time runs from `t_min` =
+    1/N, the smallest noise that a network of the chain has seen, to 1.
 
     Fritsch and Butland, A Method for Constructing Local Monotone Piecewise Cubic Interpolants, 1984,
     https://doi.org/10.1137/0905021.

@@ -1,6 +1,7 @@
 r"""The variance-exploding process: the continuous limit of noise-conditional score networks (NCSN).
 
-.. math:: dx = \sigma_{\min} \Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t \sqrt{2 \log \frac{\sigma_{\max}}{\sigma_{\min}}}\, dw
+.. math:: dx = \sigma_{\min} \Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t \sqrt{2 \log
+\frac{\sigma_{\max}}{\sigma_{\min}}}\, dw
 
 Song et al. 2021, equations 9 and 31, https://arxiv.org/abs/2011.13456.
 """
@@ -24,9 +25,9 @@ class VE(SDE):
 
     .. math:: \alpha_t = 1, \qquad \sigma_t = \sigma_{\min} (\sigma_{\max}/\sigma_{\min})^t
 
-    Song et al. 2021, equation 31. The variance at t = 0 is :math:`\sigma_{\min}^2`, not 0: the data end is data plus noise
-    of that size. The prior is :math:`\mathcal N(0, \sigma_{\max}^2 I)`; `sigma_max` should be about the largest distance
-    between two data points.
+    Song et al. 2021, equation 31. The variance at t = 0 is :math:`\sigma_{\min}^2`, not 0: the data end is data plus
+    noise of that size. The prior is :math:`\mathcal N(0, \sigma_{\max}^2 I)`; `sigma_max` should be about the
+    largest distance between two data points.
 
     Args:
         sigma_min: the noise's standard deviation at t = 0, in units of the model's data range.

@@ -25,7 +25,7 @@ def linear_beta(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
 
 
 def linear_log_alpha(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
-    r""":math:`\log\alpha_t = -\tfrac12 \int_0^t \beta = -\tfrac14 t^2 (\beta_{\max} - \beta_{\min}) - \tfrac12 t \beta_{\min}`."""
+    r""":math:`\log\alpha_t = -\tfrac12 \int_0^t \beta(s)\, ds` for the linear :math:`\beta`."""
     return -t * (0.25 * t * (beta_max - beta_min) + 0.5 * beta_min)
 
 

@@ -1,7 +1,7 @@
 r"""Ancestral sampling: DDPM's reverse chain between any two times of any process.
 
-Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2; Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix F for VE;
-Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 15 for the variance.
+Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2; Song et al. 2021, https://arxiv.org/abs/2011.13456,
+appendix F for VE; Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 15 for the variance.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..dynamics import Dynamics, Semilinear
+from ..dynamics import Semilinear
 from .base import Step, UniformSteps, on_grid
 from .euler_maruyama import affine_step, one_entry
 
@@ -26,19 +26,20 @@ class Ancestral(UniformSteps):
         x_s = \frac{x_t + \sigma_{t|s}^2\, s(x_t, t)}{\alpha_{t|s}} + \tilde\sigma z, \qquad
         \tilde\sigma^2 = \Big(\frac{\sigma_s^2 \sigma_{t|s}^2}{\sigma_t^2}\Big)^{1 - v} \big(\sigma_{t|s}^2\big)^v
 
-    with the transition kernel :math:`q(x_t|x_s) = \mathcal N(\alpha_{t|s} x_s, \sigma_{t|s}^2 I)` of the process. On the grid i/N of a
+    with the transition kernel :math:`q(x_t|x_s) = \mathcal N(\alpha_{t|s} x_s, \sigma_{t|s}^2 I)` of the process. On
+    the grid i/N of a
     :class:`sde.ChainSDE` this is DDPM; for VE it is the sampler of Song et al., appendix F.
 
     Args:
         steps: the number of steps.
         grid: the rule for their times.
-        v: which variance: 0 is the posterior's (right for data that is a point), 1 the transition's (right for data that
-            is standard normal), the two extremes of Ho et al.; between them their geometric mean.
+        v: which variance: 0 is the posterior's (right for data that is a point), 1 the transition's (right for data
+            that is standard normal), the two extremes of Ho et al.; between them their geometric mean.
     """
 
     v: float = 0.0
 
-    needs: ClassVar[type[Dynamics]] = Semilinear
+    needs: ClassVar[type] = Semilinear
     eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 r"""The one interface of all solvers.
 
-A solver is a frozen description of a method. It meets a dynamics in :meth:`Solver.bind`, which refuses what does not fit
-before the first network call and computes everything that depends on time alone. The result, a :class:`Run`, has `init`
-and `step`; what a multistep method remembers is part of the :class:`Progress` that `step` passes on. Solvers know no
-network, no likelihood and no image, count nothing and never touch the grad mode.
+A solver is a frozen description of a method. It meets a dynamics in :meth:`Solver.bind`, which refuses what does not
+fit before the first network call and computes everything that depends on time alone. The result, a :class:`Run`, has
+`init` and `step`; what a multistep method remembers is part of the :class:`Progress` that `step` passes on. Solvers
+know no network, no likelihood and no image, count nothing and never touch the grad mode.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Solver(ABC):
         draws: whether it draws noise even where the dynamics has none.
     """
 
-    needs: ClassVar[type[Dynamics]] = Dynamics
+    needs: ClassVar[type] = Dynamics
     eta: ClassVar[float]
     draws: ClassVar[bool] = False
 

@@ -1,7 +1,7 @@
 r"""Euler-Maruyama, the simplest discretisation of an SDE.
 
-Maruyama, Continuous Markov Processes and Stochastic Equations, 1955; Kloeden and Platen, Numerical Solution of Stochastic
-Differential Equations, 1992, section 9.1; Song et al. 2021, https://arxiv.org/abs/2011.13456.
+Maruyama, Continuous Markov Processes and Stochastic Equations, 1955; Kloeden and Platen, Numerical Solution of
+Stochastic Differential Equations, 1992, section 9.1; Song et al. 2021, https://arxiv.org/abs/2011.13456.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EulerMaruyama(UniformSteps):
         grid: the rule for their times.
     """
 
-    needs: ClassVar[type[Dynamics]] = Semilinear
+    needs: ClassVar[type] = Semilinear
     eta: ClassVar[float] = 1.0
 
     def refusal(self, dynamics: Any) -> str | None:

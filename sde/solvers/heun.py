@@ -1,7 +1,7 @@
 r"""Heun's method for the probability flow.
 
-Heun, Neue Methoden zur approximativen Integration der Differentialgleichungen einer unabhängigen Veränderlichen, 1900; Karras
-et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1 without its churn.
+Heun, Neue Methoden zur approximativen Integration der Differentialgleichungen einer unabhängigen Veränderlichen,
+1900; Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1 without its churn.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..dynamics import Dynamics, Semilinear
+from ..dynamics import Semilinear
 from .base import Step, UniformSteps, on_grid
 from .euler_maruyama import affine_step, one_entry
 
@@ -24,15 +24,15 @@ class ReverseDiffusion(UniformSteps):
     .. math::
         x_s = (2 - \alpha_{t|s})\, x_t + \tfrac{1 + \eta^2}{2} \sigma_{t|s}^2\, s(x_t, t) + \eta\, \sigma_{t|s} z
 
-    with the exact transition kernel of the process, which for a :class:`sde.ChainSDE` on the grid i/N is the DDPM step and
-    for VE the NCSN step (Song et al. 2021, equations 46 to 50).
+    with the exact transition kernel of the process, which for a :class:`sde.ChainSDE` on the grid i/N is the DDPM
+    step and for VE the NCSN step (Song et al. 2021, equations 46 to 50).
 
     Args:
         steps: the number of steps.
         grid: the rule for their times.
     """
 
-    needs: ClassVar[type[Dynamics]] = Semilinear
+    needs: ClassVar[type] = Semilinear
     eta: ClassVar[float] = 1.0
 
     def refusal(self, dynamics: Any) -> str | None:

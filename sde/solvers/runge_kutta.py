@@ -1,7 +1,7 @@
 r"""Adaptive Runge-Kutta methods that step every sample on its own.
 
-The step size of a sample follows from its own error alone, so that its result does not depend on its batch, and a sample
-that has arrived leaves the batch: no network call is spent on it while others go on.
+The step size of a sample follows from its own error alone, so that its result does not depend on its batch, and a
+sample that has arrived leaves the batch: no network call is spent on it while others go on.
 
 Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, 1993, section II.4.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
 from ..shapes import expand
-from .base import Progress, Run, Solver
+from .base import Progress, Run, Solver, combine
 from .euler import no_noise
 from .tableaus import DORMAND_PRINCE, Tableau
 
@@ -31,8 +31,8 @@ class RungeKutta(Solver):
     r"""An embedded Runge-Kutta pair with per-sample error control.
 
     A step is accepted when, for every entry of the state, the root mean square over the sample of
-    error / (atol + rtol max(\|x\|, \|x'\|)) is at most 1. An entry with a tolerance of its own, such as the log-density of a
-    likelihood, is held to that instead.
+    error / (atol + rtol max(\|x\|, \|x'\|)) is at most 1. An entry with a tolerance of its own, such as the
+    log-density of a likelihood, is held to that instead.
 
     Args:
         tableau: the pair; Dormand and Prince's by default.
@@ -140,7 +140,7 @@ class _AdaptiveRun(Run):
         return direction * torch.minimum(100.0 * guess, h).clamp(max=abs(self.stop - self.start))
 
     def _norm(self, value: State, x: State, y: State) -> Tensor:
-        """The largest, over the entries, of the root mean square of `value` in units of the tolerance; (B,), float64."""
+        """The largest over the entries of the root mean square of `value` over its tolerance, float64 (B,)."""
         norms = []
         for v, a, b, own in zip(value, x, y, self.dynamics.tolerances):
             scale = self.solver.atol + self.solver.rtol * torch.maximum(a.abs(), b.abs()) if own is None else own
@@ -152,8 +152,9 @@ class _AdaptiveRun(Run):
         if bool(stuck.any()):
             i = int(stuck.nonzero()[0])
             raise FloatingPointError(
-                f"{self.solver.tableau.name}: sample {int(m.active[i])} is stuck at t={t[i].item():.6g}: no step is small "
-                "enough for the tolerance, or the drift is not finite there; check the denoiser at this time, or raise rtol and atol"
+                f"{self.solver.tableau.name}: sample {int(m.active[i])} is stuck at t={t[i].item():.6g}: no "
+                "step is small enough for the tolerance, or the drift is not finite there; check the denoiser at this "
+                "time, or raise rtol and atol"
             )
         if progress.k + 1 >= self.solver.max_steps:
             i = int((self.stop - t).abs().argmax())
@@ -181,8 +182,7 @@ def _where(mask: Tensor, yes: State, no: State) -> State:
 
 def _weighted(weights: tuple[float, ...], slopes: list[State]) -> State:
     """sum_i w_i k_i, entry by entry; the weights that are 0 are passed over."""
-    pairs = [(w, k) for w, k in zip(weights, slopes) if w]
-    return tuple(sum(w * k[i] for w, k in pairs) for i in range(len(slopes[0])))
+    return combine(*((w, slope) for w, slope in zip(weights, slopes) if w))
 
 
 def _advance(x: State, h: Tensor, weights: tuple[float, ...], slopes: list[State]) -> State:

@@ -1,7 +1,7 @@
 r"""The solvers of `scipy.integrate.solve_ivp`, as the reference.
 
-SciPy integrates one vector: by default the whole batch is that vector, with one step size and one error norm for all its
-samples, so that a sample's result depends on its batch mates. `per_sample=True` solves every sample on its own.
+SciPy integrates one vector: by default the whole batch is that vector, with one step size and one error norm for all
+its samples, so that a sample's result depends on its batch mates. `per_sample=True` solves every sample on its own.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ class Tableau:
     Attributes:
         name: its usual name.
         order: the order of the solution that is carried on.
-        a: row i holds the coefficients of stage i + 1 over the stages before it; the last row is `b` without its final 0.
+        a: row i holds the coefficients of stage i + 1 over the stages before it; the last row is `b` without its
+            final 0.
         e: the weights of the error estimate, one more than `a` has rows.
     """
 
