@@ -5,14 +5,15 @@ __all__ = [
     "Conditioned",
     "DataPrediction",
     "Denoiser",
-    "LogSNR",
+    "LogSNRLevel",
     "NetworkDenoiser",
     "NoiseLevel",
     "NoisePrediction",
     "Parametrisation",
     "ScorePrediction",
-    "Time",
+    "TimeLevel",
     "VelocityPrediction",
+    "Wrapper",
     "Dynamics",
     "Reverse",
     "Semilinear",
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "load",
     "Noise",
+    "NoiseSource",
     "StepNoise",
     "Stream",
     "SDE",
@@ -32,6 +34,7 @@ __all__ = [
     "SubVP",
     "Samples",
     "encode",
+    "expand",
     "sample",
     "Exact",
     "Hutchinson",
@@ -45,26 +48,25 @@ __all__ = [
 ]
 
 from . import data, exact, grids, networks, objective, solvers
-from .denoiser import (
+from .denoiser import Conditioned, Denoiser, NetworkDenoiser, Wrapper
+from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
+from .likelihood import LogProb, log_prob
+from .model import Model, load
+from .noise import Noise, NoiseSource, StepNoise, Stream
+from .parametrisation import (
     EDM,
-    Conditioned,
     DataPrediction,
-    Denoiser,
-    LogSNR,
-    NetworkDenoiser,
+    LogSNRLevel,
     NoiseLevel,
     NoisePrediction,
     Parametrisation,
     ScorePrediction,
-    Time,
+    TimeLevel,
     VelocityPrediction,
 )
-from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
-from .likelihood import LogProb, log_prob
-from .model import Model, load
-from .noise import Noise, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
+from .shapes import expand
 from .trace import Exact, Hutchinson, Trace
 
 __version__ = "0.1.0"

@@ -16,10 +16,10 @@ drift and a diffusion. A diffusion model's is :class:`Semilinear`, and what its 
   time alone, so that a solver computes them for a whole grid at once and calls only the network in its loop;
 - the network's readings `score`, `noise` and `x0` come as tuples in the layout of the state. The entry of the
   log-density holds minus the divergence of the reading: what the x-entry moves by, the log-density loses;
-- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.weights` says how an entry of a
-  reading scales when x is measured in other units. An exponential integrator in noise prediction, say, is then
-  `u = propagate(state, -log_alpha)`, `u' = weights(alpha) * noise` over the clock :math:`\sigma/\alpha`, whatever the
-  state holds.
+- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.rate` says how fast the rest
+  moves the state in other units. An exponential integrator in noise prediction is `u = propagate(state, -log_alpha)`
+  with `du = rate(noise, alpha)` over the clock :math:`\sigma/\alpha`; in data prediction it is
+  `u = propagate(state, -log_sigma)` with `du = rate(x0, sigma)` over :math:`\alpha/\sigma`. Both serve every state.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Semilinear(Dynamics):
         """The state after the linear part alone has scaled x by `exp(log_scale)`, of shape () or (B,)."""
 
     @abstractmethod
-    def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
-        """What makes each entry of a reading a rate of x / scale: a factor 1 for x, `scale` for the log-density."""
+    def rate(self, reading: State, scale: Tensor | float) -> State:
+        """The reading as a rate of u = x / scale: as it is for x, times `scale` for the log-density."""
 
     def nonlinear(self, state: State, t: Tensor) -> State:
         """The drift without its linear part, `gain(t) * score`."""
@@ -164,10 +164,10 @@ class Reverse(Semilinear):
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         (x,) = state
-        return (expand(torch.as_tensor(log_scale).exp(), x) * x,)
+        return (expand(torch.as_tensor(log_scale, dtype=torch.float64).exp(), x) * x,)
 
-    def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
-        return (1.0,)
+    def rate(self, reading: State, scale: Tensor | float) -> State:
+        return reading
 
     def select(self, index: Tensor) -> Reverse:
         return replace(self, denoiser=self.denoiser.select(index))
@@ -247,8 +247,12 @@ class WithLogDensity(Semilinear):
         change = expand(torch.as_tensor(log_scale, dtype=torch.float64), log_density)
         return (*self.flow.propagate((x,), log_scale), log_density - event_dims(x) * change)
 
-    def weights(self, scale: Tensor | float) -> tuple[Tensor | float, ...]:
-        return (*self.flow.weights(scale), scale)
+    def rate(self, reading: State, scale: Tensor | float) -> State:
+        value, divergence = reading
+        return (
+            *self.flow.rate((value,), scale),
+            expand(torch.as_tensor(scale, dtype=torch.float64), divergence) * divergence,
+        )
 
     def select(self, index: Tensor) -> WithLogDensity:
         return replace(self, flow=self.flow.select(index), trace=self.trace.select(index))

@@ -11,6 +11,7 @@ __all__ = ["Target", "Gaussian", "Mixture", "Empirical", "Uniform", "Marginal"]
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -76,10 +77,15 @@ class ExactDenoiser(Denoiser):
         self.register_buffer("like", target.like.new_empty(0), persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.target.posterior(x_t, *_kernel(self.process, t, x_t))[0]
+        return self._posterior(x_t, t, condition)[0]
 
     def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.target.posterior(x_t, *_kernel(self.process, t, x_t))[1]
+        return self._posterior(x_t, t, condition)[1]
+
+    def _posterior(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if condition:
+            raise TypeError(f"an exact denoiser takes no condition, got {', '.join(condition)}")
+        return self.target.posterior(x_t, *_kernel(self.process, t, x_t))
 
 
 class Marginal:

@@ -72,7 +72,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of the content of the file at `path`, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 16):
             digest.update(block)
     return digest.hexdigest()
 

@@ -67,8 +67,9 @@ class LogSNR(Grid):
 class Karras(Grid):
     r"""Times at which :math:`\tilde\sigma = \sigma_t/\alpha_t` has evenly spaced powers (Karras et al. 2022, eq. 5).
 
-    .. math:: \tilde\sigma_i = \Big(\tilde\sigma_0^{1/\rho} + \tfrac{i}{N} (\tilde\sigma_N^{1/\rho} -
-    \tilde\sigma_0^{1/\rho})\Big)^\rho
+    .. math::
+        \tilde\sigma_i = \Big(\tilde\sigma_0^{1/\rho}
+            + \tfrac{i}{N} (\tilde\sigma_N^{1/\rho} - \tilde\sigma_0^{1/\rho})\Big)^\rho
 
     Args:
         rho: the power; 7 is the paper's, larger ones crowd the steps towards the data end.

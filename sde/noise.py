@@ -5,8 +5,8 @@ what was drawn before it; a run can be resumed or split at will. The hash is the
 the parts of the address,
 
 .. math::
-    k_0 = m(\mathrm{seed}), \quad k_{j+1} = m(k_j \oplus m(\mathrm{part}_j)), \quad
-    h_e = m(k + (e + 1)\,\gamma), \qquad e = 0, 1, \dots
+    k_0 = m(m(\mathrm{seed} + \gamma)), \quad k_{j+1} = m(k_j \oplus m(\mathrm{part}_j + \gamma)), \quad
+    h_e = m(k_3 + (e + 1)\,\gamma), \qquad e = 0, 1, \dots
 
 in wrapping 64-bit integers, which every device computes alike. Its upper and lower 32 bits give two uniforms and, by
 Box and Muller, two normals. In one dtype the normals are the same bit for bit on one type of device; float32 and
@@ -18,13 +18,14 @@ Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011, https://doi.or
 
 from __future__ import annotations
 
-__all__ = ["Noise", "StepNoise", "KeyedNoise", "Stream"]
+__all__ = ["Noise", "NoiseSource", "StepNoise", "KeyedNoise", "Stream"]
 
 import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Noise:
     r"""The source of all noise of a run.
 
     Args:
-        seed: any integer; two seeds give independent noise.
+        seed: any integer, taken modulo 2^64; two seeds give independent noise.
     """
 
     seed: int
@@ -85,9 +86,9 @@ class Noise:
         Returns:
             Uniform bits, with shape (\\*, n) for index and counter of the broadcast shape (\\*).
         """
-        address = torch.tensor([self.seed & (2**63 - 1), int(stream)], dtype=torch.int64, device=index.device)
+        address = torch.tensor([_signed(self.seed), int(stream)], dtype=torch.int64, device=index.device)
         seed, kind = _mix_(address + _GAMMA)
-        key = _mix_(seed ^ kind) ^ _mix_(index + _GAMMA)
+        key = _mix_(_mix_(seed) ^ kind) ^ _mix_(index + _GAMMA)
         key = _mix_(key) ^ _mix_(counter + _GAMMA)
         elements = torch.arange(1, n + 1, device=index.device) * _GAMMA
         return _mix_(_mix_(key)[..., None] + elements)
@@ -130,17 +131,27 @@ class Noise:
         return KeyedNoise(self, index, tuple(shape), dtype)
 
 
+class NoiseSource(Protocol):
+    """What makes the noise of a batch: :class:`Noise`, or anything with this method."""
+
+    def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> StepNoise:
+        """The noise of the samples `index` (int64, (B,)), one event of `shape` at a time."""
+
+
 class StepNoise(ABC):
     """Where a solver's steps get their normals."""
 
     @abstractmethod
-    def normal(self, stream: Stream, k: int, start: float, stop: float) -> Tensor:
+    def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
         """The standard normals of draw `k` of a stream, with shape (B, *).
+
+        Draws are tied to k, not to the step's length: an adaptive method that rejects a step and tries a shorter one
+        with the same normals is biased, and needs a source that answers the increments of one path.
 
         Args:
             stream: STEP or CORRECTOR.
-            k: the number of the draw, counted from 0 within the stream.
-            start: the time before the step.
+            k: the number of the draw, counted from 0 within the stream; int64 of shape (B,) where samples differ.
+            start: the time before the step; of shape (B,) where samples differ.
             stop: the time after it; a Brownian source answers its scaled increment between the two.
         """
 
@@ -163,7 +174,9 @@ class KeyedNoise(StepNoise):
     dtype: torch.dtype
     _blocks: dict[Stream, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
-    def normal(self, stream: Stream, k: int, start: float, stop: float) -> Tensor:
+    def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
+        if isinstance(k, Tensor):
+            return self.noise.normal(stream, self.index, k, self.shape, self.dtype)
         first, block = self._blocks.get(stream, (0, None))
         if block is None or not first <= k < first + len(block):
             size = max(1, min(64, _BLOCK // max(1, len(self.index) * math.prod(self.shape))))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .denoiser import Conditioned, Denoiser
 from .dynamics import Reverse
-from .noise import Noise, Stream
+from .noise import Noise, NoiseSource, Stream
 from .solvers import Solver
 
 
@@ -46,6 +46,7 @@ def sample(
     denoise: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    noise: NoiseSource | None = None,
     differentiable: bool = False,
 ) -> Samples:
     r"""Draws samples: starts from the prior at `t_max` and runs the solver down to `t_min`.
@@ -66,6 +67,7 @@ def sample(
         denoise: add one Tweedie step at `t_min`, :math:`E[x_0 | x]`, which removes the noise that is left there.
         dtype: the dtype of the state; the denoiser's by default.
         device: the device of the state; the denoiser's by default.
+        noise: where the solver's steps draw from, in place of the seed; the prior is drawn by the seed all the same.
         differentiable: keep the graph, for gradients through the solver.
 
     Raises:
@@ -76,22 +78,22 @@ def sample(
     like = state_like(denoiser) if x_T is None else x_T
     like = torch.empty(0, dtype=dtype or like.dtype, device=device or like.device)
     batch, *event = shape if x_T is None else x_T.shape  # type: ignore[misc]
-    noise, index = Noise(seed), torch.arange(first, first + batch, device=like.device)
+    keyed, index = Noise(seed), torch.arange(first, first + batch, device=like.device)
     nfe = torch.zeros(batch, dtype=torch.int64, device=like.device)
     dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=solver.eta if eta is None else eta)
     process = denoiser.process
     with torch.set_grad_enabled(differentiable), evaluating(denoiser):
-        solver.bind(dynamics)
+        run = solver.bind(dynamics)
         if x_T is not None:
             x = x_T.to(like)
         elif prior is not None:
-            draws = [prior.sample(1, generator=noise.generator(Stream.PRIOR, i)) for i in range(first, first + batch)]
+            draws = [prior.sample(1, generator=keyed.generator(Stream.PRIOR, i)) for i in range(first, first + batch)]
             x = torch.cat(draws).to(like)
         else:
             end = torch.tensor(process.t_max, dtype=torch.float64)
-            z = noise.normal(Stream.PRIOR, index, torch.zeros_like(index), event, like.dtype)
+            z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, like.dtype)
             x = process.prior_var(end).sqrt().item() * z
-        (x,) = solver(dynamics, (x,), noise.batch(index, event, like.dtype))
+        (x,) = run((x,), (keyed if noise is None else noise).batch(index, event, like.dtype))
         if denoise:
             (x,) = dynamics.x0((x,), torch.tensor(process.t_min, dtype=torch.float64))
     return Samples(x, nfe)

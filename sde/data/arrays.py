@@ -249,8 +249,6 @@ def _read_dataset(file: h5py.File, name: str) -> Array:
         raise ValueError(f"{name!r} is a group: give the name of an array in it, {name}/...")
     if node.is_virtual or node.external:
         raise ValueError(f"array {name!r} is stored in other files, which are not read: copy the array")
-    if node.shape is None or node.dtype.kind not in "biuf":
-        raise ValueError(f"array {name!r} has shape {node.shape} and dtype {node.dtype}: expected an array of numbers")
     array: Array = node[()]
     return np.asarray(array)
 

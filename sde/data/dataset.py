@@ -64,9 +64,7 @@ class Split:
         """SHA-256 of dtype, shape and bytes of the values and labels, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for tensor in (self.values, self.labels):
-            if tensor is None:
-                digest.update(b"none;")
-            else:
+            if tensor is not None:
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
                 digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -202,11 +202,11 @@ class Scaling:
         return v.floor().clamp(0, self.levels - 1).to(self.dtype)
 
     def log_det(self, dims: int) -> float:
-        """log |dy/dv| = D log scale of an event of D = `dims` dimensions, in nats."""
+        """`log |dy/dv| = D log scale` of an event of D = `dims` dimensions, in nats."""
         return dims * math.log(self.scale)
 
     def bits_per_dim(self, nats: Tensor, dims: int) -> Tensor:
-        """-(log q(y) + log |dy/dv|) / (D log 2): bits per dimension of data, on the scale of data values.
+        """`-(log q(y) + log |dy/dv|) / (D log 2)`: bits per dimension of data, on the scale of data values.
 
         Args:
             nats: Log-density log q(y) of the model, in nats, with shape (B,).

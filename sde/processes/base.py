@@ -22,7 +22,7 @@ __all__ = ["SDE"]
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,12 +58,11 @@ class SDE(ABC):
 
     def f(self, t: Tensor) -> Tensor:
         r"""The drift's coefficient :math:`f(t) = d \log\alpha_t / dt`."""
-        return torch.func.jvp(self.log_alpha, (t,), (torch.ones_like(t),))[1]
+        return _derivative(self.log_alpha, t)
 
     def g2(self, t: Tensor) -> Tensor:
         r"""The squared diffusion coefficient :math:`g(t)^2 = d\sigma_t^2/dt - 2 f(t) \sigma_t^2`."""
-        slope = torch.func.jvp(self.var, (t,), (torch.ones_like(t),))[1]
-        return slope - 2.0 * self.f(t) * self.var(t)
+        return _derivative(self.var, t) - 2.0 * self.f(t) * self.var(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
         r"""The log signal-to-noise ratio :math:`\lambda_t = \log(\alpha_t^2/\sigma_t^2)`, decreasing in t."""
@@ -72,7 +71,8 @@ class SDE(ABC):
     def time(self, log_snr: Tensor) -> Tensor:
         r"""The inverse of :meth:`log_snr` on [`t_min`, `t_max`], in the shape and dtype of its argument.
 
-        By bisection, which needs nothing of a process but that its log-SNR decreases.
+        By bisection, which needs nothing of a process but that its log-SNR decreases, and one step of Newton's method,
+        which carries the derivative.
         """
         wanted = log_snr.double()
         low, high = torch.full_like(wanted, self.t_min), torch.full_like(wanted, self.t_max)
@@ -80,7 +80,9 @@ class SDE(ABC):
             middle = 0.5 * (low + high)
             later = self.log_snr(middle) > wanted
             low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-        return (0.5 * (low + high)).to(log_snr.dtype)
+        root = 0.5 * (low + high).detach()
+        slope = (self.g2(root) / self.var(root)).detach()
+        return (root + (self.log_snr(root) - wanted) / slope).to(log_snr.dtype)
 
     def prior_var(self, t: Tensor) -> Tensor:
         r"""The variance of the Gaussian that stands in for the marginal at the noise end."""
@@ -158,6 +160,25 @@ class SDE(ABC):
     def _prior_var(self, t: float | None) -> float:
         return self.prior_var(torch.tensor(self.t_max if t is None else t, dtype=torch.float64)).item()
 
+    def check_schedule(self) -> None:
+        """Refuses functions of time that describe no diffusion; a solver calls it before it starts.
+
+        Raises:
+            ValueError: if between `t_min` and `t_max` the log-SNR is not finite and decreasing, or g^2 is negative.
+        """
+        t = torch.linspace(self.t_min, self.t_max, 66, dtype=torch.float64)[1:-1]
+        log_snr, g2 = self.log_snr(t), self.g2(t)
+        for name, good in (
+            ("log_snr is not finite", log_snr.isfinite()),
+            ("log_snr does not decrease", torch.cat([log_snr.diff() < 0, log_snr.new_ones(1, dtype=torch.bool)])),
+            ("g^2 = d var/dt - 2 f var is negative or not finite", g2.isfinite() & (g2 >= -1e-9 * g2.abs().max())),
+        ):
+            if not bool(good.all()):
+                raise ValueError(
+                    f"{self} is no diffusion: {name} at t={t[int((~good).nonzero()[0])].item():.6g}; "
+                    "check log_alpha and var"
+                )
+
     def check_interval(self) -> None:
         """Refuses times out of order; a leaf calls it when it is made."""
         if not 0.0 <= self.t_min < self.t_max:
@@ -165,3 +186,9 @@ class SDE(ABC):
                 f"{type(self).__name__} runs from t_min (data) to t_max (noise): expected 0 <= t_min < t_max, "
                 f"got t_min={self.t_min}, t_max={self.t_max}"
             )
+
+
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    # With a dimension, because forward-mode products of 0-dimensional tensors come out in float64.
+    t = t[None]
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1][0]

@@ -87,7 +87,7 @@ class DiscreteChain:
 
     @classmethod
     def cosine(cls, n: int = 1000, offset: float = 0.008, largest: float = 0.999) -> DiscreteChain:
-        r"""The cosine schedule :math:`\bar\alpha_i = h(i)/h(0)` with :math:`h(i) = \cos^2(\frac{i/n + s}{1 + s} \frac\pi2)`.
+        r"""The cosine schedule :math:`\bar\alpha_i = h(i)/h(0)`, :math:`h(i) = \cos^2(\frac{i/n+s}{1+s} \frac\pi2)`.
 
         Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021,
         https://arxiv.org/abs/2102.09672, equation 17; betas are cut at `largest`.

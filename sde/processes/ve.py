@@ -1,7 +1,8 @@
 r"""The variance-exploding process: the continuous limit of noise-conditional score networks (NCSN).
 
-.. math:: dx = \sigma_{\min} \Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t \sqrt{2 \log
-\frac{\sigma_{\max}}{\sigma_{\min}}}\, dw
+.. math::
+    dx = \sigma_{\min} \Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t
+        \sqrt{2 \log \frac{\sigma_{\max}}{\sigma_{\min}}}\, dw
 
 Song et al. 2021, equations 9 and 31, https://arxiv.org/abs/2011.13456.
 """

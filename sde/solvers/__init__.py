@@ -1,7 +1,7 @@
 """Solvers: one interface, one small file per method."""
 
 from .ancestral import Ancestral
-from .base import FixedStep, Progress, Run, Solver, Step, UniformSteps
+from .base import FixedStep, GridSteps, Progress, Run, Solver, Step
 from .euler import Euler
 from .euler_maruyama import EulerMaruyama
 from .heun import Heun
@@ -14,7 +14,7 @@ from .tableaus import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
 __all__ = [
     "Solver",
     "FixedStep",
-    "UniformSteps",
+    "GridSteps",
     "Run",
     "Progress",
     "Step",

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..dynamics import Semilinear
-from .base import Step, UniformSteps, on_grid
+from .base import GridSteps, Step, on_grid
 from .euler_maruyama import affine_step, one_entry
 
 
 @dataclass(frozen=True)
-class Ancestral(UniformSteps):
+class Ancestral(GridSteps):
     r"""Draws :math:`x_s` from :math:`q(x_s \mid x_t, x_0)` at :math:`x_0 = E[x_0 | x_t]`.
 
     .. math::

@@ -8,7 +8,7 @@ know no network, no likelihood and no image, count nothing and never touch the g
 
 from __future__ import annotations
 
-__all__ = ["FixedStep", "Progress", "Run", "Solver", "Step", "UniformSteps", "combine"]
+__all__ = ["FixedStep", "Progress", "Run", "Solver", "Step", "GridSteps", "combine"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -57,20 +57,36 @@ class Run(ABC):
     def finished(self, progress: Progress) -> bool:
         """Whether every sample has arrived."""
 
+    def trajectory(self, x: State, noise: StepNoise | None = None) -> Iterator[tuple[Tensor, State]]:
+        """Yields (t, x) at the beginning and after every step, with t of shape (B,)."""
+        progress = self.init(x, noise)
+        yield progress.t, progress.x
+        while not self.finished(progress):
+            progress = self.step(progress)
+            yield progress.t, progress.x
+
+    def __call__(self, x: State, noise: StepNoise | None = None) -> State:
+        """The state at the end."""
+        for _, state in self.trajectory(x, noise):
+            last = state
+        return last
+
 
 class Solver(ABC):
     """A method that moves a state along time through a dynamics.
 
     Attributes:
         needs: the kind of dynamics it asks for.
-        eta: the share of noise of the dynamics that it is made for, 1 for the reverse SDE and 0 for the flow;
-            :func:`sde.sample` uses it.
         draws: whether it draws noise even where the dynamics has none.
     """
 
     needs: ClassVar[type] = Dynamics
-    eta: ClassVar[float]
     draws: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def eta(self) -> float:
+        """The share of noise of the dynamics it is made for, 1 for the reverse SDE, 0 for the flow; `sample` asks."""
 
     @abstractmethod
     def refusal(self, dynamics: Dynamics) -> str | None:
@@ -92,6 +108,7 @@ class Solver(ABC):
             ValueError: if this method cannot serve this dynamics, or the times are not inside the process's.
         """
         process, name = dynamics.process, type(self).__name__
+        process.check_schedule()
         start = process.t_max if start is None else float(start)
         stop = process.t_min if stop is None else float(stop)
         if not isinstance(dynamics, self.needs):
@@ -122,7 +139,7 @@ class Solver(ABC):
         start: float | None = None,
         stop: float | None = None,
     ) -> Iterator[tuple[Tensor, State]]:
-        """Yields (t, x) at the beginning and after every step, with t of shape (B,).
+        """Binds at once, then yields (t, x) at the beginning and after every step, with t of shape (B,).
 
         Args:
             dynamics: what to integrate.
@@ -134,11 +151,7 @@ class Solver(ABC):
         run = self.bind(dynamics, start, stop)
         if (dynamics.stochastic or self.draws) and noise is None:
             raise ValueError(f"{type(self).__name__} draws noise for this dynamics and needs noise=, got None")
-        progress = run.init(x, noise)
-        yield progress.t, progress.x
-        while not run.finished(progress):
-            progress = run.step(progress)
-            yield progress.t, progress.x
+        return run.trajectory(x, noise)
 
     def __call__(
         self,
@@ -175,7 +188,7 @@ class FixedStep(Solver):
 
 
 @dataclass(frozen=True)
-class UniformSteps(FixedStep):
+class GridSteps(FixedStep):
     """A fixed-step method with the usual two settings.
 
     Args:
@@ -221,6 +234,13 @@ def _sum(terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total
+
+
+def drawn(noise: StepNoise | None) -> StepNoise:
+    """The noise of a step that cannot do without."""
+    if noise is None:
+        raise ValueError("this step draws noise, but the run was begun with noise=None")
+    return noise
 
 
 def on_grid(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import Step, UniformSteps, combine, on_grid
+from .base import GridSteps, Step, combine, on_grid
 
 
 @dataclass(frozen=True)
-class Euler(UniformSteps):
+class Euler(GridSteps):
     r"""Euler's method, of order 1 with one call per step.
 
     .. math:: x_s = x_t + (s - t)\, \tilde f(x_t, t)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
-from .base import Step, UniformSteps, on_grid
+from .base import GridSteps, Step, drawn, on_grid
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(UniformSteps):
+class EulerMaruyama(GridSteps):
     r"""Euler-Maruyama for the reverse SDE; along the flow it is Euler's method.
 
     .. math:: x_s = x_t + \big(f(t) x_t + c(t)\, s(x_t, t)\big) (s - t) + \eta\, g(t) \sqrt{|s - t|}\, z
@@ -52,8 +52,8 @@ def affine_step(dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: l
     def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
         x = a[k] * state[0]
         x = x.add_(dynamics.score(state, befores[k])[0], alpha=b[k])
-        if c[k] and noise is not None:
-            x = x.add_(noise.normal(Stream.STEP, k, before[k], after[k]), alpha=c[k])
+        if c[k]:
+            x = x.add_(drawn(noise).normal(Stream.STEP, k, before[k], after[k]), alpha=c[k])
         return (x,), None
 
     return step

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import Step, UniformSteps, combine, on_grid
+from .base import GridSteps, Step, combine, on_grid
 from .euler import no_noise
 
 
 @dataclass(frozen=True)
-class Heun(UniformSteps):
+class Heun(GridSteps):
     r"""Heun's method, of order 2 with two calls per step.
 
     .. math::

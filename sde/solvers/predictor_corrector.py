@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
-from .base import FixedStep, Step
+from .base import FixedStep, Step, drawn
 from .euler_maruyama import one_entry
 
 
@@ -33,8 +33,9 @@ class Corrector(ABC):
 class Langevin(Corrector):
     r"""Langevin dynamics with a step size that depends on the noise level alone.
 
-    .. math:: x \leftarrow x + \epsilon\, s(x, t) + \sqrt{2 \epsilon}\, z, \qquad \epsilon = 2\, (\mathrm{snr} \cdot
-    \sigma_t)^2
+    .. math::
+        x \leftarrow x + \epsilon\, s(x, t) + \sqrt{2 \epsilon}\, z, \qquad
+        \epsilon = 2\, (\mathrm{snr} \cdot \sigma_t)^2
 
     which is the rule of Song et al. with the two norms in it replaced by their expectations, :math:`E\|z\|` by
     :math:`\sqrt D` and
@@ -63,10 +64,10 @@ class Langevin(Corrector):
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            assert noise is not None
+            source = drawn(noise)
             for j in range(self.steps):
                 x = state[0].add(dynamics.score(state, points[k])[0], alpha=gain[k])
-                z = noise.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
+                z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
                 state = (x.add_(z, alpha=spread[k]),)
             return state, None
 
@@ -102,10 +103,10 @@ class SongLangevin(Corrector):
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            assert noise is not None
+            source = drawn(noise)
             for j in range(self.steps):
                 (score,) = dynamics.score(state, points[k])
-                z = noise.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
+                z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
                 ratio = z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
                 epsilon = 2.0 * alpha[k] * (self.snr * ratio).square()
                 state = (state[0] + epsilon * score + (2.0 * epsilon).sqrt() * z,)
@@ -132,10 +133,23 @@ class PredictorCorrector(FixedStep):
     corrector_first: bool = False
 
     needs: ClassVar[type] = Semilinear
-    eta: ClassVar[float] = 1.0
     draws: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.predictor, FixedStep):
+            raise ValueError(
+                f"PredictorCorrector needs a predictor on a fixed grid, got {type(self.predictor).__name__}, whose "
+                "samples would be at different times"
+            )
+
+    @property
+    def eta(self) -> float:
+        return self.predictor.eta
+
     def refusal(self, dynamics: Any) -> str | None:
+        fits = isinstance(dynamics, self.predictor.needs)
+        if not fits:
+            return f"its predictor needs a dynamics with the parts of {self.predictor.needs.__name__}"
         return one_entry(dynamics) or self.predictor.refusal(dynamics)
 
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:

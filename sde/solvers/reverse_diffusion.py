@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..dynamics import Semilinear
-from .base import Step, UniformSteps, on_grid
+from .base import GridSteps, Step, on_grid
 from .euler_maruyama import affine_step, one_entry
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(UniformSteps):
+class ReverseDiffusion(GridSteps):
     r"""The forward step :math:`x_t = \alpha_{t|s} x_s + \sigma_{t|s} z`, reversed as an Euler-Maruyama step would be.
 
     .. math::

@@ -106,10 +106,10 @@ class _AdaptiveRun(Run):
         error = _weighted(self.solver.tableau.e, slopes)
         ratio = h.abs() * self._norm(error, x, y)
         accepted = ratio <= 1.0
-        self._check(progress, m, t, h, ratio)
 
         factor = (_SAFETY * ratio ** (-1.0 / self.solver.tableau.order)).clamp(_SHRINK, _GROW)
         factor = torch.where(accepted, factor, factor.clamp(max=1.0)).nan_to_num(nan=_SHRINK)
+        self._check(progress, m, t, h, accepted, last)
         x = _where(accepted, y, x)
         slope = _where(accepted, slopes[-1], m.slope)
         t = torch.where(accepted, torch.where(last, self.stop, t + h), t)
@@ -141,14 +141,16 @@ class _AdaptiveRun(Run):
 
     def _norm(self, value: State, x: State, y: State) -> Tensor:
         """The largest over the entries of the root mean square of `value` over its tolerance, float64 (B,)."""
+        # Gradients follow the steps that were taken, not the choice of their sizes.
         norms = []
-        for v, a, b, own in zip(value, x, y, self.dynamics.tolerances):
+        entries = ([e.detach() for e in state] for state in (value, x, y))
+        for v, a, b, own in zip(*entries, self.dynamics.tolerances):
             scale = self.solver.atol + self.solver.rtol * torch.maximum(a.abs(), b.abs()) if own is None else own
             norms.append((v / scale).double().flatten(1).square().mean(1).sqrt())
         return torch.stack(norms).amax(0)
 
-    def _check(self, progress: Progress, m: _Memory, t: Tensor, h: Tensor, ratio: Tensor) -> None:
-        stuck = (t + 0.01 * h == t) & ~(ratio <= 1.0)
+    def _check(self, progress: Progress, m: _Memory, t: Tensor, h: Tensor, accepted: Tensor, last: Tensor) -> None:
+        stuck = (~h.isfinite() | (t + 0.01 * h == t)) & ~accepted
         if bool(stuck.any()):
             i = int(stuck.nonzero()[0])
             raise FloatingPointError(
@@ -156,10 +158,11 @@ class _AdaptiveRun(Run):
                 "step is small enough for the tolerance, or the drift is not finite there; check the denoiser at this "
                 "time, or raise rtol and atol"
             )
-        if progress.k + 1 >= self.solver.max_steps:
-            i = int((self.stop - t).abs().argmax())
+        going = ~(accepted & last)
+        if progress.k + 1 >= self.solver.max_steps and bool(going.any()):
+            i = int(going.nonzero()[0])
             raise FloatingPointError(
-                f"{self.solver.tableau.name}: sample {int(m.active[i])} is still at t={t[i].item():.6g} after "
+                f"{self.solver.tableau.name}: sample {int(m.active[i])} is still near t={t[i].item():.6g} after "
                 f"max_steps={self.solver.max_steps} steps; raise max_steps, or rtol and atol"
             )
 
