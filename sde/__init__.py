@@ -1,6 +1,7 @@
 """Score-based generative modelling with stochastic differential equations."""
 
 __all__ = [
+    "__version__",
     "EDM",
     "Conditioned",
     "DataPrediction",
@@ -68,5 +69,4 @@ from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, Hutchinson, Trace
-
-__version__ = "0.1.0"
+from .version import __version__

@@ -43,7 +43,10 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
         target = find(name, rooms=rooms, trust=trust)
         values |= arguments
         _check_arguments(name, target, values)
-        return target(**values)
+        try:
+            return target(**values)
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from error
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [build(value, rooms=rooms, trust=trust) for value in tree]
     return tree
@@ -51,10 +54,10 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
 
 def find(name: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = ()) -> Callable[..., Any]:
     """The callable of a dotted name, for the rooms and the trusted packages as in :func:`build`."""
-    if name in TORCH and rooms == ("sde",):
-        return TORCH[name]
     allowed = (*rooms, *trust)
     parts = name.split(".") if isinstance(name, str) else [""]
+    if isinstance(name, str) and name in TORCH and "sde" in rooms:
+        return TORCH[name]
     if parts[0] in {room.split(".")[0] for room in allowed}:
         found = _resolve(parts)
         home = getattr(found, "__module__", None) or ""
@@ -62,7 +65,7 @@ def find(name: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = (
             return found
     raise ValueError(
         f"_target_ {name!r} is not known: expected a class or function defined in {', '.join(allowed)}"
-        + (f", or one of {', '.join(TORCH)}" if rooms == ("sde",) else "")
+        + (f", or one of {', '.join(TORCH)}" if "sde" in rooms else "")
         + "; a package of your own has to be trusted by name"
     )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 __all__ = ["checkpoints", "load_checkpoint", "resolve", "run_directory", "save_checkpoint"]
 
 import os
-import pickle
 import re
 import secrets
 import warnings
@@ -49,15 +48,17 @@ def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any
     staged = directory / f".{path.name}.{secrets.token_hex(8)}.staged"
     try:
         write_atomically(staged, lambda file: torch.save({"format": FORMAT, **content}, file))
-        digest = sha256(staged).encode()
-        write_atomically(_digest_of(path), lambda file: file.write(digest + b"\n"))
+        # Where a file of this step is there already, its digest stays listed until the file itself has been replaced.
+        listed = [sha256(staged), *_listed(path)[:1]]
+        write_atomically(_digest_of(path), lambda file: file.write("".join(d + "\n" for d in listed).encode()))
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
     link = directory / f".last.{secrets.token_hex(8)}"
     link.symlink_to(path.name)
     os.replace(link, directory / "last.pt")
-    for old in checkpoints(directory)[: -keep or None] if keep else []:
+    others = [other for other in checkpoints(directory) if other != path]
+    for old in others[: max(0, len(others) - keep + 1)] if keep else []:
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path
@@ -81,11 +82,13 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         if not last.exists():
             raise FileNotFoundError(
                 f"{path} is a directory without checkpoints/last.pt: expected a run directory of scripts/train.py, "
-                "or the path of a checkpoint file"
+                f"or the path of a checkpoint file{_advice(last)}"
             )
         path = last
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}: expected a checkpoint file or a run directory")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: expected a checkpoint file or a run directory{_advice(path)}"
+        )
     return path.resolve()
 
 
@@ -110,16 +113,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     digest = _digest_of(path)
     if not digest.exists():
         warnings.warn(f"{path} has no {digest.name} beside it, so that a damaged file may go unnoticed", stacklevel=2)
-    elif digest.read_text().split()[:1] != [sha256(path)]:
+    elif sha256(path) not in _listed(path):
         raise ValueError(f"{path} is truncated or altered: its SHA-256 is not the one in {digest.name}{_advice(path)}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is not a checkpoint, or truncated: expected a file written by scripts/train.py{_advice(path)}"
-        )
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("expected a file written by scripts/train.py, whole")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}{_advice(path)}") from error
+    except Exception as e:  # a damaged pickle can raise anything; none of it was run
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f"{path} is not a checkpoint, or damaged: {reason}{_advice(path)}") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
@@ -133,10 +135,15 @@ def _digest_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _listed(path: Path) -> list[str]:
+    """The digests that the file beside a checkpoint lists."""
+    digest = _digest_of(path)
+    return digest.read_bytes().decode("ascii", errors="replace").split() if digest.exists() else []
+
+
 def _advice(path: Path) -> str:
     """Names the newest other checkpoint in the directory whose digest is right."""
     for other in reversed(checkpoints(path.parent)):
-        digest = _digest_of(other)
-        if other != path and digest.exists() and digest.read_text().split()[:1] == [sha256(other)]:
+        if other != path and sha256(other) in _listed(other):
             return f"; the newest sound one beside it is {other}"
     return "; there is no other sound checkpoint beside it"

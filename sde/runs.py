@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
 from .build import build, find
+from .checkpoint import load_checkpoint, save_checkpoint
 from .data import DataSet
 from .denoiser import Denoiser
 from .ema import EMA
@@ -25,6 +25,7 @@ from .files import write_atomically
 from .noise import Noise
 from .runtime import choose_device
 from .training import Batches, Report, Training, validate
+from .version import __version__
 
 # Keys of the config that may change when a run is continued.
 FREE = ("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview")
@@ -138,7 +139,7 @@ class Run:
             conditional=config["conditional"],
         )
         if (self.checkpoints / "last.pt").exists():
-            content = checkpoint.load_checkpoint(self.checkpoints / "last.pt")
+            content = load_checkpoint(self.checkpoints / "last.pt")
             if content["data"] != data.fingerprint:
                 raise ValueError(
                     f"{self.directory} was trained on other data than what {data.name} holds now; give another run_dir="
@@ -152,8 +153,6 @@ class Run:
 
     def save(self, training: Training) -> Path:
         """Writes a checkpoint."""
-        from . import __version__
-
         content = {
             "version": __version__,
             "config": json.dumps(self.config, indent=1),
@@ -161,7 +160,7 @@ class Run:
             "data": self.data.fingerprint,
             **training.state(),
         }
-        return checkpoint.save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        return save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
 
     def log(self, report: Report, training: Training) -> dict[str, float]:
         """Takes in a step's report; now and then appends a line to the metrics.

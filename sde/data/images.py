@@ -128,7 +128,6 @@ def _load(file: Path, channels: int, size: tuple[int, int] | None) -> NDArray[np
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as opened:
-                opened.load()
                 # Pillow has 16-bit PNG and PNM in mode I too, which it uses for 32 bits of other formats.
                 sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format != "TIFF")
                 picture = ImageOps.exif_transpose(opened)
