@@ -33,8 +33,8 @@ class Ancestral(GridSteps):
     Args:
         steps: the number of steps.
         grid: the rule for their times.
-        v: which variance: 0 is the posterior's (right for data that is a point), 1 the transition's (right for data
-            that is standard normal), the two extremes of Ho et al.; between them their geometric mean.
+        v: which variance: 0 is the posterior's, right for data that is a point; 1 the transition's, right under VP for
+            data that is standard normal. The two extremes of Ho et al.; between them their geometric mean.
     """
 
     v: float = 0.0

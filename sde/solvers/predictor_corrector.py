@@ -37,10 +37,10 @@ class Langevin(Corrector):
         x \leftarrow x + \epsilon\, s(x, t) + \sqrt{2 \epsilon}\, z, \qquad
         \epsilon = 2\, (\mathrm{snr} \cdot \sigma_t)^2
 
-    which is the rule of Song et al. with the two norms in it replaced by their expectations, :math:`E\|z\|` by
-    :math:`\sqrt D` and
-    :math:`E\|s\|` by :math:`\sqrt D/\sigma_t`: a sample's step does not depend on its batch. (The norms of single
-    samples would be wrong: in low dimension :math:`E[1/\|s\|^2]` diverges.)
+    which is the rule of Song et al. with the norms in it replaced by what they are on average, :math:`\sqrt D` for
+    :math:`\|z\|` and :math:`\sqrt D/\sigma_t`, the size of the conditional score and the most that of the score can be on
+    average, for :math:`\|s\|`: a sample's step does not depend on its batch. (The norms of single samples would be
+    wrong: in low dimension :math:`E[1/\|s\|^2]` diverges.)
 
     Args:
         snr: the signal-to-noise ratio r of a step; 0.16 for VE and VP on CIFAR-10 in the paper.

@@ -1,0 +1,91 @@
+"""Sphinx's settings: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
+
+import sde
+
+project = "sde"
+copyright = "2026, the authors of sde"
+release = version = sde.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+default_role = "literal"
+
+html_theme = "furo"
+html_title = f"sde {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# The numbered pages give their number to their equations: (3.2) is the second one of derivation 3.
+numfig = True
+math_numfig = True
+numfig_secnum_depth = 1
+math_eqref_format = "({number})"
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "needs"}  # a class as a value, which autodoc takes for an alias
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+
+def find_public(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element) -> Element | None:
+    """Resolves a name as the module that defines it writes it to the public name under which the API shows it."""
+    if node.get("refdomain") != "py":
+        return None
+    objects: dict[str, Any] = env.domains["py"].data["objects"]
+    last = node["reftarget"].lstrip("~.")
+    # A method is named by its class too; anything else by its last part.
+    parts = last.split(".")
+    tails = [".".join(parts[-2:]), parts[-1]]
+    for tail in tails:
+        found = [name for name in objects if name == tail or name.endswith("." + tail)]
+        own = [name for name in found if not objects[name].aliased]
+        if len(own) == 1:
+            entry = objects[own[0]]
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, own[0])
+    return None
+
+
+def before_napoleon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Escapes the star of a shape such as (B, *) or (N, C, *spatial), which would begin an emphasis."""
+    lines[:] = [re.sub(r"(?<=[(\s])\*(?=\w*\))", r"\\*", line) for line in lines]
+
+
+def after_napoleon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Puts the words before a colon back where napoleon takes them for a type: here types stand in annotations."""
+    for i, line in enumerate(lines):
+        if line.startswith(":rtype:"):
+            start = max(k for k in range(i) if lines[k].startswith((":returns:", ":Yields:")))
+            field, text = lines[start].split(" ", 1)
+            lines[start], lines[i] = f"{field} {line.removeprefix(':rtype:').strip()}: {text}", ""
+        elif line.startswith(":type:"):
+            lines[0], lines[i] = f"{line.removeprefix(':type:').strip()}: {lines[0]}", ""
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", after_napoleon, priority=600)
+    app.connect("missing-reference", find_public)
