@@ -91,12 +91,13 @@ def test_the_last_record_torn_at_every_byte_is_dropped(path: Path, fill: bool) -
 def test_a_byte_altered_before_the_last_record_is_refused_with_its_place(path: Path) -> None:
     ends = write(path, PAYLOADS)
     whole = path.read_bytes()
-    for begin, end in itertools.pairwise(ends[:-1]):
+    for number, (begin, end) in enumerate(itertools.pairwise(ends[:-1])):
         for offset in range(begin, end):
             altered = bytearray(whole)
             altered[offset] ^= 0x40
             path.write_bytes(altered)
-            with pytest.raises(ValueError, match=rf"damaged at byte {begin}: .* cut the file to {begin} bytes"):
+            message = rf"damaged at byte {begin}: .* {number} whole records .* cut the file to {begin} bytes"
+            with pytest.raises(ValueError, match=message):
                 Journal(path, DIGEST)
             assert path.read_bytes() == altered
 

@@ -74,8 +74,9 @@ def test_readers_see_finished_snapshots_only(path: Path) -> None:
     assert keys(path) == [(0, 0), (0, 1), (0, 2)]
 
 
-def test_snapshot_every_counts_rows_since_the_last_snapshot(path: Path) -> None:
-    with start(path, snapshot_every=3) as store:
+@pytest.mark.parametrize("rows", [3, 4])
+def test_snapshot_every_counts_rows_since_the_last_snapshot(path: Path, rows: int) -> None:
+    with start(path, snapshot_every=rows) as store:
         seen = []
         for index in range(0, 12, 2):
             store.append(batch(index, index + 1))
@@ -155,6 +156,7 @@ def test_a_crash_between_the_snapshot_and_the_restart_of_the_journal_is_harmless
     store.append(batch(0, 1))
     journal = Path(f"{path}.journal").read_bytes()
     store.snapshot()
+    assert os.path.getsize(f"{path}.journal") < len(journal)
     kill(store)
     Path(f"{path}.journal").write_bytes(journal)
     with start(path) as store:

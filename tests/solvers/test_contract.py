@@ -1,0 +1,423 @@
+"""The contract of all solvers: what each serves and what it refuses, and what a trajectory promises.
+
+A new solver adds an entry to `SOLVERS`.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+from dataclasses import FrozenInstanceError, dataclass, fields
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde.denoiser import Conditioned, Denoiser
+from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
+from sde.exact import Gaussian, Mixture
+from sde.likelihood import log_prob
+from sde.noise import Noise, StepNoise, Stream
+from sde.processes import SDE, VP, ChainSDE
+from sde.sampling import encode, sample
+from sde.shapes import expand
+from sde.solvers import (
+    BOGACKI_SHAMPINE,
+    Ancestral,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    RungeKutta,
+    ScipyODE,
+    Solver,
+    SongLangevin,
+)
+from sde.trace import Exact
+
+N = 5  # steps
+
+
+@dataclass(frozen=True)
+class Case:
+    """A solver and what it promises.
+
+    Attributes:
+        solver: the solver.
+        etas: the shares of noise it serves, of 0, 0.5 and 1.
+        log_density: whether it serves a flow with log-density.
+        calls: network calls for N steps, or None where the error decides.
+        semilinear: whether it needs the drift in parts.
+        alone: whether a sample's result does not depend on its batch mates.
+    """
+
+    solver: Solver
+    etas: tuple[float, ...]
+    log_density: bool
+    calls: int | None
+    semilinear: bool
+    alone: bool = True
+
+
+SOLVERS: dict[str, Case] = {
+    "EulerMaruyama": Case(EulerMaruyama(N), (0.0, 0.5, 1.0), False, N, True),
+    "Ancestral": Case(Ancestral(N), (1.0,), False, N, True),
+    "Ancestral(v=1)": Case(Ancestral(N, v=1.0), (1.0,), False, N, True),
+    "ReverseDiffusion": Case(ReverseDiffusion(N), (0.0, 0.5, 1.0), False, N, True),
+    "PC(EulerMaruyama)": Case(PredictorCorrector(EulerMaruyama(N), Langevin(0.1)), (0.0, 0.5, 1.0), False, 2 * N, True),
+    "PC(Ancestral, 2)": Case(PredictorCorrector(Ancestral(N), Langevin(0.1, 2)), (1.0,), False, 3 * N, True),
+    "PC(Heun), corrector first": Case(
+        PredictorCorrector(Heun(N), Langevin(0.1), corrector_first=True), (0.0,), False, 3 * N, True
+    ),
+    "PC(ReverseDiffusion), Song": Case(
+        PredictorCorrector(ReverseDiffusion(N), Langevin.song(0.1)), (0.0, 0.5, 1.0), False, 2 * N, True, alone=False
+    ),
+    "Euler": Case(Euler(N), (0.0,), True, N, False),
+    "Heun": Case(Heun(N), (0.0,), True, 2 * N, False),
+    "RungeKutta": Case(RungeKutta(), (0.0,), True, None, False),
+    "RungeKutta(BS)": Case(RungeKutta(BOGACKI_SHAMPINE, 1e-3, 1e-3), (0.0,), True, None, False),
+    "ScipyODE": Case(ScipyODE(rtol=1e-3, atol=1e-3), (0.0,), True, None, False, alone=False),
+    "ScipyODE(per_sample)": Case(ScipyODE("RK23", 1e-3, 1e-3, per_sample=True), (0.0,), True, None, False),
+}
+CASES = pytest.mark.parametrize("case", list(SOLVERS.values()), ids=list(SOLVERS))
+SERVED = [(name, eta) for name, case in SOLVERS.items() for eta in case.etas]
+REFUSED = [(name, eta) for name, case in SOLVERS.items() for eta in (0.0, 0.5, 1.0) if eta not in case.etas]
+
+
+class Untouched(Denoiser):
+    """No network call may reach it."""
+
+    def __init__(self, process: SDE) -> None:
+        super().__init__()
+        self.process = process
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        raise AssertionError("a network call was made")
+
+
+class Rational(Denoiser):
+    """Denoised values by additions, products and quotients of single numbers, which round alike in any batch."""
+
+    def __init__(self, process: SDE) -> None:
+        super().__init__()
+        self.process = process
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        alpha, var = expand(self.process.alpha(t), x_t), expand(self.process.var(t), x_t)
+        y = alpha * x_t / (alpha * alpha + var)
+        return y * (1.0 - 0.5 / (1.0 + y * y))
+
+
+@dataclass(frozen=True)
+class DriftOnly(Dynamics):
+    """A dynamics of the user's own: a drift and a diffusion, without the parts."""
+
+    process: SDE
+    spread: float = 0.0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.spread > 0.0
+
+    @property
+    def tolerances(self) -> tuple[float | None, ...]:
+        return (None,)
+
+    def drift(self, state: State, t: Tensor) -> State:
+        return tuple(-entry for entry in state)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.spread)
+
+    def select(self, index: Tensor) -> DriftOnly:
+        return self
+
+
+def carried(flow: Reverse, n: int = 3) -> WithLogDensity:
+    return WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(n), torch.zeros(n, 2)))
+
+
+def keyed(n: int, first: int = 0, event: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float64) -> StepNoise:
+    return Noise(7).batch(torch.arange(first, first + n), event, dtype)
+
+
+def begin(mixture: Mixture, process: SDE, n: int) -> Tensor:
+    return mixture.at(process, process.t_max).sample(n, generator=torch.Generator().manual_seed(1))
+
+
+# ---- what is served, what is refused
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_served_combinations_run(process: SDE, mixture: Mixture, name: str, eta: float, dtype: torch.dtype) -> None:
+    case = SOLVERS[name]
+    drawn = sample(mixture.denoiser(process), (3, 2), solver=case.solver, eta=eta, dtype=dtype)
+    assert drawn.x.shape == (3, 2)
+    assert drawn.x.dtype == dtype
+    assert bool(drawn.x.isfinite().all())
+    assert case.calls is None or drawn.nfe.tolist() == [case.calls] * 3
+    assert bool((drawn.nfe > 0).all())
+
+
+@CASES
+def test_any_event_shape(case: Case, generator: torch.Generator) -> None:
+    """An image and the same numbers as a vector: the same result."""
+    root = torch.randn(12, 12, generator=generator, dtype=torch.float64) / 4.0
+    d = Gaussian(torch.linspace(-1.0, 1.0, 12, dtype=torch.float64), root @ root.T).denoiser(VP())
+    x = torch.randn(2, 12, generator=generator, dtype=torch.float64)
+    eta = case.etas[-1]
+    vector = sample(d, x_T=x, solver=case.solver, eta=eta)
+    image = sample(d, x_T=x.reshape(2, 1, 3, 4), solver=case.solver, eta=eta)
+    torch.testing.assert_close(image.x, vector.x.reshape(2, 1, 3, 4), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "eta"), REFUSED)
+def test_the_wrong_share_of_noise_is_refused(process: SDE, name: str, eta: float) -> None:
+    solver = SOLVERS[name].solver
+    reason = (
+        "ancestral sampling.*reverse SDE" if eta != 1.0 and "Ancestral" in name else "ordinary differential equations"
+    )
+    for attempt in (
+        lambda: solver.bind(Reverse(Untouched(process), eta)),
+        lambda: next(solver.trajectory(Reverse(Untouched(process), eta), (torch.zeros(3, 2),), keyed(3))),
+        lambda: sample(Untouched(process), (3, 2), solver=solver, eta=eta),
+    ):
+        with pytest.raises(ValueError, match=f"{type(solver).__name__} cannot serve this dynamics: .*{reason}"):
+            attempt()
+
+
+@CASES
+def test_the_log_density_is_served_or_refused(process: SDE, mixture: Mixture, case: Case) -> None:
+    if case.log_density:
+        r = log_prob(mixture.denoiser(process), torch.zeros(3, 2, dtype=torch.float64), solver=case.solver)
+        assert bool(r.nats.isfinite().all())
+        return
+    name = type(case.solver).__name__
+    reason = "moves x alone.*use an ODE solver for likelihoods|reverse SDE"
+    with pytest.raises(ValueError, match=f"{name} cannot serve this dynamics: .*({reason})"):
+        log_prob(Untouched(process), torch.zeros(3, 2), solver=case.solver)
+    with pytest.raises(ValueError, match=f"{name} cannot serve this dynamics"):
+        case.solver.bind(carried(Reverse(Untouched(process), 0.0)))
+
+
+@CASES
+def test_a_drift_alone_is_served_or_refused(case: Case) -> None:
+    dynamics = DriftOnly(VP())
+    if case.semilinear:
+        message = (
+            f"{type(case.solver).__name__} needs a dynamics with the parts of Semilinear, got DriftOnly; use a solver"
+        )
+        with pytest.raises(ValueError, match=message):
+            case.solver.bind(dynamics)
+        return
+    x = torch.ones(3, 2, dtype=torch.float64)
+    (y,) = case.solver(dynamics, (x,))
+    assert float((y - math.e * x).abs().max()) < 0.5
+    with pytest.raises(ValueError, match="ordinary differential equations"):
+        case.solver.bind(DriftOnly(VP(), spread=1.0))
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+def test_encoding_is_served_or_refused(process: SDE, mixture: Mixture, name: str, eta: float) -> None:
+    solver = SOLVERS[name].solver
+    dynamics = Reverse(Untouched(process), eta)
+    if eta > 0.0 or solver.draws:
+        with pytest.raises(ValueError, match=r"noise runs from large times to small ones.*the flow \(eta=0\)"):
+            solver.bind(dynamics, process.t_min, process.t_max)
+        return
+    assert bool(encode(mixture.denoiser(process), begin(mixture, process, 3), solver=solver).isfinite().all())
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+@pytest.mark.parametrize(
+    ("start", "stop"), [(1.0, 1.0), (2.0, 0.5), (1.0, 0.0), (math.nan, 0.5), (1.0, math.nan), (0.5, -1.0), (1.0, 1.001)]
+)
+def test_times_outside_the_process_are_refused(name: str, eta: float, start: float, stop: float) -> None:
+    solver = SOLVERS[name].solver
+    with pytest.raises(ValueError, match=r"two different times within \[1e-05, 1\.0\].*got start="):
+        solver.bind(Reverse(Untouched(VP()), eta), start, stop)
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+def test_noise_is_asked_for_where_it_is_needed(name: str, eta: float) -> None:
+    solver = SOLVERS[name].solver
+    if eta > 0.0 or solver.draws:
+        with pytest.raises(ValueError, match=f"{type(solver).__name__} draws noise.*needs noise=, got None"):
+            solver(Reverse(Untouched(VP()), eta), (torch.zeros(3, 2),))
+    else:
+        solver(Reverse(Gaussian(torch.zeros(2), torch.eye(2)).denoiser(VP()), eta), (torch.ones(3, 2),))
+
+
+@pytest.mark.parametrize("method", [EulerMaruyama, Ancestral, ReverseDiffusion, Euler, Heun])
+@pytest.mark.parametrize("steps", [0, -3, 2.5, 10.0, True, "10"])
+def test_steps_are_a_whole_number(method: type, steps: object) -> None:
+    with pytest.raises(ValueError, match=f"{method.__name__} needs a whole number of steps >= 1, got steps={steps!r}"):
+        method(steps)
+
+
+@pytest.mark.parametrize("v", [-0.1, 1.1, math.nan])
+def test_ancestral_variance_is_a_share(v: float) -> None:
+    with pytest.raises(ValueError, match=r"v in \[0, 1\].*got v="):
+        Ancestral(3, v=v)
+
+
+@pytest.mark.parametrize("corrector", [Langevin, SongLangevin])
+@pytest.mark.parametrize(("snr", "steps"), [(0.0, 1), (-1.0, 1), (math.nan, 1), (math.inf, 1), (0.1, 0)])
+def test_corrector_settings_are_checked(corrector: type, snr: float, steps: int) -> None:
+    with pytest.raises(ValueError, match="snr > 0 and steps >= 1, got snr="):
+        corrector(snr, steps)
+
+
+@pytest.mark.parametrize("method", [RungeKutta, ScipyODE])
+@pytest.mark.parametrize(
+    "settings", [{"rtol": 0.0}, {"atol": 0.0}, {"rtol": math.nan}, {"atol": -1.0}, {"max_steps": 0}]
+)
+def test_tolerances_are_checked(method: type, settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{method.__name__} needs .*{next(iter(settings))}"):
+        method(**settings)
+
+
+def test_scipy_methods_are_named() -> None:
+    with pytest.raises(ValueError, match=r"method is one of RK23, .*LSODA, got 'rk4'"):
+        ScipyODE("rk4")
+
+
+@CASES
+def test_a_solver_is_its_settings(case: Case) -> None:
+    same = type(case.solver)(**{f.name: getattr(case.solver, f.name) for f in fields(case.solver)})
+    assert same == case.solver
+    assert hash(same) == hash(case.solver)
+    with pytest.raises(FrozenInstanceError):
+        case.solver.steps = 3  # type: ignore[attr-defined]
+
+
+# ---- what a trajectory promises
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+def test_a_trajectory_runs_from_start_to_stop(process: SDE, mixture: Mixture, name: str, eta: float) -> None:
+    case = SOLVERS[name]
+    x = begin(mixture, process, 3)
+    before = x.clone()
+    dynamics = Reverse(mixture.denoiser(process), eta)
+    start, stop = 0.9 * process.t_max, 2.0 * process.t_min
+    path = list(case.solver.trajectory(dynamics, (x,), keyed(3), start, stop))
+    assert all(t.shape == (3,) and t.dtype == torch.float64 for t, _ in path)
+    assert all(state.shape == x.shape and state.dtype == x.dtype for _, (state,) in path)
+    assert path[0][0].tolist() == [start] * 3
+    assert path[-1][0].tolist() == [stop] * 3
+    for (earlier, _), (later, _) in itertools.pairwise(path):
+        assert bool((later <= earlier).all())
+    assert torch.equal(path[0][1][0], before)
+    assert torch.equal(x, before)
+    assert torch.equal(case.solver(dynamics, (x,), keyed(3), start, stop)[0], path[-1][1][0])
+    assert case.calls is None or len(path) == N + 1
+
+
+@pytest.mark.parametrize(("name", "eta"), [(name, eta) for name, eta in SERVED if SOLVERS[name].alone])
+@pytest.mark.parametrize("log_density", [False, True])
+def test_a_sample_does_not_depend_on_its_batch(process: SDE, name: str, eta: float, log_density: bool) -> None:
+    """Alone, among 7 or among 64; a matrix product would round differently in each, so the field has none.
+
+    The chain's f has kinks, at which the step sizes of an adaptive solver amplify the last digit of an exponential.
+    """
+    case = SOLVERS[name]
+    if log_density and not case.log_density:
+        return
+    x = math.sqrt(process.prior_var(torch.tensor(process.t_max)).item()) * keyed(64).normal(Stream.STEP, 99, 1.0, 0.0)
+
+    def run(first: int, n: int) -> State:
+        state: State = (x[first : first + n],)
+        dynamics: Semilinear = Reverse(Rational(process), eta)
+        if log_density:
+            dynamics, state = carried(dynamics, n), (*state, torch.zeros(n, 1, dtype=x.dtype))
+        with torch.no_grad():
+            return case.solver(dynamics, state, keyed(n, first))
+
+    tolerance = 1e-7 if case.calls is None and isinstance(process, ChainSDE) else 1e-12
+    whole = run(0, 7 if "per_sample" in name else 64)
+    for first, n in ((0, 7), (5, 1)) if len(whole[0]) == 64 else ((2, 3), (5, 1)):
+        for part, entry in zip(run(first, n), whole):
+            torch.testing.assert_close(part, entry[first : first + n], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+def test_noise_depends_on_the_seed_alone(mixture: Mixture, name: str, eta: float) -> None:
+    solver, dynamics = SOLVERS[name].solver, Reverse(mixture.denoiser(VP()), eta)
+    x = begin(mixture, VP(), 3)
+    runs = [solver(dynamics, (x,), Noise(seed).batch(torch.arange(3), (2,), x.dtype))[0] for seed in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1])
+    draws = eta > 0.0 or solver.draws
+    assert bool((runs[0] != runs[2]).all()) == draws
+
+
+@pytest.mark.parametrize(("name", "eta"), SERVED)
+def test_the_grad_mode_is_the_caller_s(mixture: Mixture, name: str, eta: float) -> None:
+    """Whatever mode the caller sets between two yields stays."""
+    solver, dynamics = SOLVERS[name].solver, Reverse(mixture.denoiser(VP()), eta)
+    steps = solver.trajectory(dynamics, (begin(mixture, VP(), 3),), keyed(3))
+    for enabled, _ in zip(itertools.cycle([False, True]), range(6)):
+        with torch.set_grad_enabled(enabled):
+            next(steps, None)
+            assert torch.is_grad_enabled() == enabled
+    steps.close()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["Euler", "Heun", "RungeKutta"])
+def test_the_grad_mode_is_the_caller_s_with_log_density(mixture: Mixture, name: str) -> None:
+    x = begin(mixture, VP(), 3)
+    dynamics = carried(Reverse(mixture.denoiser(VP()), 0.0))
+    steps = SOLVERS[name].solver.trajectory(dynamics, (x, torch.zeros(3, 1, dtype=x.dtype)))
+    for enabled, _ in zip(itertools.cycle([False, True]), range(6)):
+        with torch.set_grad_enabled(enabled):
+            _, state = next(steps)
+            assert torch.is_grad_enabled() == enabled
+    assert all(bool(entry.isfinite().all()) for entry in state)
+
+
+def test_memory_does_not_grow_with_the_steps(gaussian: Gaussian) -> None:
+    """Over 1000 predictor-corrector steps as many tensors are alive at the end as at the beginning."""
+
+    def alive() -> tuple[int, int]:
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if type(o) is Tensor]
+        return len(tensors), sum(o.untyped_storage().nbytes() for o in tensors)
+
+    solver = PredictorCorrector(EulerMaruyama(1000), Langevin(0.05))
+    dynamics = Reverse(gaussian.denoiser(VP()), 1.0)
+    counts = []
+    with torch.no_grad():
+        for k, _ in enumerate(solver.trajectory(dynamics, (torch.zeros(2, 2, dtype=torch.float64),), keyed(2))):
+            if k in (100, 990):
+                counts.append(alive())
+    assert counts[0] == counts[1]
+
+
+def test_the_flow_is_run_by_the_calls_that_are_counted(mixture: Mixture) -> None:
+    """The number of network calls is that of the calls that happened, for each sample."""
+
+    class Seen(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.process, self.inner, self.rows = VP(), mixture.denoiser(VP()), torch.zeros(3, dtype=torch.int64)
+
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            self.rows += torch.bincount(condition["row"], minlength=3)
+            return self.inner(x_t, t)
+
+    for case in SOLVERS.values():
+        seen = Seen()
+        drawn = sample(seen, (3, 2), solver=case.solver, eta=case.etas[0], condition={"row": torch.arange(3)})
+        assert torch.equal(drawn.nfe, seen.rows)
+
+
+def test_counts_go_to_the_rows_of_the_whole_batch(gaussian: Gaussian) -> None:
+    nfe = torch.zeros(4, dtype=torch.int64)
+    d = Conditioned(gaussian.denoiser(VP()), None, nfe).select(torch.tensor([3, 1]))
+    d.score(torch.zeros(2, 2), torch.tensor(0.5))
+    assert nfe.tolist() == [0, 1, 0, 1]

@@ -1,0 +1,234 @@
+"""The house: imports point downwards, and what must not happen in a library does not."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sde
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "sde"
+
+# A room imports from the rooms above it and from itself; a module belongs to the longest name that fits it.
+ROOMS = [
+    "sde.version",
+    "sde.shapes",
+    "sde.noise",
+    "sde.processes",
+    "sde.grids",
+    "sde.networks",
+    "sde.parametrisation",
+    "sde.denoiser",
+    "sde.exact",
+    "sde.trace",
+    "sde.dynamics",
+    "sde.solvers",
+    "sde.objective",
+    "sde.sampling",
+    "sde.likelihood",
+    "sde.files",
+    "sde.journal",
+    "sde.results",
+    "sde.store",
+    "sde.data",
+    "sde.runtime",
+    "sde.ema",
+    "sde.checkpoint",
+    "sde.build",
+    "sde.training",
+    "sde.model",
+    "sde.likelihood.job",
+    "sde.plots",
+    "sde.runs",
+    "sde",
+]
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """The modules below a folder, by dotted name."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = sources(PACKAGE)
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imports(name: str) -> Iterator[str]:
+    """The modules of this package that a module imports, wherever in it; those of other packages by their name."""
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in MODULES else base
+
+
+def room(name: str) -> str:
+    return max((r for r in ROOMS if name == r or name.startswith(r + ".")), key=len)
+
+
+def test_every_module_has_a_room() -> None:
+    assert [name for name in MODULES if name != "sde" and room(name) == "sde"] == []
+    assert [r for r in ROOMS if not any(room(name) == r for name in MODULES)] == []
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_imports_point_downwards(name: str) -> None:
+    here = ROOMS.index(room(name))
+    upwards = {other for other in imports(name) if other in MODULES and ROOMS.index(room(other)) > here}
+    assert not upwards, f"{name} imports {sorted(upwards)}, which stand below it in the house"
+
+
+def test_there_are_no_circles() -> None:
+    """Among single modules too, within a room as well."""
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(set(imports(name)) & MODULES.keys()):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "scripts").glob("*.py"))], ids=lambda p: p.stem)
+def test_no_file_is_long(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines: cut it along its meaning"
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    everything = {path.stem for folder in ("sde", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")}
+    assert not everything & {"utils", "util", "helpers", "helper", "misc", "common", "tools", "core", "base_utils"}
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_hydra_stays_in_the_scripts(name: str) -> None:
+    assert not {other.partition(".")[0] for other in imports(name)} & {"hydra", "omegaconf"}
+
+
+# What draws from a global generator, and what seeds one.
+_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like"}
+_DRAWS |= {"randn_like", "randint_like", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_"}
+_SEEDS = {"manual_seed", "manual_seed_all", "seed", "default_rng", "set_seed"}
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def global_draws(tree: ast.AST) -> Iterator[str]:
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        head, _, last = name.rpartition(".")
+        from_torch = head in {"torch", "torch.Tensor"} or (last.endswith("_") and not head.endswith("init"))
+        given = any(keyword.arg == "generator" for keyword in node.keywords)
+        # A fresh generator of one's own, `torch.Generator().manual_seed(...)`, is the proper way to seed.
+        seeds = last in _SEEDS and head.partition(".")[0] in {"torch", "np", "numpy", "random"}
+        # So is a `RandomState` of one's own; `random` may be the name of one.
+        of_numpy = head in {"np.random", "numpy.random"} and not (last == "RandomState" and node.args)
+        of_python = head == "random" and "random" in modules
+        if (last in _DRAWS and from_torch and not given) or seeds or of_numpy or of_python:
+            yield f"line {node.lineno}: {name}"
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_the_library_draws_from_no_global_generator_and_seeds_none(name: str) -> None:
+    assert list(global_draws(TREES[name])) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "bad"),
+    [
+        ("torch.manual_seed(0)", True),
+        ("torch.cuda.manual_seed_all(0)", True),
+        ("torch.randn(3)", True),
+        ("torch.randn(3, generator=g)", False),
+        ("torch.randint(3, (2,))", True),
+        ("torch.randn_like(x)", True),
+        ("x.normal_()", True),
+        ("nn.init.normal_(x)", False),
+        ("torch.Generator().manual_seed(3)", False),
+        ("np.random.randn(2)", True),
+        ("np.random.RandomState(3)", False),
+        ("np.random.RandomState()", True),
+        ("RandomState(3).normal(size=2)", False),
+        ("import random; random.random()", True),
+        ("random.uniform(size=3)", False),
+        ("noise.normal(stream, i)", False),
+    ],
+)
+def test_the_test_above_sees_what_it_should(code: str, bad: bool) -> None:
+    assert bool(list(global_draws(ast.parse(code)))) == bad
+
+
+def test_importing_the_library_imports_nothing_that_it_need_not() -> None:
+    slow = ["hydra", "omegaconf", "matplotlib", "sklearn", "torchsde", "scipy"]
+    code = f"import sde, sys; print([name for name in {slow} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    assert len(set(sde.__all__)) == len(sde.__all__)
+    assert [name for name in sde.__all__ if not hasattr(sde, name)] == []
+    imported = {
+        alias.asname or alias.name for n in TREES["sde"].body if isinstance(n, ast.ImportFrom) for alias in n.names
+    }
+    assert imported == set(sde.__all__)
+
+
+def names_of(tree: ast.Module) -> list[str] | None:
+    """What a module's `__all__` lists."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and dotted(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_a_module_begins_with_its_theory_and_its_public_names(name: str) -> None:
+    tree = TREES[name]
+    assert ast.get_docstring(tree)
+    listed = names_of(tree)
+    assert listed is not None
+    bound = {
+        bound
+        for node in tree.body
+        for bound in (
+            [alias.asname or alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else [dotted(t) for t in node.targets]
+            if isinstance(node, ast.Assign)
+            else [dotted(node.target)]
+            if isinstance(node, ast.AnnAssign)
+            else [node.name]
+            if isinstance(node, ast.ClassDef | ast.FunctionDef)
+            else []
+        )
+    }
+    assert set(listed) <= bound

@@ -1,0 +1,41 @@
+"""Shapes: time against data, in the dtype of the data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sde.shapes import event_dims, expand, sum_event
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 4, 5)])
+def test_expand(shape: tuple[int, ...]) -> None:
+    x = torch.ones(shape)
+    values = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    product = expand(values, x) * x
+    assert product.shape == shape
+    assert product.dtype == torch.float32
+    for i in range(3):
+        assert bool((product[i] == i + 1).all())
+        assert torch.equal(expand(values[i], x) * x, (i + 1) * x)
+    assert expand(values[0], x).dtype == torch.float32
+    assert expand(values.float(), x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1,), (3, 1)])
+def test_expand_refuses(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected shape \(\) or \(3,\)"):
+        expand(torch.ones(shape), torch.ones(3, 2))
+
+
+def test_sum_event() -> None:
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    assert sum_event(x).tolist() == [66.0, 210.0]
+    assert sum_event(x[:, 0, 0]).tolist() == [0.0, 12.0]
+    assert sum_event(torch.ones(0, 3)).shape == (0,)
+
+
+def test_event_dims() -> None:
+    assert event_dims(torch.ones(2, 3, 4)) == 12
+    assert event_dims(torch.ones(5)) == 1
+    assert event_dims(torch.ones(0, 7)) == 7
