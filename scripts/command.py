@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
+from yaml import YAMLError
 
 Item = TypeVar("Item")
 
@@ -32,7 +33,8 @@ def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[
                 assert isinstance(tree, dict)
                 main({str(key): value for key, value in tree.items()})
             except (ValueError, ArithmeticError, OSError, OmegaConfBaseException) as error:
-                sys.exit(f"error: {error}")
+                message = str(error)
+                sys.exit(f"error: {message.splitlines()[0] if isinstance(error, OmegaConfBaseException) else message}")
             except KeyboardInterrupt:
                 sys.exit("interrupted")
 
@@ -53,7 +55,10 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     """The plain tree of a YAML file, or None where there is none."""
     if not path.exists():
         return None
-    tree = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path))
+    except YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
     return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
 
 

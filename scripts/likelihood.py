@@ -29,7 +29,6 @@ def main(config: dict[str, Any]) -> None:
     data = build(config.get("data") or json.loads(content["config"])["data"], rooms=("sde.data",), trust=trust)
     split = data.split(config["split"])
     out = Path(config["out"] or run_directory(path) / "likelihood" / f"{config['split']}.h5")
-    out.parent.mkdir(parents=True, exist_ok=True)
     identity = {
         "config": json.dumps({key: value for key, value in config.items() if key not in FREE}, sort_keys=True),
         "checkpoint_sha256": sha256(path),
@@ -41,9 +40,11 @@ def main(config: dict[str, Any]) -> None:
     solver, trace = build(config["solver"], trust=trust), build(config["trace"], trust=trust)
     keys = ("repeats", "batch_size", "n", "seed", "atol")
     settings = {key: config[key] for key in keys}
+    # Made first: what it refuses must not leave a file behind.
+    rows = score(model, split, solver=solver, trace=trace, done=lambda repeat: store.done(repeat), **settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with Store.open(out, COLUMNS, identity=identity, notes=notes, snapshot_every=4096) as store:
         total = config["repeats"] * (config["n"] or len(split))
-        rows = score(model, split, solver=solver, trace=trace, done=store.done, **settings)
         for batch, bar in progress(rows, total, len(store), unit="image"):
             store.append(batch)
             bar.set_postfix_str(f"{batch['bits_per_dim'].mean():.3f} bits/dim in this batch", refresh=False)

@@ -54,6 +54,8 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
 
 def find(name: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = ()) -> Callable[..., Any]:
     """The callable of a dotted name, for the rooms and the trusted packages as in :func:`build`."""
+    if isinstance(trust, str):
+        raise ValueError(f"trust={trust!r}: expected a list of packages, as [{trust}]")
     allowed = (*rooms, *trust)
     parts = name.split(".") if isinstance(name, str) else [""]
     if isinstance(name, str) and name in TORCH and "sde" in rooms:

@@ -44,12 +44,14 @@ def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for leftover in (*directory.glob(".step_*.staged"), *directory.glob(".last.*")):
+        leftover.unlink()  # of a killed process
     path = directory / f"step_{content['step']:08d}.pt"
     staged = directory / f".{path.name}.{secrets.token_hex(8)}.staged"
     try:
         write_atomically(staged, lambda file: torch.save({"format": FORMAT, **content}, file))
         # Where a file of this step is there already, its digest stays listed until the file itself has been replaced.
-        listed = [sha256(staged), *_listed(path)[:1]]
+        listed = [sha256(staged), *([sha256(path)] if path.exists() and sha256(path) in _listed(path) else [])]
         write_atomically(_digest_of(path), lambda file: file.write("".join(d + "\n" for d in listed).encode()))
         os.replace(staged, path)
     finally:
@@ -79,6 +81,8 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.is_dir():
         last = path / "checkpoints" / "last.pt"
+        if not last.exists() and checkpoints(last.parent):
+            last = checkpoints(last.parent)[-1]
         if not last.exists():
             raise FileNotFoundError(
                 f"{path} is a directory without checkpoints/last.pt: expected a run directory of scripts/train.py, "
@@ -111,9 +115,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty, not a checkpoint{_advice(path)}")
     digest = _digest_of(path)
-    if not digest.exists():
-        warnings.warn(f"{path} has no {digest.name} beside it, so that a damaged file may go unnoticed", stacklevel=2)
-    elif sha256(path) not in _listed(path):
+    if digest.exists() and sha256(path) not in _listed(path):
         raise ValueError(f"{path} is truncated or altered: its SHA-256 is not the one in {digest.name}{_advice(path)}")
     try:
         if not zipfile.is_zipfile(path):
@@ -122,12 +124,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except Exception as e:  # a damaged pickle can raise anything; none of it was run
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{path} is not a checkpoint, or damaged: {reason}{_advice(path)}") from e
+    if not digest.exists():
+        warnings.warn(f"{path} has no {digest.name} beside it, so that damage may go unnoticed", stacklevel=2)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{path} is no checkpoint of this library's format {FORMAT}: found {found!r}; other projects' "
             "checkpoints have to be converted"
         )
+    missing = {"config", "model", "data", "step", "weights", "ema", "optimizer", "rng"} - content.keys()
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(sorted(missing))}{_advice(path)}")
     return content
 
 

@@ -34,7 +34,7 @@ class EMA:
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the module's weights after its training step number `step`, counted from 1."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        names, values = zip(*module.named_parameters())
+        names, values = zip(*module.named_parameters(remove_duplicate=False))
         torch._foreach_lerp_([self.weights[n] for n in names], [v.detach() for v in values], 1.0 - decay)
         for name, value in module.named_buffers():
             if name in self.weights:

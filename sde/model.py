@@ -34,11 +34,13 @@ class Model:
         denoiser: the denoiser, in evaluation mode.
         scaling: the map between data values and the model's range.
         shape: the event shape, (C, *spatial) or (D,).
+        classes: the number of classes of a model that is told a `label`; None for others.
     """
 
     denoiser: Denoiser
     scaling: Scaling
     shape: tuple[int, ...]
+    classes: int | None = None
 
     @property
     def process(self) -> SDE:
@@ -62,9 +64,12 @@ class Model:
             solver: how to integrate.
             seed: the seed of all noise.
             first: the index of the first sample, as in :func:`sde.sample`.
-            condition: as in :func:`sde.sample`.
+            condition: as in :func:`sde.sample`; a model with classes draws them in turn where no `label` is given.
             denoise: remove the noise that is left at `t_min` by one more call.
         """
+        if self.classes is not None and "label" not in (condition or {}):
+            label = torch.arange(first, first + n, device=state_like(self.denoiser).device) % self.classes
+            condition = {**(condition or {}), "label": label}
         drawn = sample(
             self.denoiser, (n, *self.shape), solver=solver, seed=seed, first=first, condition=condition, denoise=denoise
         )
@@ -150,4 +155,4 @@ def from_checkpoint(
             "ema=None loads the raw weights"
         )
     denoiser.load_state_dict(content["weights"] if ema is None else content["ema"][ema])
-    return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]))
+    return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree["classes"])

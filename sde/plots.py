@@ -57,8 +57,10 @@ def image_grid(x: Tensor, levels: int | None) -> Image.Image:
 
 
 def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draws the losses of a `metrics.jsonl` over the steps as a PNG."""
-    lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    """Draws the losses of a `metrics.jsonl` over the steps as a PNG; a run too short for a line has an empty one."""
+    path_of_metrics = Path(metrics)
+    text = path_of_metrics.read_text() if path_of_metrics.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
     figure, axes = _figure()
     for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation (EMA)", "o-")):
         points = np.array([(line["step"], line[key]) for line in lines if key in line])
@@ -68,7 +70,8 @@ def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) ->
     axes.set_ylabel("loss")
     axes.set_yscale("log" if all(line.get("loss", 1.0) > 0 for line in lines) else "linear")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(path)
 
 

@@ -59,6 +59,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
             "levels": scaling.levels,
         },
         "shape": list(data.shape),
+        "classes": data.classes if config["conditional"] else None,
     }
     process = build(tree["process"], trust=trust)
     network = build(network_tree, trust=trust)
@@ -90,6 +91,7 @@ class Run:
         self, directory: str | os.PathLike[str], config: Mapping[str, Any], text: str, stored: Mapping[str, Any] | None
     ) -> None:
         self.directory = Path(directory)
+        _check_numbers(config)
         self.config = config
         self._text = text
         if stored is not None:
@@ -98,12 +100,12 @@ class Run:
                     f"{self.directory} belongs to another config: {difference}; "
                     "give another run_dir=, or the same settings"
                 )
-        elif self.directory.is_dir() and any(self.directory.iterdir()):
+        elif self.directory.is_dir() and any(not p.name.startswith(".") for p in self.directory.iterdir()):
             raise ValueError(
                 f"{self.directory} is not empty and holds no config.yaml, so it is no run directory; "
                 "give another run_dir="
             )
-        self._sums: list[float] = []
+        self._losses: list[float] = []
 
     @property
     def checkpoints(self) -> Path:
@@ -138,13 +140,14 @@ class Run:
             seed=config["seed"],
             conditional=config["conditional"],
         )
-        if (self.checkpoints / "last.pt").exists():
-            content = load_checkpoint(self.checkpoints / "last.pt")
+        if os.path.lexists(self.checkpoints / "last.pt"):
+            content = load_checkpoint(self.directory)
             if content["data"] != data.fingerprint:
                 raise ValueError(
                     f"{self.directory} was trained on other data than what {data.name} holds now; give another run_dir="
                 )
             training.restore(content)
+            self._losses = list(content["losses"])
         training.check()
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", lambda file: file.write(self._text.encode()))
@@ -155,9 +158,10 @@ class Run:
         """Writes a checkpoint."""
         content = {
             "version": __version__,
-            "config": json.dumps(self.config, indent=1),
+            "config": json.dumps({k: v for k, v in self.config.items() if k != "run_dir"}, indent=1),
             "model": json.dumps(self._model, indent=1),
             "data": self.data.fingerprint,
+            "losses": list(self._losses),
             **training.state(),
         }
         return save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
@@ -169,12 +173,12 @@ class Run:
             What was appended: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`,
             `valid_loss`; empty between lines.
         """
-        self._sums.append(report.loss)
+        self._losses.append(report.loss)
         line: dict[str, float] = {}
         if report.step % self.config["log_every"] == 0:
-            line = {"step": report.step, "loss": math.fsum(self._sums) / len(self._sums)}
+            line = {"step": report.step, "loss": math.fsum(self._losses) / len(self._losses)}
             line |= {"grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
-            self._sums.clear()
+            self._losses.clear()
         if report.step % self.config["validate_every"] == 0 and self.data.valid is not None:
             line |= {"step": report.step, "valid_loss": self.valid_loss(training)}
         if line:
@@ -201,6 +205,20 @@ class Run:
             except ValueError:
                 break  # a line cut short by a kill; nothing after it counts
         write_atomically(self.metrics, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuses settings of the loop that are no numbers or make no sense, by the name of their key."""
+    counts = ("steps", "batch_size", "log_every", "save_every", "validate_every", *(["keep"] if config["keep"] else []))
+    for key in counts:
+        if not (type(config[key]) is int and config[key] >= 1):
+            raise ValueError(f"{key}={config[key]!r}: expected a whole number >= 1")
+    for key in ("warmup", "seed"):
+        if type(config[key]) is not int:
+            raise ValueError(f"{key}={config[key]!r}: expected a whole number")
+    for key in ("clip", "ema"):
+        if type(config[key]) not in (int, float):
+            raise ValueError(f"{key}={config[key]!r}: expected a number")
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

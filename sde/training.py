@@ -173,13 +173,14 @@ class Training:
         return x0, {"label": labels.to(x0.device)} if self.conditional and labels is not None else {}
 
     def state(self) -> dict[str, Any]:
-        """All that continuing needs, as tensors and plain values."""
+        """All that continuing needs, as tensors and plain values; the live ones, to be saved at once."""
         return {
             "step": self.step,
             "weights": self.denoiser.state_dict(),
             "ema": {name: average.weights for name, average in self.ema.items()},
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -192,6 +193,8 @@ class Training:
             average.load(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
+        if self.device.type == "cuda" and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
 
 
 def train(training: Training, steps: int) -> Iterator[Report]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -70,6 +71,12 @@ def states(target: Target, process: SDE, t: float, n: int = 6) -> Tensor:
     return target.at(process, t).sample(n, generator=torch.Generator().manual_seed(3))
 
 
+@functools.cache
+def gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy(nodes), torch.from_numpy(weights)
+
+
 def quadrature(name: str, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x), E[x0|x] and E[(alpha x0 - x)/sigma^2 | x] of one x of shape (D,), by brute force over x0."""
     if name.startswith("empirical"):
@@ -80,7 +87,7 @@ def quadrature(name: str, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor
         # Gauss and Legendre over what the prior's box and fourteen widths of the likelihood have in common.
         low = torch.maximum(low, (x - 14.0 * sigma) / alpha)
         high = torch.minimum(high, (x + 14.0 * sigma) / alpha)
-        nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(1000 if len(x) == 1 else 160))
+        nodes, weights = gauss_legendre(160)
         axes = [0.5 * (b - a) * (nodes + 1.0) + a for a, b in zip(low, high)]
         logs = [(0.5 * (b - a) * weights).log() for a, b in zip(low, high)]
         x0 = torch.cartesian_prod(*axes).reshape(-1, len(x))

@@ -93,7 +93,7 @@ def test_explicit_refuses_other_steps_and_other_ends() -> None:
         grid.times(VP(), 3, 1.0, 0.1)
     with pytest.raises(ValueError, match=r"runs between 1.0 and 0.1, but the solver runs between 1.0 and 0.05"):
         grid.times(VP(), 2, 1.0, 0.05)
-    with pytest.raises(ValueError, match="runs between 0.9 and 0.1"):
+    with pytest.raises(ValueError, match=r"runs between 0.9 and 0.1"):
         grid.times(VP(), 2, 0.9, 0.1)
 
 

@@ -119,6 +119,13 @@ def test_continuous_data_is_not_dequantised() -> None:
         model.log_prob(torch.tensor([[2.0, math.nan, 2.5]]))
 
 
+def test_every_repeat_has_probes_of_its_own() -> None:
+    model, x = gaussian(Scaling.identity(), shape=(3,)), torch.zeros(4, 3)
+    trace = sde.Hutchinson(1, gaussian=True)
+    first, second = (model.log_prob(x, repeat=r, solver=SOLVER, trace=trace).divergence for r in (0, 1))
+    assert not torch.isclose(first, second).any()
+
+
 def test_values_of_another_shape_or_that_are_no_levels_are_refused() -> None:
     model = gaussian(Scaling.interval(17))
     with pytest.raises(ValueError, match=r"data of shape \(B, 1, 2, 3\), got \(8, 1, 3, 2\)"):

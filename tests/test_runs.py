@@ -178,7 +178,7 @@ def test_steps_that_were_lost_are_taken_again_without_duplicates(
     go(tmp_path / "run", data, stop=6, save=False)  # killed after step 6, the newest checkpoint being of step 4
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 3, 4, 6]
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 8, "lo')  # ... in the middle of a line
+        file.write('{"step": 8, "lo\n{"step": 4}\n')  # ... in the middle of a line, behind which nothing counts
     open_run(tmp_path / "run").start(data)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 3, 4]
     go(tmp_path / "run", data)

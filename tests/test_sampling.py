@@ -93,19 +93,13 @@ def test_float32_and_float64_are_the_same_sample(gaussian: Gaussian) -> None:
 
 @EACH
 def test_seeds(solver: Solver) -> None:
-    torch.manual_seed(0)
-    first = sample(Network(), (3, 2), solver=solver, seed=4).x
+    """The seed decides, and torch's global generator is neither used nor moved."""
+    d = Network()
     state = torch.random.get_rng_state()
-    again = sample(Network(), (3, 2), solver=solver, seed=4).x
-    other = sample(Network(), (3, 2), solver=solver, seed=5).x
+    first, again, other = (sample(d, (3, 2), solver=solver, seed=seed).x for seed in (4, 4, 5))
     assert torch.equal(first, again)
     assert bool((first != other).all())
-    fresh = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    for _ in range(3):
-        Network()
-    assert torch.equal(torch.random.get_rng_state(), fresh)
-    assert not torch.equal(state, fresh)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @EACH
@@ -227,14 +221,13 @@ def test_a_condition_reaches_the_network_row_by_row(solver: Solver) -> None:
     assert bool((together[1:] != plain[1:]).all())
 
 
-@pytest.mark.parametrize("call", ["sample", "encode"])
-def test_a_condition_of_another_length_is_refused(call: str) -> None:
+def test_a_condition_of_another_length_is_refused() -> None:
     d, condition = Network(), {"shift": torch.zeros(4)}
-    with pytest.raises(ValueError, match=r"condition 'shift': .* leading size 3.*got shape \(4,\)"):
-        if call == "sample":
-            sample(d, (3, 2), solver=Euler(2), condition=condition)
-        else:
-            encode(d, latent(), solver=Euler(2), condition=condition)
+    message = r"condition 'shift': .* leading size 3.*got shape \(4,\)"
+    with pytest.raises(ValueError, match=message):
+        sample(d, (3, 2), solver=Euler(2), condition=condition)
+    with pytest.raises(ValueError, match=message):
+        encode(d, latent(), solver=Euler(2), condition=condition)
     assert d.seen == []
 
 
@@ -251,20 +244,17 @@ def test_gradients_are_finite_differences(solver: Solver) -> None:
     d = Network(torch.float64)
     x, shift = latent().requires_grad_(), torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64, requires_grad=True)
 
-    def run(x_T: Tensor, s: Tensor, weight: Tensor) -> Tensor:
-        with torch.no_grad():
-            d.layer.weight.copy_(weight)
-        r = sample(d, x_T=x_T, solver=solver, condition={"shift": s}, denoise=True, differentiable=True)
-        return r.x
+    def run(x_T: Tensor, s: Tensor) -> Tensor:
+        return sample(d, x_T=x_T, solver=solver, condition={"shift": s}, denoise=True, differentiable=True).x
 
-    weight = d.layer.weight.detach().clone()
-    assert torch.autograd.gradcheck(lambda a, b: run(a, b, weight), (x, shift))
-    (gradient,) = torch.autograd.grad(run(x, shift, weight).sum(), d.layer.weight)
-    bump = torch.zeros_like(weight)
-    bump[0, 1] = 1e-5
-    with torch.no_grad():
-        slope = (run(x, shift, weight + bump) - run(x, shift, weight - bump)).sum() / 2e-5
-    torch.testing.assert_close(gradient[0, 1], slope, rtol=1e-6, atol=1e-8)
+    assert torch.autograd.gradcheck(run, (x, shift))
+    (gradient,) = torch.autograd.grad(run(x, shift).sum(), d.layer.weight)
+    ends = []
+    for bump in (1e-5, -2e-5):
+        with torch.no_grad():
+            d.layer.weight[0, 1] += bump
+            ends.append(run(x, shift).sum())
+    torch.testing.assert_close(gradient[0, 1], (ends[0] - ends[1]).detach() / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 def test_adaptive_gradients_are_those_of_the_flow(mixture: Mixture) -> None:
@@ -316,7 +306,7 @@ def test_encoding_a_gaussian_is_the_closed_form(process: SDE) -> None:
     z = encode(Gaussian(mean, var).denoiser(process), x, solver=RungeKutta(rtol=1e-8, atol=1e-8))
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     m, s = process.alpha(ends) * mean, (process.alpha(ends) ** 2 * var[0] + process.var(ends)).sqrt()
-    torch.testing.assert_close(z, m[1] + s[1] / s[0] * (x - m[0]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(z, m[1] + s[1] / s[0] * (x - m[0]), rtol=2e-5, atol=0.0)
 
 
 def test_encoding_is_differentiable_on_request() -> None:
@@ -328,7 +318,7 @@ def test_encoding_is_differentiable_on_request() -> None:
 def test_encoding_with_noise_is_refused_before_any_call() -> None:
     d = Network()
     for solver in (Ancestral(3), PredictorCorrector(Euler(3), Langevin(0.1))):
-        with pytest.raises(ValueError, match="eta=0|eta=1"):
+        with pytest.raises(ValueError, match=r"eta=0|eta=1"):
             encode(d, latent(), solver=solver)
     assert d.seen == []
 

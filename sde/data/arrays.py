@@ -142,8 +142,10 @@ def _values(array: Array, levels: int | None, what: str) -> torch.Tensor:
     """The values as a tensor with shape (N, C, *spatial) or (N, D), in the dtype of its scaling."""
     array = _channels_first(array, what)
     if levels is None:
-        with np.errstate(over="ignore"):  # beyond float32 is inf, which the data set refuses by its index
-            return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+        with np.errstate(over="ignore"):  # beyond float32 is inf, which is refused like any other
+            values = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+        Scaling.identity().check(values, what)
+        return values
     wide = np.float64 if array.dtype.kind == "f" else np.uint8 if array.dtype == np.uint8 else np.int64
     scaling = Scaling.interval(levels)
     values = torch.from_numpy(np.array(array, dtype=wide, order="C"))

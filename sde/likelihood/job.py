@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..data import Split
-from ..solvers import Solver
-from ..trace import Trace
+from ..dynamics import Reverse, WithLogDensity
+from ..noise import Noise
+from ..sampling import state_like
+from ..solvers import RungeKutta, Solver
+from ..trace import Hutchinson, Trace
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -46,7 +50,9 @@ def score(
     atol: float | None = None,
     done: Callable[[int], frozenset[int]] = lambda repeat: frozenset(),
 ) -> Iterator[Rows]:
-    """Yields the rows of one batch after another: every sample once per repeat.
+    """The rows of one batch after another: every sample once per repeat.
+
+    What does not fit is refused at once, before the first batch is asked for.
 
     Args:
         model: the model.
@@ -59,6 +65,12 @@ def score(
         trace: as in :func:`sde.log_prob`.
         atol: as in :func:`sde.log_prob`.
         done: for a repeat the indices that need not be scored again; a batch all of whose samples are done is left out.
+
+    Returns:
+        A generator of the rows of a batch, by column.
+
+    Raises:
+        ValueError: if the data is not of the model's shape, a number makes no sense, or the solver cannot serve.
     """
     total = len(split) if n is None else n
     if not (repeats >= 1 and batch_size >= 1 and 1 <= total <= len(split)):
@@ -66,29 +78,58 @@ def score(
             f"score needs repeats >= 1, batch_size >= 1 and 1 <= n <= {len(split)} (the samples there are), "
             f"got repeats={repeats}, batch_size={batch_size}, n={n}"
         )
-    dims = math.prod(model.shape)
-    for repeat in range(repeats):
-        ready = done(repeat)
-        for index in torch.arange(total).split(batch_size):
-            left = torch.tensor([i for i in index.tolist() if i not in ready], dtype=torch.int64)
-            if len(left) == 0:
-                continue
-            r = model.log_prob(
-                split.values[index], seed=seed, index=index, repeat=repeat, solver=solver, trace=trace, atol=atol
-            )
-            rows = {
-                "index": index,
-                "repeat": torch.full_like(index, repeat),
-                "bits_per_dim": model.scaling.bits_per_dim(r.nats.double(), dims),
-                "log_prob": r.nats,
-                "prior_log_prob": r.prior,
-                "divergence": r.divergence,
-                "standard_error": r.standard_error,
-                "nfe": r.nfe,
-            }
-            # A batch is computed whole even where a part of it is done: its rows are those of an undisturbed job.
-            new = torch.isin(index, left)
-            yield {name: value.cpu()[new].numpy() for name, value in rows.items()}
+    solver = RungeKutta() if solver is None else solver
+    trace = Hutchinson() if trace is None else trace
+    if tuple(split.values.shape[1:]) != model.shape:
+        raise ValueError(
+            f"this model is for data of shape {model.shape}, got data of shape {tuple(split.values.shape[1:])}"
+        )
+    if model.classes is not None and split.labels is None:
+        raise ValueError(f"this model is told one of {model.classes} classes, and the data has no labels")
+    process, one = model.process, torch.zeros(1, *model.shape)
+    flow = Reverse(model.denoiser, eta=0.0)
+    probe = trace.bind(Noise(seed), torch.zeros(1, dtype=torch.int64), one)
+    solver.bind(WithLogDensity(flow, probe), process.t_min, process.t_max)
+
+    def rows() -> Iterator[Rows]:
+        for repeat in range(repeats):
+            ready = done(repeat)
+            for index in torch.arange(total).split(batch_size):
+                if not ready.issuperset(index.tolist()):
+                    yield _score_batch(model, split, index, repeat, ready, seed, solver, trace, atol)
+
+    return rows()
+
+
+def _score_batch(
+    model: Model,
+    split: Split,
+    index: Tensor,
+    repeat: int,
+    ready: frozenset[int],
+    seed: int,
+    solver: Solver,
+    trace: Trace,
+    atol: float | None,
+) -> Rows:
+    condition = {}
+    if model.classes is not None and split.labels is not None:
+        condition["label"] = split.labels[index].to(state_like(model.denoiser).device)
+    settings = {"solver": solver, "trace": trace, "atol": atol, "condition": condition}
+    r = model.log_prob(split.values[index], seed=seed, index=index, repeat=repeat, **settings)
+    rows = {
+        "index": index,
+        "repeat": torch.full_like(index, repeat),
+        "bits_per_dim": model.scaling.bits_per_dim(r.nats.double(), math.prod(model.shape)),
+        "log_prob": r.nats,
+        "prior_log_prob": r.prior,
+        "divergence": r.divergence,
+        "standard_error": r.standard_error,
+        "nfe": r.nfe,
+    }
+    # A batch is computed whole even where a part of it is done: its rows are those of an undisturbed job.
+    new = torch.tensor([i not in ready for i in index.tolist()])
+    return {name: value.cpu()[new].numpy() for name, value in rows.items()}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Fourier(LevelEmbedding):
         _check(dim, scale=scale)
         self.dim, self.scale = dim, scale
         self.parts: Tensor
-        self.register_buffer("parts", split(scale * torch.randn(dim // 2, dtype=torch.float32)))
+        self.register_buffer("parts", split(scale * nn.init.normal_(torch.empty(dim // 2, dtype=torch.float32))))
 
     def forward(self, level: Tensor) -> Tensor:
         """The sines, then the cosines, of `level` with shape (B,) -> (B, dim), in float32 at least."""

@@ -38,9 +38,9 @@ class Langevin(Corrector):
         \epsilon = 2\, (\mathrm{snr} \cdot \sigma_t)^2
 
     which is the rule of Song et al. with the norms in it replaced by what they are on average, :math:`\sqrt D` for
-    :math:`\|z\|` and :math:`\sqrt D/\sigma_t`, the size of the conditional score and the most that of the score can be on
-    average, for :math:`\|s\|`: a sample's step does not depend on its batch. (The norms of single samples would be
-    wrong: in low dimension :math:`E[1/\|s\|^2]` diverges.)
+    :math:`\|z\|` and :math:`\sqrt D/\sigma_t`, the size of the conditional score and the most that of the score can be
+    on average, for :math:`\|s\|`: a sample's step does not depend on its batch. (The norms of single samples would
+    be wrong: in low dimension :math:`E[1/\|s\|^2]` diverges.)
 
     Args:
         snr: the signal-to-noise ratio r of a step; 0.16 for VE and VP on CIFAR-10 in the paper.

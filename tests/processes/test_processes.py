@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -290,3 +291,68 @@ def test_a_process_is_a_value(process: SDE) -> None:
     assert dataclasses.replace(process, t_min=1e-3).t_min == 1e-3  # type: ignore[type-var]
     with pytest.raises(dataclasses.FrozenInstanceError):
         process.t_min = 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_defaults_keep_the_dtype(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    # Forward-mode derivatives of 0-dimensional float32 tensors would come out in float64.
+    process, t = Trigonometric(), torch.full(shape, 0.4, dtype=dtype)
+    for value in (process.f(t), process.g2(t), process.log_snr(t), process.time(t), process.prior_var(t)):
+        assert value.dtype == dtype
+        assert value.shape == shape
+
+
+@pytest.mark.parametrize("process", [*PRECISE.values(), Trigonometric()], ids=[*PRECISE, "Trigonometric"])
+def test_time_has_the_derivative_of_the_inverse(process: SDE) -> None:
+    # d lambda / dt = -g^2 / var.
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64) + 3e-4
+    log_snr = process.log_snr(t).requires_grad_()
+    (slope,) = torch.autograd.grad(process.time(log_snr).sum(), log_snr)
+    torch.testing.assert_close(slope, -process.var(t) / process.g2(t), rtol=1e-7, atol=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(SDE):
+    """A leaf of any two functions."""
+
+    mean: Callable[[Tensor], Tensor]
+    spread: Callable[[Tensor], Tensor]
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self.mean(t)
+
+    def var(self, t: Tensor) -> Tensor:
+        return self.spread(t)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "message"),
+    [
+        (lambda t: 0.0 * t, lambda t: t - 0.5, "log_snr is not finite at t="),
+        (lambda t: 0.0 * t, lambda t: (t - 0.7).square() + 0.1, "log_snr does not decrease at t="),
+        # The signal grows faster than the noise at last: lambda rises.
+        (lambda t: 3.0 * t, lambda t: 0.01 + t.square(), "log_snr does not decrease at t="),
+    ],
+)
+def test_a_schedule_that_is_no_diffusion_is_refused(
+    mean: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Wrong(mean, spread).check_schedule()
+
+
+def test_a_closed_form_with_negative_diffusion_is_refused() -> None:
+    class Negative(Trigonometric):
+        def g2(self, t: Tensor) -> Tensor:
+            return SDE.g2(self, t) - 0.5
+
+    with pytest.raises(ValueError, match=r"g\^2 = .* is negative or not finite at t="):
+        Negative().check_schedule()
+
+
+@pytest.mark.parametrize("process", [*PRECISE.values(), Trigonometric()], ids=[*PRECISE, "Trigonometric"])
+def test_a_diffusion_is_not_refused(process: SDE) -> None:
+    process.check_schedule()

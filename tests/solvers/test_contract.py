@@ -272,6 +272,28 @@ def test_corrector_settings_are_checked(corrector: type, snr: float, steps: int)
         corrector(snr, steps)
 
 
+def test_a_predictor_has_a_fixed_grid() -> None:
+    with pytest.raises(ValueError, match="predictor on a fixed grid, got RungeKutta"):
+        PredictorCorrector(RungeKutta(), Langevin(0.1))  # type: ignore[arg-type]
+
+
+@CASES
+def test_a_schedule_that_is_no_diffusion_is_refused(case: Case) -> None:
+    @dataclass(frozen=True)
+    class Backwards(SDE):
+        t_min: float = 1e-3
+        t_max: float = 1.0
+
+        def log_alpha(self, t: Tensor) -> Tensor:
+            return torch.zeros_like(t)
+
+        def var(self, t: Tensor) -> Tensor:
+            return 1.0 / (1.0 + t)
+
+    with pytest.raises(ValueError, match=r"is no diffusion: log_snr does not decrease at t=0\.0"):
+        case.solver.bind(Reverse(Untouched(Backwards()), case.etas[0]))
+
+
 @pytest.mark.parametrize("method", [RungeKutta, ScipyODE])
 @pytest.mark.parametrize(
     "settings", [{"rtol": 0.0}, {"atol": 0.0}, {"rtol": math.nan}, {"atol": -1.0}, {"max_steps": 0}]
