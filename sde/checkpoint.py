@@ -132,9 +132,6 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is no checkpoint of this library's format {FORMAT}: found {found!r}; other projects' "
             "checkpoints have to be converted"
         )
-    missing = {"config", "model", "data", "step", "weights", "ema", "optimizer", "rng"} - content.keys()
-    if missing:
-        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(sorted(missing))}{_advice(path)}")
     return content
 
 

@@ -143,6 +143,9 @@ def from_checkpoint(
     trust: Sequence[str] = (),
 ) -> Model:
     """The model of a checkpoint's content; the arguments are those of :func:`load`."""
+    missing = {"model", "weights", "ema"} - content.keys()
+    if missing:
+        raise ValueError(f"this checkpoint is not of a model: it lacks {', '.join(sorted(missing))}")
     tree = json.loads(content["model"])
     scaling = build(tree["scaling"], rooms=MODEL_ROOMS)
     if process is None:
@@ -155,4 +158,4 @@ def from_checkpoint(
             "ema=None loads the raw weights"
         )
     denoiser.load_state_dict(content["weights"] if ema is None else content["ema"][ema])
-    return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree["classes"])
+    return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree.get("classes"))

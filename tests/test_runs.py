@@ -403,7 +403,20 @@ def test_a_network_is_told_the_facts_of_the_data_where_the_config_leaves_them_op
 def test_a_checkpoint_holds_all_that_it_takes_to_load_the_model(tmp_path: Path, data: DataSet) -> None:
     _, training = go(tmp_path / "run", data, stop=2)
     content = load_checkpoint(tmp_path / "run")
-    keys = {"format", "version", "config", "model", "data", "step", "weights", "ema", "optimizer", "rng"}
+    keys = {
+        "format",
+        "version",
+        "config",
+        "model",
+        "data",
+        "step",
+        "weights",
+        "ema",
+        "optimizer",
+        "rng",
+        "cuda_rng",
+        "losses",
+    }
     assert set(content) == keys
     assert content["version"] == sde.__version__
     assert content["data"] == data.fingerprint

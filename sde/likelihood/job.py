@@ -82,7 +82,7 @@ def score(
     trace = Hutchinson() if trace is None else trace
     if tuple(split.values.shape[1:]) != model.shape:
         raise ValueError(
-            f"this model is for data of shape {model.shape}, got data of shape {tuple(split.values.shape[1:])}"
+            f"this model is for data of shape (B, {', '.join(map(str, model.shape))}), got {tuple(split.values.shape)}"
         )
     if model.classes is not None and split.labels is None:
         raise ValueError(f"this model is told one of {model.classes} classes, and the data has no labels")

@@ -237,7 +237,7 @@ def test_non_finite_values_are_named(tmp_path: Path, wrong: float) -> None:
     train, test = points(5, 2), points(5, 2)
     test[4, 1] = wrong
     path = save(tmp_path / "set.npz", x_train=train, x_test=test)
-    with pytest.raises(ValueError, match=r"set: test\[4, 1\] is (nan|inf)"):
+    with pytest.raises(ValueError, match=r"set\.npz: array 'x_test'\[4, 1\] is (nan|inf)"):
         arrays(path)
 
 
