@@ -266,18 +266,36 @@ def test_uniform_in_its_tails(sigmas: float, process: SDE, t: float) -> None:
     assert got == pytest.approx(float(score), rel=1e-8, abs=1e-10 / sigma)
 
 
-def test_gaussian_closed_form(process: SDE) -> None:
+def dense(d: int) -> tuple[Tensor, Tensor]:
+    """A mean and a covariance without symmetry; the eigenvectors of two dimensions can hide a transposed basis."""
+    generator = torch.Generator().manual_seed(7)
+    root = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    return torch.randn(d, generator=generator, dtype=torch.float64), root @ root.T
+
+
+@pytest.mark.parametrize("d", [2, 4])
+def test_gaussian_closed_form(process: SDE, d: int) -> None:
     # x0 = mu + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mu), with a linear solve instead of an eigenbasis.
-    (mean, cov), time = GAUSSIAN, f64([0.15])[0]
+    (mean, cov), time = dense(d), f64([0.15])[0]
+    target = Gaussian(mean, cov)
     alpha, var = process.alpha(time), process.var(time)
-    x = states(TARGETS["gaussian2"], process, 0.15)
-    total = alpha.square() * cov + var * torch.eye(2, dtype=torch.float64)
+    x = states(target, process, 0.15)
+    total = alpha.square() * cov + var * torch.eye(d, dtype=torch.float64)
     whitened = torch.linalg.solve(total, (x - alpha * mean).T).T
-    d = TARGETS["gaussian2"].denoiser(process)
-    torch.testing.assert_close(d.score(x, time), -whitened)
-    torch.testing.assert_close(d(x, time), mean + alpha * whitened @ cov)
+    denoiser = target.denoiser(process)
+    torch.testing.assert_close(denoiser.score(x, time), -whitened)
+    torch.testing.assert_close(denoiser(x, time), mean + alpha * whitened @ cov)
     expected = MultivariateNormal(alpha * mean, total).log_prob(x)
-    torch.testing.assert_close(TARGETS["gaussian2"].log_prob(x, process, time), expected)
+    torch.testing.assert_close(target.log_prob(x, process, time), expected)
+
+
+def test_gaussian_samples_have_its_covariance() -> None:
+    # Five standard errors for four means and sixteen second moments: 1e-5.
+    n, (mean, cov) = 100_000, dense(4)
+    x = Gaussian(mean, cov).sample(n, generator=torch.Generator().manual_seed(1))
+    second = (x - mean)[:, :, None] * (x - mean)[:, None, :]
+    assert bool(((x.mean(0) - mean).abs() < 5.0 * (cov.diagonal() / n).sqrt()).all())
+    assert bool(((second.mean(0) - cov).abs() < 5.0 * second.std(0) / math.sqrt(n)).all())
 
 
 def test_a_point_mass_is_a_gaussian_of_no_width(process: SDE) -> None:
