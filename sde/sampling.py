@@ -75,6 +75,8 @@ def sample(
     """
     if (shape is None) == (x_T is None):
         raise ValueError("sample: expected either a shape (B, *) or a latent x_T, and not both")
+    if x_T is not None and prior is not None:
+        raise ValueError("sample: x_T is where the run starts, so that a prior= to draw the start from has no use")
     like = state_like(denoiser) if x_T is None else x_T
     like = torch.empty(0, dtype=dtype or like.dtype, device=device or like.device)
     batch, *event = shape if x_T is None else x_T.shape  # type: ignore[misc]

@@ -160,6 +160,14 @@ def test_one_cast(reading: str) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_wide_network_does_not_widen_the_state(reading: str) -> None:
+    network = Recorder(torch.float64)
+    d = NetworkDenoiser(network, VP())
+    assert getattr(d, reading)(torch.ones(2, 3), f64(0.5)).dtype == torch.float32
+    assert network.seen[0][0].dtype == network.seen[0][1].dtype == torch.float64
+
+
 def test_the_level_keeps_its_digits_for_a_half_precision_network() -> None:
     network = Recorder(torch.bfloat16)
     d = NetworkDenoiser(network, VP())

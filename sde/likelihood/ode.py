@@ -98,11 +98,12 @@ def log_prob(
         prior_nats = process.prior_log_prob(latent) if prior is None else prior.log_prob(latent)
         # The state carries log p_T(x_T) - log p_t(x_t) along, the negative of the divergence's integral.
         divergence = -change.mean(1)
+        nats = prior_nats + divergence
     p = change.shape[1]
     spread = (
         change.detach().std(1) / math.sqrt(p) if p > 1 else torch.full_like(prior_nats, dynamics.trace.error_of_one)
     )
-    return LogProb(prior_nats + divergence, prior_nats, divergence, spread, nfe, latent)
+    return LogProb(nats, prior_nats, divergence, spread, nfe, latent)
 
 
 def _check(x: Tensor, index: Tensor | None) -> None:

@@ -136,10 +136,10 @@ class PredictorCorrector(FixedStep):
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.predictor, FixedStep):
+        if not isinstance(self.predictor, FixedStep) or self.predictor.draws:
             raise ValueError(
-                f"PredictorCorrector needs a predictor on a fixed grid, got {type(self.predictor).__name__}, whose "
-                "samples would be at different times"
+                f"PredictorCorrector needs a predictor on a fixed grid that corrects nothing itself, "
+                f"got {type(self.predictor).__name__}"
             )
 
     @property

@@ -105,15 +105,19 @@ class _System:
     def finished(self) -> bool:
         return self.ode.status == "finished"
 
+    @property
+    def _whose(self) -> str:
+        return f" (sample {int(self.rows)})" if len(self.rows) == 1 else ""
+
     def step(self) -> tuple[float, State]:
         message = self.ode.step()
         self.steps += 1
         if self.ode.status == "failed":
-            raise FloatingPointError(f"SciPy's {self.name} failed at t={self.ode.t:.6g}: {message}")
+            raise FloatingPointError(f"SciPy's {self.name} failed at t={self.ode.t:.6g}{self._whose}: {message}")
         if not self.finished and self.steps >= self.max_steps:
             raise FloatingPointError(
-                f"SciPy's {self.name} is still at t={self.ode.t:.6g} after max_steps={self.max_steps} steps; "
-                "raise max_steps, or rtol and atol"
+                f"SciPy's {self.name} is still at t={self.ode.t:.6g}{self._whose} after max_steps={self.max_steps} "
+                "steps; raise max_steps, or rtol and atol"
             )
         return self.ode.t, self._unflat(self.ode.y)
 
@@ -125,7 +129,9 @@ class _System:
             )
         drift = _flat(slopes)
         if not np.isfinite(drift).all():
-            raise FloatingPointError(f"the drift is not finite at t={t:.6g}; check the denoiser at this time")
+            raise FloatingPointError(
+                f"the drift is not finite at t={t:.6g}{self._whose}; check the denoiser at this time"
+            )
         return drift
 
     def _unflat(self, y: np.ndarray) -> State:

@@ -34,8 +34,8 @@ class Tableau:
 
     @property
     def c(self) -> tuple[float, ...]:
-        """The nodes of the stages, the sums of the rows."""
-        return (0.0, *(sum(row) for row in self.a))
+        """The nodes of the stages, the sums of the rows; the last is 1, whatever the rounding of its sum."""
+        return (0.0, *(sum(row) for row in self.a[:-1]), 1.0)
 
 
 # Bogacki and Shampine, A 3(2) pair of Runge-Kutta formulas, 1989, https://doi.org/10.1016/0893-9659(89)90079-7.

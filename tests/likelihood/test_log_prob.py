@@ -67,11 +67,11 @@ def test_exact_trace_and_prior_give_the_exact_density(process: SDE, mixture: Mix
     assert r.standard_error.tolist() == [0.0] * 32
 
 
-@pytest.mark.parametrize("solver", [FINE, Heun(800), ScipyODE(rtol=1e-7, atol=1e-7)], ids=["RK", "Heun", "SciPy"])
+@pytest.mark.parametrize("solver", [FINE, Heun(400), ScipyODE(rtol=1e-7, atol=1e-7)], ids=["RK", "Heun", "SciPy"])
 def test_every_ode_solver_agrees(process: SDE, mixture: Mixture, solver: Any) -> None:
     x = data(mixture, process, 4)
     r = log_prob(mixture.denoiser(process), x, trace=Exact(), prior=mixture.at(process, process.t_max), solver=solver)
-    assert float((r.nats - mixture.log_prob(x, process, process.t_min)).abs().max()) < 5e-4
+    assert float((r.nats - mixture.log_prob(x, process, process.t_min)).abs().max()) < 2e-3
 
 
 def test_the_plain_prior_differs_by_its_own_mismatch(process: SDE, mixture: Mixture) -> None:

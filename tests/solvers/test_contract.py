@@ -345,7 +345,8 @@ def test_a_trajectory_runs_from_start_to_stop(process: SDE, mixture: Mixture, na
 def test_a_sample_does_not_depend_on_its_batch(process: SDE, name: str, eta: float, log_density: bool) -> None:
     """Alone, among 7 or among 64; a matrix product would round differently in each, so the field has none.
 
-    The chain's f has kinks, at which the step sizes of an adaptive solver amplify the last digit of an exponential.
+    The step sizes of an adaptive solver amplify the last digit of an exponential, and where f has kinks, as the chain's
+    does, up to the tolerance; `test_adaptive` has a drift without either.
     """
     case = SOLVERS[name]
     if log_density and not case.log_density:
@@ -360,7 +361,9 @@ def test_a_sample_does_not_depend_on_its_batch(process: SDE, name: str, eta: flo
         with torch.no_grad():
             return case.solver(dynamics, state, keyed(n, first))
 
-    tolerance = 1e-7 if case.calls is None and isinstance(process, ChainSDE) else 1e-12
+    tolerance = 1e-12
+    if case.calls is None:
+        tolerance = 10.0 * case.solver.rtol if isinstance(process, ChainSDE) else 1e-8  # type: ignore[attr-defined]
     whole = run(0, 7 if "per_sample" in name else 64)
     for first, n in ((0, 7), (5, 1)) if len(whole[0]) == 64 else ((2, 3), (5, 1)):
         for part, entry in zip(run(first, n), whole):
