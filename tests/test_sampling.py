@@ -329,3 +329,9 @@ def test_the_solver_s_own_kind_of_dynamics_is_the_default(gaussian: Gaussian) ->
         assert torch.equal(sample(d, x_T=x, solver=solver).x, sample(d, x_T=x, solver=solver, eta=eta).x)
     flow = sample(d, x_T=x, solver=EulerMaruyama(4), eta=0.0).x
     torch.testing.assert_close(flow, sample(d, x_T=x, solver=Euler(4)).x, rtol=1e-12, atol=1e-12)
+
+
+def test_a_start_and_a_prior_for_it_are_refused_together() -> None:
+    d = Network()
+    with pytest.raises(ValueError, match="x_T is where the run starts"):
+        sample(d, x_T=latent().float(), prior=object(), solver=Euler(2))

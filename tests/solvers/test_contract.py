@@ -273,8 +273,15 @@ def test_corrector_settings_are_checked(corrector: type, snr: float, steps: int)
 
 
 def test_a_predictor_has_a_fixed_grid() -> None:
-    with pytest.raises(ValueError, match="predictor on a fixed grid, got RungeKutta"):
+    with pytest.raises(ValueError, match="predictor on a fixed grid .* got RungeKutta"):
         PredictorCorrector(RungeKutta(), Langevin(0.1))  # type: ignore[arg-type]
+
+
+def test_a_predictor_corrector_is_no_predictor() -> None:
+    """Both correctors would draw the same normals; more Langevin steps are `Langevin(steps=)`."""
+    inner = PredictorCorrector(Ancestral(4), Langevin(0.1))
+    with pytest.raises(ValueError, match="corrects nothing itself, got PredictorCorrector"):
+        PredictorCorrector(inner, Langevin(0.1))
 
 
 @CASES
