@@ -273,7 +273,7 @@ def test_corrector_settings_are_checked(corrector: type, snr: float, steps: int)
 
 
 def test_a_predictor_has_a_fixed_grid() -> None:
-    with pytest.raises(ValueError, match="predictor on a fixed grid .* got RungeKutta"):
+    with pytest.raises(ValueError, match=r"predictor on a fixed grid .* got RungeKutta"):
         PredictorCorrector(RungeKutta(), Langevin(0.1))  # type: ignore[arg-type]
 
 
