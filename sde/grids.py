@@ -99,7 +99,7 @@ class Explicit(Grid):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(float(p) for p in self.points))
-        if len(self.points) < 2 or any(a <= b for a, b in zip(self.points, self.points[1:])):
+        if len(self.points) < 2 or any(not a > b for a, b in zip(self.points, self.points[1:])):
             raise ValueError(f"Explicit: expected at least two times, strictly decreasing, got {self.points}")
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:

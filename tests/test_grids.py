@@ -115,3 +115,8 @@ def test_no_log_snr_without_noise(grid: Grid) -> None:
 def test_karras_refuses(rho: float) -> None:
     with pytest.raises(ValueError, match="rho > 0"):
         Karras(rho)
+
+
+def test_explicit_times_that_are_no_numbers_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="strictly decreasing"):
+        Explicit([1.0, float("nan"), 0.1])

@@ -125,7 +125,7 @@ class SDE(ABC):
             \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2 = -\sigma_t^2 \operatorname{expm1}(\lambda_t -
             \lambda_s)
 
-        The last form keeps its digits when s is close to t.
+        In float64 the last form keeps its digits when s is close to t; in float32 neither form does.
 
         Returns:
             :math:`\log \alpha_{t|s}` and :math:`\sigma_{t|s}^2`, in the shape of the times.
