@@ -1,0 +1,51 @@
+r"""DEIS: exponential integrators that extrapolate the noise prediction.
+
+Zhang and Chen, Fast Sampling of Diffusion Models with Exponential Integrator, 2023, https://arxiv.org/abs/2204.13902.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DEIS"]
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..dynamics import Semilinear
+from .base import Step
+from .coordinates import NoiseCoordinates, Table
+from .multistep import Multistep, adams
+from .variables import LogNoise, Variable
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    r"""The exponential Adams method in the noise, one call per step.
+
+    .. math::
+        x_{k+1} = \frac{\alpha_{k+1}}{\alpha_k} x_k + \alpha_{k+1} \sum_{j<p} \varepsilon(x_{k-j}, t_{k-j})
+            \int_{\kappa_k}^{\kappa_{k+1}} \ell_{kj}\, d\kappa, \qquad \kappa = \frac{\sigma}{\alpha}
+
+    with Lagrange's polynomials in a variable of choice. Order 1 is DDIM. Of order p with
+    :class:`RungeKuttaStart`, min(p, 2) with :class:`Ramp`. Along a reverse SDE the integrals are 1 + eta^2 times as
+    large, and the noise of the step is exact; its weak order is then 1.
+
+    Args:
+        steps: the number of steps.
+        order: p, how many readings it uses, 1 to 5.
+        start: where the first ones come from.
+        grid: the rule for the times.
+        variable: in what the polynomials are polynomials.
+        eta: the share of noise of the dynamics that `sample` makes for it.
+    """
+
+    variable: Variable = field(default=LogNoise(), kw_only=True)
+    eta: float = field(default=0.0, kw_only=True)
+
+    needs: ClassVar[type] = Semilinear
+
+    def method(self, dynamics: Semilinear, times: Tensor) -> Step:
+        coordinates = NoiseCoordinates()
+        table = Table(coordinates, self.variable, dynamics.process, times, dynamics.eta)
+        return adams(coordinates, table, table.weights(self.order), self.order, self.start, dynamics, times)

@@ -1,0 +1,9 @@
+"""Tuned time grids: where a solver should spend its steps, found out by a pilot run."""
+
+__all__ = ["EqualError", "Gradient", "Pilot", "Tuning", "load_grid", "save_grid", "tune_grid"]
+
+from .equal_error import EqualError
+from .gradient import Gradient
+from .kept import load_grid, save_grid
+from .pilot import Pilot, Tuning
+from .tune import tune_grid

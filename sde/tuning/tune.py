@@ -1,0 +1,120 @@
+"""The pilot runs for sampling and for likelihoods."""
+
+from __future__ import annotations
+
+__all__ = ["tune_grid"]
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Conditioned, Denoiser
+from ..dynamics import Reverse, Semilinear, State, WithLogDensity
+from ..grids import Explicit
+from ..noise import Noise, Stream
+from ..sampling import evaluating, state_like
+from ..shapes import event_dims
+from ..solvers import GridSteps, RungeKutta
+from ..trace import Hutchinson, Trace
+from .gradient import Gradient
+from .pilot import Pilot, Tuning
+
+
+def tune_grid(
+    denoiser: Denoiser,
+    shape: Sequence[int] | None = None,
+    solver: GridSteps | None = None,
+    *,
+    data: Tensor | None = None,
+    trace: Trace | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    tuning: Tuning | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    seconds: float | None = None,
+    dtype: torch.dtype | None = None,
+) -> Explicit:
+    r"""A grid for a model, a solver and its number of steps, from a pilot run.
+
+    For sampling, the pilot starts from `shape[0]` draws of the prior, other ones than those of :func:`sde.sample`, and
+    the error is that of the samples. For likelihoods it starts from data, and the error is that of the log-density.
+    More pilot samples make the grid better for samples that are not among them: 16 will do, 64 to 128 are better.
+
+    Args:
+        denoiser: the model.
+        shape: the shape (B, \*) of the pilot's batch, for sampling.
+        solver: a deterministic solver of fixed steps; its `steps` and all else but the grid are kept.
+        data: data in the model's range, with shape (B, \*), for likelihoods.
+        trace: the trace for likelihoods, one Rademacher probe by default.
+        condition: as in :func:`sde.sample`.
+        tuning: the way; :class:`Gradient` by default.
+        tolerance: rtol and atol of the fine solve; 1e-8 in float64, 1e-5 in float32.
+        seed: the seed of the pilot.
+        seconds: stop improving the grid after this time; at least one iteration is made.
+        dtype: the dtype of the pilot's state; the denoiser's by default, that of the data for likelihoods.
+
+    Returns:
+        The grid, for `dataclasses.replace(solver, grid=grid)`.
+
+    Raises:
+        ValueError: if the solver is not of fixed steps or not deterministic, or not exactly one of shape and data is
+            given.
+    """
+    if (shape is None) == (data is None):
+        raise ValueError("tune_grid: expected either a shape (B, *), for sampling, or data=, for likelihoods")
+    if not isinstance(solver, GridSteps):
+        raise ValueError(f"tune_grid: expected a solver with steps and a grid, got {type(solver).__name__}")
+    if solver.eta != 0.0 or solver.draws:
+        raise ValueError(
+            "tune_grid compares with the exact flow from the same start, so that it needs a deterministic solver, "
+            f"got {solver}"
+        )
+    process, deadline = denoiser.process, math.inf if seconds is None else time.monotonic() + seconds
+    with torch.no_grad(), evaluating(denoiser), _frozen(denoiser):
+        if data is None:
+            assert shape is not None
+            like = torch.empty(0, dtype=dtype or state_like(denoiser).dtype, device=state_like(denoiser).device)
+            index = torch.arange(len(torch.empty(shape[0])), device=like.device) + 2**40
+            z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], like.dtype)
+            end = torch.tensor(process.t_max, dtype=torch.float64)
+            begin: State = (process.prior_var(end).sqrt().item() * z,)
+            start, stop = process.t_max, process.t_min
+        else:
+            like = data = data if dtype is None else data.to(dtype)
+            begin, start, stop = (data,), process.t_min, process.t_max
+        nfe = torch.zeros(len(begin[0]), dtype=torch.int64, device=like.device)
+        dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
+        if data is not None:
+            probes = (trace or Hutchinson()).bind(Noise(seed), torch.arange(len(data), device=like.device), data)
+            dynamics = WithLogDensity(dynamics, probes)
+            begin = (data, torch.zeros(len(data), probes.estimates, dtype=data.dtype, device=data.device))
+        solver.bind(dynamics, start, stop)
+        tolerance = tolerance or (1e-8 if like.dtype == torch.float64 else 1e-5)
+        truth = RungeKutta(rtol=tolerance, atol=tolerance)(dynamics, begin, None, start, stop)
+
+        def loss(state: State) -> Tensor:
+            if len(state) == 1:
+                return (state[0] - truth[0]).double().square().mean()
+            # The error of log p, which is the prior's at the latent less what the state carries, in nats/dim.
+            nats, exact = (process.prior_log_prob(x) - change.mean(1) for x, change in (state, truth))
+            return ((nats - exact).double() / event_dims(state[0])).square().mean()
+
+        times = (tuning or Gradient()).times(Pilot(dynamics, solver, begin, start, stop, loss, deadline))
+    return Explicit(times.tolist())
+
+
+@contextlib.contextmanager
+def _frozen(denoiser: Denoiser) -> Iterator[None]:
+    """No gradients to the parameters for a while, which nobody asks for."""
+    wanting = [p for p in denoiser.parameters() if p.requires_grad]
+    for p in wanting:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanting:
+            p.requires_grad_(True)
