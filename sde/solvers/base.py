@@ -8,7 +8,7 @@ know no network, no likelihood and no image, count nothing and never touch the g
 
 from __future__ import annotations
 
-__all__ = ["FixedStep", "Progress", "Run", "Solver", "Step", "GridSteps", "combine"]
+__all__ = ["FixedStep", "GridSteps", "Progress", "Run", "Scalar", "Solver", "Step", "combine", "scalars"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -234,6 +234,20 @@ def _sum(terms: list[Tensor]) -> Tensor:
     for term in terms[1:]:
         total = total + term
     return total
+
+
+def rows(x: State, index: Tensor) -> State:
+    """The state of some samples."""
+    return tuple(entry[index] for entry in x)
+
+
+# A coefficient of a step: a number, or a 0-dimensional tensor where gradients flow to the grid.
+Scalar = float | Tensor
+
+
+def scalars(values: Tensor) -> list[Any]:
+    """The entries of a vector as numbers, or as tensors where it requires gradients."""
+    return list(values.unbind()) if values.requires_grad else values.tolist()
 
 
 def drawn(noise: StepNoise | None) -> StepNoise:

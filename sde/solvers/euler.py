@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import GridSteps, Step, combine, on_grid
+from .base import GridSteps, Step, combine, on_grid, scalars
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Euler(GridSteps):
 
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
         t, _, h = on_grid(times)
-        points, steps = t.unbind(), h.tolist()
+        points, steps = t.unbind(), scalars(h)
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             return combine((1.0, x), (steps[k], dynamics.drift(x, points[k]))), None

@@ -1,16 +1,18 @@
 r"""The solvers of `scipy.integrate.solve_ivp`, as the reference.
 
 SciPy integrates one vector: by default the whole batch is that vector, with one step size and one error norm for all
-its samples, so that a sample's result depends on its batch mates. `per_sample=True` solves every sample on its own.
+its samples, so that a sample's result depends on its batch mates. `per_sample=True` solves every sample on its own,
+one after the other.
 """
 
 from __future__ import annotations
 
 __all__ = ["ScipyODE"]
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,10 +20,13 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import Progress, Run, Solver
+from .base import Progress, Run, Solver, rows
 from .euler import no_noise
-from .runge_kutta import check_tolerances
+from .runge_kutta import check_on_failure, check_tolerances, finite
 
+_NO_GRADIENTS = (
+    "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
+)
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
@@ -35,6 +40,7 @@ class ScipyODE(Solver):
         atol: the absolute tolerance; an entry of the state with a tolerance of its own keeps that.
         per_sample: solve each sample on its own instead of the batch as one system.
         max_steps: the most steps of SciPy's solver.
+        on_failure: as in :class:`sde.solvers.RungeKutta`; "mark" needs `per_sample=True`.
     """
 
     method: str = "RK45"
@@ -42,6 +48,7 @@ class ScipyODE(Solver):
     atol: float = 1e-5
     per_sample: bool = False
     max_steps: int = 10_000
+    on_failure: Literal["raise", "mark"] = "raise"
 
     eta: ClassVar[float] = 0.0
 
@@ -49,6 +56,12 @@ class ScipyODE(Solver):
         if self.method not in _METHODS:
             raise ValueError(f"ScipyODE: method is one of {', '.join(_METHODS)}, got {self.method!r}")
         check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps)
+        check_on_failure(type(self).__name__, self.on_failure)
+        if self.on_failure == "mark" and not self.per_sample:
+            raise ValueError(
+                "ScipyODE: on_failure='mark' marks single samples, but without per_sample=True the batch is one "
+                "system, which fails as a whole; set per_sample=True"
+            )
 
     def refusal(self, dynamics: Any) -> str | None:
         return no_noise(dynamics)
@@ -65,9 +78,11 @@ class _ScipyRun(Run):
     stop: float
 
     def init(self, x: State, noise: StepNoise | None) -> Progress:
+        if torch.is_grad_enabled() and any(entry.requires_grad for entry in x):
+            raise ValueError(_NO_GRADIENTS)
         batch = len(x[0])
-        rows = torch.arange(batch, device=x[0].device)
-        groups = list(rows.split(1)) if self.solver.per_sample else [rows]
+        index = torch.arange(batch, device=x[0].device)
+        groups = list(index.split(1)) if self.solver.per_sample else [index]
         return Progress(torch.full((batch,), self.start, dtype=torch.float64), x, 0, (None, groups), noise)
 
     def finished(self, progress: Progress) -> bool:
@@ -75,23 +90,34 @@ class _ScipyRun(Run):
         return current is None and not waiting
 
     def step(self, progress: Progress) -> Progress:
-        current, waiting = progress.memory
-        if current is None:
-            current, waiting = _System(self, _rows(progress.x, waiting[0]), waiting[0]), waiting[1:]
-        t, x = current.step()
-        new_t = progress.t.index_fill(0, current.rows.cpu(), t)
-        new_x = tuple(a.index_copy(0, current.rows, b) for a, b in zip(progress.x, x))
-        memory = (None if current.finished else current, waiting)
+        system, waiting = progress.memory
+        index, waiting = (waiting[0], waiting[1:]) if system is None else (system.index, waiting)
+        try:
+            system = system or _System(self, rows(progress.x, index), index)
+            t, x = system.step()
+        except _Failure:
+            if self.solver.on_failure == "raise":
+                raise
+            marked = tuple(entry.index_fill(0, index, math.nan) for entry in progress.x)
+            return Progress(progress.t, marked, progress.k + 1, (None, waiting), progress.noise)
+        new_t = progress.t.index_fill(0, index.cpu(), t)
+        new_x = tuple(a.index_copy(0, index, b) for a, b in zip(progress.x, x))
+        memory = (None if system.finished else system, waiting)
         return Progress(new_t, new_x, progress.k + 1, memory, progress.noise)
+
+
+class _Failure(FloatingPointError):
+    """A system that cannot be solved, told from what else may go wrong inside a denoiser."""
 
 
 class _System:
     """One vector for SciPy: the entries of some samples, end to end in float64."""
 
-    def __init__(self, run: _ScipyRun, x: State, rows: Tensor) -> None:
-        self.rows, self.like, self.name, self.max_steps = rows, x, run.solver.method, run.solver.max_steps
-        self.dynamics = run.dynamics.select(rows)
+    def __init__(self, run: _ScipyRun, x: State, index: Tensor) -> None:
+        self.index, self.like, self.name, self.max_steps = index, x, run.solver.method, run.solver.max_steps
+        self.dynamics = run.dynamics.select(index)
         self.steps = 0
+        self._check("state", run.start, x)
         atol = [
             np.full(entry.numel(), run.solver.atol if own is None else own)
             for entry, own in zip(x, run.dynamics.tolerances)
@@ -107,15 +133,15 @@ class _System:
 
     @property
     def _whose(self) -> str:
-        return f" (sample {int(self.rows)})" if len(self.rows) == 1 else ""
+        return f" (sample {int(self.index)})" if len(self.index) == 1 else ""
 
     def step(self) -> tuple[float, State]:
         message = self.ode.step()
         self.steps += 1
         if self.ode.status == "failed":
-            raise FloatingPointError(f"SciPy's {self.name} failed at t={self.ode.t:.6g}{self._whose}: {message}")
+            raise _Failure(f"SciPy's {self.name} failed at t={self.ode.t:.6g}{self._whose}: {message}")
         if not self.finished and self.steps >= self.max_steps:
-            raise FloatingPointError(
+            raise _Failure(
                 f"SciPy's {self.name} is still at t={self.ode.t:.6g}{self._whose} after max_steps={self.max_steps} "
                 "steps; raise max_steps, or rtol and atol"
             )
@@ -124,23 +150,19 @@ class _System:
     def _drift(self, t: float, y: np.ndarray) -> np.ndarray:
         slopes = self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64))
         if torch.is_grad_enabled() and any(slope.requires_grad for slope in slopes):
-            raise ValueError(
-                "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
-            )
-        drift = _flat(slopes)
-        if not np.isfinite(drift).all():
-            raise FloatingPointError(
-                f"the drift is not finite at t={t:.6g}{self._whose}; check the denoiser at this time"
-            )
-        return drift
+            raise ValueError(_NO_GRADIENTS)
+        self._check("drift", t, slopes)
+        return _flat(slopes)
+
+    def _check(self, what: str, t: float, entries: State) -> None:
+        bad = ~finite(entries)
+        if bool(bad.any()):
+            i = int(self.index[bad][0])
+            raise _Failure(f"the {what} is not finite at t={t:.6g} (sample {i}); check the denoiser at this time")
 
     def _unflat(self, y: np.ndarray) -> State:
         parts = torch.from_numpy(y).split([entry.numel() for entry in self.like])
         return tuple(part.reshape(entry.shape).to(entry) for part, entry in zip(parts, self.like))
-
-
-def _rows(x: State, index: Tensor) -> State:
-    return tuple(entry[index] for entry in x)
 
 
 def _flat(entries: Sequence[Tensor]) -> np.ndarray:
