@@ -1,0 +1,150 @@
+r"""The rows of a comparison as text: tables in Markdown, aligned so that a terminal shows them as well, and CSV."""
+
+from __future__ import annotations
+
+__all__ = ["csv_text", "markdown", "write_report"]
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from ..files import write_atomically
+from .cells import FAILED, OK, REFUSED, TOO_SMALL
+from .picture import work_precision
+from .rows import Row
+
+_MIB = 2.0**20
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The tables of a comparison.
+
+    A number stands with its 95 % band as `0.012 ±9%`, where 9 % is the larger of the band's two sides. The
+    smallest number of a column is bold, and so are those whose band it lies in.
+    """
+    ok = [row for row in rows if row.status == OK]
+    budgets = sorted({row.calls for row in rows if row.calls})
+    flows = [row for row in rows if row.calls and not row.stochastic]
+    noisy = [row for row in rows if (row.calls and row.stochastic) or row.solver == "exact"]
+    adaptive = [row for row in ok if row.tolerance]
+    parts = []
+    if any(row.status == OK for row in flows):
+        for name, title in (("strong", "Strong error"), ("median", "Median error")):
+            parts.append(f"**{title} of deterministic solvers, by calls**\n\n{_by_budget(flows, budgets, name)}")
+    if any(row.status == OK for row in noisy):
+        for name, title in (
+            ("sliced", "Sliced Wasserstein distance"),
+            ("mean", "Error of the mean"),
+            ("covariance", "Error of the covariance"),
+        ):
+            parts.append(f"**{title} of stochastic solvers, by calls**\n\n{_by_budget(noisy, budgets, name)}")
+    if adaptive:
+        parts.append(f"**Adaptive solvers, by tolerance**\n\n{_by_tolerance(adaptive)}")
+    if ok:
+        parts.append(f"**Cost of the longest run**\n\n{_costs(ok)}")
+    broken = [row for row in rows if row.status in (REFUSED, FAILED)]
+    lines = dict.fromkeys(f"- {row.solver} {row.grid}: {row.status}: {row.reason}" for row in broken)
+    if lines:
+        parts.append("**Not run to the end**\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(rows: Sequence[Row], folder: Path, title: str) -> str:
+    """Writes `compare.md`, `compare.csv` and, if anything ran, `compare.png` into a directory.
+
+    Args:
+        rows: the rows of a comparison.
+        folder: the directory.
+        title: what was compared, in one line.
+
+    Returns:
+        The tables, and a last line that says what was written.
+    """
+    text = f"{title}\n\n{markdown(rows)}"
+    names = {"compare.md": text, "compare.csv": csv_text(rows)}
+    for name, content in names.items():
+        data = content.encode()
+        write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    written = ["compare.h5", *names]
+    if any(row.status == OK and row.nfe > 0 for row in rows):
+        work_precision(rows, folder / "compare.png", title)
+        written.append("compare.png")
+    return f"{text}\nwrote {', '.join(written)} in {folder}"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """All rows with all their columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def _by_budget(rows: Sequence[Row], budgets: Sequence[int], name: str) -> str:
+    lines = list(dict.fromkeys((row.solver, row.grid) for row in rows))
+    best = {budget: _best([row for row in rows if row.calls == budget], name) for budget in budgets}
+    table = [["solver", "grid", *map(str, budgets)]]
+    for solver, grid in lines:
+        own = [row for row in rows if (row.solver, row.grid) == (solver, grid)]
+        if solver == "exact":
+            # A set of exact samples has no calls: its level is the same under every budget.
+            table.append(["exact samples", "", *[_with_band(own[0], name)] * len(budgets)])
+            continue
+        cells = {row.calls: _cell(row, name, best[row.calls]) for row in own}
+        table.append([solver, grid, *(cells.get(budget, "") for budget in budgets)])
+    return _aligned(table)
+
+
+def _by_tolerance(rows: Sequence[Row]) -> str:
+    table = [["solver", "tolerance", "calls", "most calls", "strong error", "median error", "sliced Wasserstein"]]
+    for row in rows:
+        calls = [f"{row.nfe:.1f}", str(row.nfe_max)]
+        errors = [_with_band(row, name) for name in ("strong", "median", "sliced")]
+        table.append([row.solver, f"{row.tolerance:g}", *calls, *errors])
+    return _aligned(table)
+
+
+def _costs(rows: Sequence[Row]) -> str:
+    table = [["solver", "grid", "calls", "ms", "network ms", "own µs/call", "peak MiB", "own MiB"]]
+    longest: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row.nfe > 0 and row.nfe >= longest.get((row.solver, row.grid), row).nfe:
+            longest[row.solver, row.grid] = row
+    for row in longest.values():
+        own = (row.seconds - row.network_seconds) / row.nfe
+        seconds = [f"{1e3 * row.seconds:.1f}", f"{1e3 * row.network_seconds:.1f}", f"{1e6 * own:.0f}"]
+        memory = [f"{row.memory / _MIB:.2f}", f"{row.own_memory / _MIB:.2f}"]
+        table.append([row.solver, row.grid, f"{row.nfe:.0f}", *seconds, *memory])
+    return _aligned(table)
+
+
+def _cell(row: Row, name: str, best: float) -> str:
+    if row.status != OK:
+        return "-" if row.status == TOO_SMALL else row.status
+    text = _with_band(row, name)
+    return f"**{text}**" if getattr(row, f"{name}_low") <= best else text
+
+
+def _best(rows: Sequence[Row], name: str) -> float:
+    return min((getattr(row, name) for row in rows if row.status == OK), default=math.nan)
+
+
+def _with_band(row: Row, name: str) -> str:
+    value, low, high = (getattr(row, name + end) for end in ("", "_low", "_high"))
+    if math.isnan(value):
+        return ""
+    if not value > 0.0:
+        return "0"
+    text = f"{value:.0f}" if value >= 10.0 else f"{value:.2g}"
+    return f"{text} ±{max(high - value, value - low) / value:.0%}"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |" for line in table]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
