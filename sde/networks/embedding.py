@@ -35,37 +35,47 @@ class LevelEmbedding(nn.Module, ABC):
 class Positional(LevelEmbedding):
     r"""The sinusoidal embedding of Ho et al. (2020), with n = d / 2 frequencies in a geometric ladder,
 
-    .. math:: \omega_i = s \, P^{-i / (n - 1)}, \qquad i = 0, \dots, n - 1.
+    .. math:: \omega_i = s \, P^{-i / (n - k)}, \qquad i = 0, \dots, n - 1.
 
     It tells levels apart that differ by about 1 / s or more: for steps 0 ... 1000 take scale 1, for a time in
-    [0, 1] scale 1000.
+    [0, 1] scale 1000. Dhariwal and Nichol (2021, arXiv:2105.05233) have `shift=0` and `cosine_first=True`.
 
     Args:
         dim: d, the length of the embedding, even.
         scale: s, the highest frequency, in rad per unit of noise level.
-        max_period: P, the ratio of the highest frequency to the lowest.
+        max_period: P, the ratio of the highest frequency to the lowest for `shift=1`.
+        shift: k, whether the last frequency is s / P itself (1) or the one before it (0).
+        cosine_first: Whether the cosines come before the sines.
 
     Raises:
-        ValueError: If `dim` is not even and positive, or `scale` or `max_period` is not positive.
+        ValueError: If `dim` is not even and positive, `scale` or `max_period` is not positive, or `shift` is
+            neither 0 nor 1.
     """
 
-    def __init__(self, dim: int, scale: float = 1.0, max_period: float = 1e4) -> None:
+    def __init__(
+        self, dim: int, scale: float = 1.0, max_period: float = 1e4, shift: int = 1, cosine_first: bool = False
+    ) -> None:
         super().__init__()
         _check(dim, scale=scale, max_period=max_period)
+        if shift not in (0, 1):
+            raise ValueError(f"shift must be 0 or 1, got {shift}")
         self.dim, self.scale, self.max_period = dim, scale, max_period
+        self.shift, self.cosine_first = shift, cosine_first
 
     def forward(self, level: Tensor) -> Tensor:
-        """The sines, then the cosines, of `level` with shape (B,) -> (B, dim), in float32 at least."""
+        """The sines and the cosines of `level` with shape (B,) -> (B, dim), in float32 at least."""
         # The frequencies are made anew in the precision at hand: a buffer would be rounded by `net.half()`, and
         # `net.double()` would keep its rounding to float32.
         n, dtype = self.dim // 2, _precision(level)
-        exponent = torch.arange(n, dtype=dtype, device=level.device) / max(n - 1, 1)
+        exponent = torch.arange(n, dtype=dtype, device=level.device) / max(n - self.shift, 1)
         frequencies = torch.pow(self.max_period, -exponent)
         phase = (self.scale * level.to(dtype))[:, None] * frequencies  # rad, (B, n)
-        return torch.cat([phase.sin(), phase.cos()], dim=1)
+        halves = (phase.cos(), phase.sin()) if self.cosine_first else (phase.sin(), phase.cos())
+        return torch.cat(halves, dim=1)
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, scale={self.scale}, max_period={self.max_period}"
+        order = f"shift={self.shift}, cosine_first={self.cosine_first}"
+        return f"{self.dim}, scale={self.scale}, max_period={self.max_period}, {order}"
 
 
 class Fourier(LevelEmbedding):
@@ -74,32 +84,35 @@ class Fourier(LevelEmbedding):
     .. math:: \omega_i = 2 \pi w_i, \qquad w_i \sim \mathcal{N}(0, s^2), \qquad i = 1, \dots, n.
 
     The w_i are drawn from torch's global generator at construction and saved in the state dict. Song et al. embed
-    the logarithm of sigma.
+    the logarithm of sigma: `logarithm=True` where the network is told sigma itself.
 
     Args:
         dim: d, the length of the embedding, even.
         scale: s, the standard deviation of w_i, in turns per unit of noise level.
+        logarithm: Whether log c stands in the place of c.
 
     Raises:
         ValueError: If `dim` is not even and positive, or `scale` is not positive.
     """
 
-    def __init__(self, dim: int, scale: float = 16.0) -> None:
+    def __init__(self, dim: int, scale: float = 16.0, logarithm: bool = False) -> None:
         super().__init__()
         _check(dim, scale=scale)
-        self.dim, self.scale = dim, scale
+        self.dim, self.scale, self.logarithm = dim, scale, logarithm
         self.parts: Tensor
         self.register_buffer("parts", split(scale * nn.init.normal_(torch.empty(dim // 2, dtype=torch.float32))))
 
     def forward(self, level: Tensor) -> Tensor:
         """The sines, then the cosines, of `level` with shape (B,) -> (B, dim), in float32 at least."""
-        dtype = _precision(level)
-        high, middle, low = self.parts.to(dtype).unbind()
-        phase = 2 * math.pi * (level.to(dtype)[:, None] * (high + middle + low))  # rad, (B, n)
+        level = level.to(_precision(level))
+        if self.logarithm:
+            level = level.log()
+        high, middle, low = self.parts.to(level.dtype).unbind()
+        phase = 2 * math.pi * (level[:, None] * (high + middle + low))  # rad, (B, n)
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, scale={self.scale}"
+        return f"{self.dim}, scale={self.scale}, logarithm={self.logarithm}"
 
 
 def split(frequencies: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Context, linear, zeroed
+from .context import Context
 from .embedding import LevelEmbedding, Positional
+from .layers import linear, zeroed
 
 
 class _Block(nn.Module):
@@ -71,6 +72,11 @@ class MLP(nn.Module):
         self.inlet = linear(features, width)
         self.blocks = nn.ModuleList([_Block(width, width, dropout) for _ in range(depth)])
         self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(linear(width, features)))
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, or None for a network without labels."""
+        return self.context.classes
 
     def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
         """The network's answer, with the shape of `x`.

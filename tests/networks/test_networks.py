@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde.networks import MLP, Fourier, LevelEmbedding, Positional, UNet
-from sde.networks.blocks import Attention, Downsample, Residual, Upsample, group_norm, zeroed
+from sde.networks import MLP, Fourier, LevelEmbedding, Normalisation, Positional, StridedConv, UNet
 from sde.networks.embedding import split
+from sde.networks.layers import zeroed
+from sde.networks.residual import Attention, Residual, Style
 
 # torch's first use of forward-mode differentiation loads a module of its own that still calls torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 Network = UNet | MLP
+STYLE, LINE = Style(rank=2, context=4), Style(rank=1, context=4)
+CONTEXT = torch.zeros(1, 4)  # for layers that do not read it
 AnyNetwork = TypeVar("AnyNetwork", UNet, MLP, Network)
 
 
@@ -138,13 +141,14 @@ def test_a_fresh_network_returns_zero(build: Callable[..., Network], event: tupl
 
 def test_a_fresh_block_is_its_shortcut() -> None:
     x, context = normal(2, 8, 3, 5, dtype=torch.float32), normal(2, 4, dtype=torch.float32)
-    assert torch.equal(Residual(2, 8, 8, context=4)(x, context), x)
-    assert torch.equal(Attention(8, heads=2)(x), x)
+    assert torch.equal(Residual(STYLE, 8, 8)(x, context), x)
+    assert torch.equal(Attention(STYLE, 8, heads=2)(x), x)
 
 
 def test_fresh_weights_have_the_variance_of_glorot() -> None:
     torch.manual_seed(0)
-    block, attention = Residual(2, 64, 128, context=96), Attention(64)
+    style = Style(rank=2, context=96)
+    block, attention = Residual(style, 64, 128), Attention(style, 64)
     for weight, fans in [
         (block.conv1.weight, 9 * (64 + 128)),
         (block.shift.weight, 96 + 128),
@@ -173,7 +177,7 @@ def test_fresh_weights_have_the_variance_of_glorot() -> None:
     ],
 )
 def test_group_norm_has_at_most_32_groups_of_at_least_4_channels(channels: int, groups: int) -> None:
-    norm = group_norm(channels)
+    norm = Normalisation()(channels)
     assert norm.num_groups == groups
     assert norm.eps == 1e-6
 
@@ -198,21 +202,21 @@ def test_every_spatial_size_comes_back(size: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("n", "left"), [(8, 0), (7, 1), (1, 1)])
 def test_downsampling_reads_every_second_position(n: int, left: int) -> None:
-    down = Downsample(1, 1).double()
+    down = StridedConv().down(LINE, 1, 1).double()
     with torch.no_grad():
         zeroed(down).conv.weight.copy_(torch.tensor([100.0, 10.0, 1.0]))
     x = torch.arange(1.0, n + 1, dtype=torch.float64)
     padded = [0.0] * left + x.tolist() + [0.0]
     expected = [100 * padded[i] + 10 * padded[i + 1] + padded[i + 2] for i in range(0, 2 * math.ceil(n / 2), 2)]
-    assert down(x[None, None]).flatten().tolist() == expected
+    assert down(x[None, None], CONTEXT).flatten().tolist() == expected
 
 
 @pytest.mark.parametrize(("size", "expected"), [(6, [1, 1, 2, 2, 3, 3]), (5, [1, 1, 2, 2, 3])])
 def test_upsampling_repeats_positions(size: int, expected: list[int]) -> None:
-    up = Upsample(1, 1)
+    up = StridedConv().up(LINE, 1, 1)
     with torch.no_grad():
         zeroed(up).conv.weight.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    assert up(torch.tensor([[[1.0, 2.0, 3.0]]]), (size,)).flatten().tolist() == expected
+    assert up(torch.tensor([[[1.0, 2.0, 3.0]]]), CONTEXT, (size,)).flatten().tolist() == expected
 
 
 def test_attention_stands_at_the_levels_named() -> None:
@@ -250,7 +254,7 @@ def test_channels_last_gives_the_same_and_stays_so() -> None:
 @pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 2)], ids=["1-D", "2-D", "3-D"])
 def test_attention_is_the_softmax_of_scaled_products(size: tuple[int, ...], heads: int) -> None:
     channels, d = 8, 8 // heads
-    block = Attention(channels, heads).double()
+    block = Attention(STYLE, channels, heads).double()
     with torch.no_grad():
         for seed, parameter in enumerate(block.parameters()):
             parameter.copy_(normal(*parameter.shape, seed=seed))
