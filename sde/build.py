@@ -20,7 +20,15 @@ import torch
 TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
 
 # All that the tree of a checkpoint may name: constructors of values, which touch no file.
-MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.parametrisation", "sde.denoiser", "sde.data.scaling")
+MODEL_ROOMS = (
+    "sde.processes",
+    "sde.networks",
+    "sde.parametrisation",
+    "sde.denoiser",
+    "sde.learned_variance",
+    "sde.wrappers",
+    "sde.data.scaling",
+)
 
 
 def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = (), **arguments: Any) -> Any:

@@ -8,7 +8,7 @@ Efron, Tweedie's Formula and Selection Bias, 2011, https://doi.org/10.1198/jasa.
 
 from __future__ import annotations
 
-__all__ = ["Conditioned", "Denoiser", "NetworkDenoiser", "Reading", "Wrapper"]
+__all__ = ["Conditioned", "Denoiser", "NetworkDenoiser", "PredictingDenoiser", "Reading", "Wrapper"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -66,6 +66,18 @@ class Denoiser(nn.Module, ABC):
         x0 = self(x_t, t, **condition)
         return expand(alpha / sigma, x_t) * x_t - expand((alpha.square() + sigma.square()) / sigma, x_t) * x0
 
+    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        r"""What the reverse step :math:`p(x_s \mid x_t)` is made of, from one reading: the score, and its variance.
+
+        Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 15: between the variance of the posterior
+        :math:`q(x_s|x_t,x_0)` at v = 0 and that of the transition :math:`q(x_t|x_s)` at v = 1, the logarithm is
+        interpolated. A denoiser that has learned the fraction v replaces this; all others know none.
+
+        Returns:
+            The score, with shape (B, \*), and v with the same shape, about in [0, 1], or None.
+        """
+        return self.score(x_t, t, **condition), None
+
     def select(self, index: Tensor) -> Denoiser:
         """This denoiser for some samples of a batch: itself. What differs between samples comes through `condition`,
         which :class:`Conditioned` selects."""
@@ -81,8 +93,9 @@ class Wrapper(Denoiser):
 
     A leaf defines :meth:`read` once for all readings, so that none goes through another. Classifier-free guidance,
     say, is `b + w * (a - b)` of `a = reading(self.inner, x_t, t, label=label)` and `b` with the null label, with
-    `calls` twice those of the inner one. What acts on :math:`x_0` alone, such as clipping, is a :class:`Denoiser`
-    with a `forward`.
+    `calls` twice those of the inner one. Where the inner one has learned its reverse variance, the variance is that of
+    the first reading, here of the one with the label. What acts on :math:`x_0` alone, such as clipping, is a
+    :class:`Denoiser` with a `forward`.
 
     Args:
         inner: the denoiser that is wrapped.
@@ -109,6 +122,16 @@ class Wrapper(Denoiser):
 
     def velocity(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return self.read(_velocity, x_t, t, condition)
+
+    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        fractions: list[Tensor | None] = []
+
+        def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            value, fraction = denoiser.posterior(x_t, t, **condition)
+            fractions.append(fraction)
+            return value
+
+        return self.read(score, x_t, t, condition), next(iter(fractions), None)
 
 
 class Conditioned(Wrapper):
@@ -148,18 +171,8 @@ class Conditioned(Wrapper):
         return Conditioned(self.inner, condition, self.nfe, rows)
 
 
-class NetworkDenoiser(Denoiser):
-    """Any network `net(x, noise_level, **condition)` as a denoiser.
-
-    The state keeps the dtype that the caller chose; here, and nowhere else, it is cast to the network's and back, and
-    floating conditions with it. The noise level stays in float32 at least.
-
-    Args:
-        network: a module that answers in the shape of its first argument.
-        process: the process it was, or will be, trained for.
-        parametrisation: what its output means; the noise by default.
-        level: what it is told about the time; 1000 t by default.
-    """
+class PredictingDenoiser(Denoiser):
+    """A denoiser whose readings all come from one call of a network; a leaf says which part of its answer is what."""
 
     def __init__(
         self,
@@ -174,32 +187,63 @@ class NetworkDenoiser(Denoiser):
         self.parametrisation = NoisePrediction() if parametrisation is None else parametrisation
         self.level = TimeLevel() if level is None else level
 
+    @abstractmethod
+    def split(self, out: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The parts of the network's answer to `x_t`: the prediction, with shape (B, *), and the fraction of
+        :meth:`posterior` or None.
+
+        Raises:
+            ValueError: if the answer has another shape than such a network's.
+        """
+
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self._read(x_t, t, self.parametrisation.x0(self.process, t), condition)
+        return self._read(x_t, t, self.parametrisation.x0(self.process, t), condition)[0]
 
     def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self._read(x_t, t, self.parametrisation.score(self.process, t), condition)
+        return self.posterior(x_t, t, **condition)[0]
 
     def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self._read(x_t, t, self.parametrisation.noise(self.process, t), condition)
+        return self._read(x_t, t, self.parametrisation.noise(self.process, t), condition)[0]
 
     def velocity(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self._read(x_t, t, self.parametrisation.velocity(self.process, t), condition)
+        return self._read(x_t, t, self.parametrisation.velocity(self.process, t), condition)[0]
 
-    def _read(self, x_t: Tensor, t: Tensor, reading: Coefficients, condition: Mapping[str, Tensor]) -> Tensor:
+    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._read(x_t, t, self.parametrisation.score(self.process, t), condition)
+
+    def _read(
+        self, x_t: Tensor, t: Tensor, reading: Coefficients, condition: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         scale = self.parametrisation.input_scale(self.process, t)
         x = x_t if scale is None else expand(scale, x_t) * x_t
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
         level = self.level(self.process, t).to(x.device, torch.promote_types(dtype, torch.float32))
         cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
-        out = self.network(x.to(dtype), level, **cast)
+        prediction, fraction = self.split(self.network(x.to(dtype), level, **cast).to(x_t.dtype), x_t)
+        a, b = reading
+        read = expand(b, x_t) * prediction
+        return read if a is None else read + expand(a, x_t) * x_t, fraction
+
+
+class NetworkDenoiser(PredictingDenoiser):
+    """Any network `net(x, noise_level, **condition)` as a denoiser.
+
+    The state keeps the dtype that the caller chose; here, and nowhere else, it is cast to the network's and back, and
+    floating conditions with it. The noise level stays in float32 at least.
+
+    Args:
+        network: a module that answers in the shape of its first argument.
+        process: the process it was, or will be, trained for.
+        parametrisation: what its output means; the noise by default.
+        level: what it is told about the time; 1000 t by default.
+    """
+
+    def split(self, out: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
         if out.shape != x_t.shape:
             raise ValueError(
                 f"a network answers in the shape of its input: expected {tuple(x_t.shape)}, got {tuple(out.shape)}"
             )
-        a, b = reading
-        read = expand(b, x_t) * out.to(x_t.dtype)
-        return read if a is None else read + expand(a, x_t) * x_t
+        return out, None
 
 
 def _x0(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:

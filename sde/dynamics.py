@@ -99,6 +99,11 @@ class Semilinear(Dynamics):
         """The denoised data, in the layout of the state."""
 
     @abstractmethod
+    def posterior(self, state: State, t: Tensor) -> tuple[State, Tensor | None]:
+        """The score, in the layout of the state, and from the same call the fraction that tells the variance of the
+        reverse step, or None; see :meth:`sde.Denoiser.posterior`."""
+
+    @abstractmethod
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         """The state after the linear part alone has scaled x by `exp(log_scale)`, of shape () or (B,)."""
 
@@ -161,6 +166,10 @@ class Reverse(Semilinear):
 
     def x0(self, state: State, t: Tensor) -> State:
         return (self.denoiser(state[0], t),)
+
+    def posterior(self, state: State, t: Tensor) -> tuple[State, Tensor | None]:
+        score, fraction = self.denoiser.posterior(state[0], t)
+        return (score,), fraction
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         (x,) = state
@@ -241,6 +250,9 @@ class WithLogDensity(Semilinear):
 
     def x0(self, state: State, t: Tensor) -> State:
         return self._with_divergence(self.flow.x0, state, t)
+
+    def posterior(self, state: State, t: Tensor) -> tuple[State, Tensor | None]:
+        return self.score(state, t), None
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         x, log_density = state

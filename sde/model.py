@@ -8,22 +8,24 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .build import MODEL_ROOMS, build
-from .checkpoint import load_checkpoint
 from .data import Scaling
 from .denoiser import Denoiser
+from .interop import read
+from .interop.reading import Settings
 from .likelihood import LogProb, log_prob
 from .noise import Noise, Stream
 from .processes import SDE
 from .runtime import exact_float32
 from .sampling import sample, state_like
-from .solvers import Solver
+from .solvers import GridSteps, Solver
+from .tuning import load_grid, save_grid, tune_grid
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,44 @@ class Model:
             condition: as in :func:`sde.sample`; a model with classes draws them in turn where no `label` is given.
             denoise: remove the noise that is left at `t_min` by one more call.
         """
-        if self.classes is not None and "label" not in (condition or {}):
-            label = torch.arange(first, first + n, device=state_like(self.denoiser).device) % self.classes
-            condition = {**(condition or {}), "label": label}
-        drawn = sample(
-            self.denoiser, (n, *self.shape), solver=solver, seed=seed, first=first, condition=condition, denoise=denoise
-        )
+        settings = {"condition": self._labelled(condition, first, n), "seed": seed, "first": first}
+        drawn = sample(self.denoiser, (n, *self.shape), solver=solver, denoise=denoise, **settings)
         return self.scaling.to_data(drawn.x.cpu())
+
+    def tuned(
+        self,
+        solver: GridSteps,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        pilot: int = 64,
+        seed: int = 0,
+        seconds: float | None = None,
+    ) -> GridSteps:
+        """The solver on the grid that a pilot run designs for this model; see :func:`sde.tune_grid`.
+
+        Args:
+            solver: a deterministic solver of fixed steps.
+            directory: a run directory, which keeps the grid in `grids/`: one that is there for just this solver is
+                used as it is.
+            pilot: how many samples the pilot run has.
+            seed: the seed of the pilot.
+            seconds: stop improving the grid after this time.
+        """
+        grid = None if directory is None else load_grid(directory, solver)
+        if grid is None:
+            condition = self._labelled(None, 0, pilot)
+            shape = (pilot, *self.shape)
+            grid = tune_grid(self.denoiser, shape, solver, condition=condition, seed=seed, seconds=seconds)
+            if directory is not None:
+                save_grid(directory, solver, grid)
+        return replace(solver, grid=grid)
+
+    def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> Mapping[str, Tensor] | None:
+        """The condition, with the classes in turn where the model has some and no label is given."""
+        if self.classes is None or "label" in (condition or {}):
+            return condition
+        label = torch.arange(first, first + n, device=state_like(self.denoiser).device) % self.classes
+        return {**(condition or {}), "label": label}
 
     def log_prob(
         self, x: Tensor, *, seed: int = 0, index: Tensor | None = None, repeat: int = 0, **settings: Any
@@ -110,27 +143,32 @@ class Model:
 def load(
     path: str | os.PathLike[str],
     ema: str | None = "default",
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     process: SDE | None = None,
     *,
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> Model:
-    """Loads a model from a checkpoint or a run directory.
+    """Loads a model from a checkpoint or a run directory of this library, or from another project's checkpoint.
+
+    Nothing that a file holds is run, and a file that asks for it is refused.
 
     Args:
-        path: the checkpoint file, or the run directory, whose newest checkpoint is taken.
-        ema: the name of the weight average to load; None for the raw weights.
-        settings: not used by this library's own checkpoints, which hold their settings.
+        path: the checkpoint, or the run directory, whose newest checkpoint is taken.
+        ema: the name of the weight average to load; None for the raw weights. Of other projects' checkpoints the
+            average is `default`, and where there is one set of weights only, it is both.
+        settings: the settings of the network as its project names them, or the path of a JSON file with them; by
+            default the JSON file beside the checkpoint with the same name. This library's own checkpoints hold theirs.
         process: a process in place of the one that the model was trained for.
         device: where to put the model.
         trust: packages of your own that the checkpoint may name classes from.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        ValueError: if the file is damaged or no checkpoint, or has no such average.
+        ValueError: if the file is damaged, no checkpoint of a known kind or one that would run code, if its weights are
+            not those of the network that its settings describe, or if it has no such average.
     """
-    content = load_checkpoint(path)
+    content = read(path, settings, process)
     return from_checkpoint(content, ema=ema, process=process, device=device, trust=trust)
 
 
@@ -158,4 +196,6 @@ def from_checkpoint(
             "ema=None loads the raw weights"
         )
     denoiser.load_state_dict(content["weights"] if ema is None else content["ema"][ema])
+    for wrapper in tree.get("wrappers", ()):
+        denoiser = build(wrapper, rooms=MODEL_ROOMS, inner=denoiser)
     return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree.get("classes"))

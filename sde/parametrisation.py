@@ -24,11 +24,13 @@ __all__ = [
     "NoisePrediction",
     "DataPrediction",
     "ScorePrediction",
+    "ScaledScorePrediction",
     "VelocityPrediction",
     "EDM",
     "NoiseLevel",
     "TimeLevel",
     "LogSNRLevel",
+    "MatchedLevel",
 ]
 
 from abc import ABC, abstractmethod
@@ -136,6 +138,30 @@ class ScorePrediction(Parametrisation):
 
 
 @dataclass(frozen=True)
+class ScaledScorePrediction(Parametrisation):
+    r"""The network is fed :math:`x_t/\alpha_t` and predicts the score in units of the noise, :math:`F = \sigma_t s`.
+
+    Song and Ermon 2020, https://arxiv.org/abs/2006.09011, and the VE column of table 1 of Karras et al. 2022.
+    """
+
+    data_std = None
+
+    def x0(self, process: SDE, t: Tensor) -> Coefficients:
+        alpha = process.alpha(t)
+        return 1.0 / alpha, process.sigma(t) / alpha
+
+    def noise(self, process: SDE, t: Tensor) -> Coefficients:
+        return None, -torch.ones_like(t)
+
+    def velocity(self, process: SDE, t: Tensor) -> Coefficients:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return -sigma / alpha, -alpha - sigma.square() / alpha
+
+    def input_scale(self, process: SDE, t: Tensor) -> Tensor | None:
+        return 1.0 / process.alpha(t)
+
+
+@dataclass(frozen=True)
 class VelocityPrediction(Parametrisation):
     r"""The network predicts the velocity, :math:`v = \alpha_t \varepsilon - \sigma_t x_0` (Salimans and Ho 2022)."""
 
@@ -207,13 +233,32 @@ class TimeLevel(NoiseLevel):
 
 @dataclass(frozen=True)
 class LogSNRLevel(NoiseLevel):
-    r"""The label :math:`-\mathrm{scale} \cdot \lambda_t`, which resolves the small times that a likelihood depends on.
+    r"""The label :math:`-\mathrm{scale} \cdot \lambda_t + \mathrm{offset}`, which resolves the small times that a
+    likelihood depends on.
 
     Kingma et al. 2021, https://arxiv.org/abs/2107.00630. :math:`-\lambda_t/8` is the :math:`\tfrac14 \log\sigma` of
     EDM.
     """
 
     scale: float = 0.125
+    offset: float = 0.0
 
     def __call__(self, process: SDE, t: Tensor) -> Tensor:
-        return -self.scale * process.log_snr(t)
+        return self.offset - self.scale * process.log_snr(t)
+
+
+@dataclass(frozen=True)
+class MatchedLevel(NoiseLevel):
+    r"""The label that another process has at the same :math:`\lambda_t`: for a network in a process it was not trained
+    for. Beyond the ends of that process the label is that of the end, where the process's `time` stops there.
+
+    Args:
+        trained: the process of the training.
+        level: what the network was told there.
+    """
+
+    trained: SDE
+    level: NoiseLevel
+
+    def __call__(self, process: SDE, t: Tensor) -> Tensor:
+        return self.level(self.trained, self.trained.time(process.log_snr(t)))

@@ -91,7 +91,7 @@ ATTACKS = [
     "sde.data.images",
     "sde.data.scaling.math.sqrt",
     "sde.networks.unet.torch.load",
-    "sde.networks.blocks.nn.Linear",
+    "sde.networks.layers.nn.Linear",
     "sde.denoiser.dataclass",
     "sde.processes.chain.functools.partial",
     "sde.build.build",

@@ -14,8 +14,10 @@ from sde.parametrisation import (
     EDM,
     DataPrediction,
     LogSNRLevel,
+    MatchedLevel,
     NoisePrediction,
     Parametrisation,
+    ScaledScorePrediction,
     ScorePrediction,
     TimeLevel,
     VelocityPrediction,
@@ -26,6 +28,7 @@ PARAMETRISATIONS: dict[str, Parametrisation] = {
     "noise": NoisePrediction(),
     "data": DataPrediction(),
     "score": ScorePrediction(),
+    "scaled": ScaledScorePrediction(),
     "velocity": VelocityPrediction(),
     "edm": EDM(),
     "edm1.5": EDM(data_std=1.5),
@@ -43,6 +46,8 @@ def oracle(gaussian: Gaussian, process: SDE, x: Tensor, t: Tensor) -> dict[str, 
 
 def exact_output(name: str, process: SDE, x: Tensor, t: Tensor, exact: dict[str, Tensor]) -> Tensor:
     """The network output F that stands for the oracle."""
+    if name == "scaled":
+        return process.sigma(t) * exact["score"]
     if not name.startswith("edm"):
         return exact[{"data": "x0"}.get(name, name)]
     # Karras et al. 2022, table 1: D = c_skip x + c_out F, in the variables x/alpha and sigma/alpha.
@@ -105,7 +110,7 @@ def test_coefficients_have_the_shape_of_time(process: SDE, name: str) -> None:
             assert a is None or (a.shape == t.shape and a.dtype == t.dtype)
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETRISATIONS if not n.startswith("edm")])
+@pytest.mark.parametrize("name", [n for n in PARAMETRISATIONS if n != "scaled" and not n.startswith("edm")])
 def test_what_the_network_predicts_is_read_as_it_stands(process: SDE, name: str) -> None:
     t = torch.tensor([1e-5, 0.5, 1.0])
     a, b = getattr(PARAMETRISATIONS[name], {"data": "x0"}.get(name, name))(process, t)
@@ -133,7 +138,7 @@ def test_edm_output_has_unit_variance(process: SDE) -> None:
 
 
 @pytest.mark.parametrize("data_std", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("name", PARAMETRISATIONS)
+@pytest.mark.parametrize("name", [n for n in PARAMETRISATIONS if n != "scaled"])
 def test_input_has_unit_variance(process: SDE, name: str, data_std: float, generator: torch.Generator) -> None:
     # Of data of that standard deviation, counted on 20000 draws: five standard errors, 6e-7.
     n, t = 20_000, torch.tensor([1e-3, 0.1, 0.4, 1.0], dtype=torch.float64)
@@ -149,6 +154,8 @@ def test_input_as_it_stands() -> None:
     t = torch.tensor([0.1, 0.9], dtype=torch.float64)
     assert NoisePrediction(data_std=None).input_scale(VE(), t) is None
     torch.testing.assert_close(NoisePrediction().input_scale(VP(), t), torch.ones_like(t))
+    # Without the process's scale: what a network of a VE process saw.
+    torch.testing.assert_close(ScaledScorePrediction().input_scale(VP(), t), 1.0 / VP().alpha(t))
 
 
 def test_levels(process: SDE) -> None:
@@ -163,3 +170,18 @@ def test_levels(process: SDE) -> None:
 def test_the_label_of_a_chain_counts_its_steps(process: SDE) -> None:
     i = torch.arange(1, 1001, dtype=torch.float64)
     torch.testing.assert_close(TimeLevel()(process, i / 1000), i)
+
+
+def test_a_log_snr_label_with_an_offset(process: SDE) -> None:
+    t = torch.tensor([0.01, 0.5], dtype=torch.float64)
+    sigma = process.sigma(t) / process.alpha(t)
+    torch.testing.assert_close(LogSNRLevel(0.5, -math.log(2.0))(process, t), (sigma / 2.0).log())
+
+
+def test_a_matched_label_is_that_of_the_training(process: SDE) -> None:
+    trained = VE(sigma_min=1e-4, sigma_max=1e3)
+    t = torch.tensor([0.01, 0.5, 0.9], dtype=torch.float64)
+    log_ratio = (process.sigma(t) / process.alpha(t)).log()
+    time = (log_ratio - math.log(1e-4)) / math.log(1e7)
+    torch.testing.assert_close(MatchedLevel(trained, TimeLevel(999.0, 1.0))(process, t), 999.0 * time + 1.0)
+    torch.testing.assert_close(MatchedLevel(process, TimeLevel())(process, t), 1000.0 * t)

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..dynamics import Semilinear
-from .base import GridSteps, Step, on_grid
+from ..dynamics import Semilinear, State
+from ..noise import StepNoise, Stream
+from .base import GridSteps, Step, drawn, on_grid
 from .euler_maruyama import affine_step, one_entry
 
 
@@ -28,25 +29,29 @@ class Ancestral(GridSteps):
 
     with the transition kernel :math:`q(x_t|x_s) = \mathcal N(\alpha_{t|s} x_s, \sigma_{t|s}^2 I)` of the process. On
     the grid i/N of a
-    :class:`sde.ChainSDE` this is DDPM; for VE it is the sampler of Song et al., appendix F.
+    :class:`sde.ChainSDE` this is DDPM; for VE it is the sampler of Song et al., appendix F. Its last step, from
+    `t_min` = 1/N to the clean end of the chain, has the mean :math:`E[x_0|x]` and no noise: it is the step that
+    `denoise=True` adds.
 
     Args:
         steps: the number of steps.
         grid: the rule for their times.
         v: which variance: 0 is the posterior's, right for data that is a point; 1 the transition's, right under VP for
-            data that is standard normal. The two extremes of Ho et al.; between them their geometric mean.
+            data that is standard normal. The two extremes of Ho et al.; between them their geometric mean. None is
+            what the denoiser has learned (:meth:`sde.Denoiser.posterior`), and 0 where it has learned none.
     """
 
-    v: float = 0.0
+    v: float | None = None
 
     needs: ClassVar[type] = Semilinear
     eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.v <= 1.0:
+        if self.v is not None and not 0.0 <= self.v <= 1.0:
             raise ValueError(
-                f"Ancestral needs v in [0, 1] (0 the posterior's variance, 1 the transition's), got v={self.v}"
+                f"Ancestral needs v in [0, 1] (0 the posterior's variance, 1 the transition's), or None for what the "
+                f"denoiser has learned, got v={self.v}"
             )
 
     def refusal(self, dynamics: Any) -> str | None:
@@ -60,6 +65,28 @@ class Ancestral(GridSteps):
         t, s, _ = on_grid(times)
         log_alpha, var = dynamics.process.transition(s, t)
         small = var * dynamics.process.var(s) / dynamics.process.var(t)
-        variance = small if self.v == 0.0 else small ** (1.0 - self.v) * var**self.v
         a = (-log_alpha).exp()
-        return affine_step(dynamics, t, s, a.tolist(), (a * var).tolist(), variance.sqrt().tolist())
+        b = a * var
+        if self.v is None:
+            return _learned_step(dynamics, t, s, a.tolist(), b.tolist(), small, var)
+        variance = small if self.v == 0.0 else small ** (1.0 - self.v) * var**self.v
+        return affine_step(dynamics, t, s, a.tolist(), b.tolist(), variance.sqrt().tolist())
+
+
+def _learned_step(
+    dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: list[float], small: Tensor, large: Tensor
+) -> Step:
+    """The step with the fraction v that comes with the score; to a clean end no noise is drawn."""
+    befores, before, after = t.unbind(), t.tolist(), s.tolist()
+    std, half_log_ratio = small.sqrt().tolist(), (0.5 * (large / small).log()).tolist()
+
+    def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
+        x = a[k] * state[0]
+        (score,), v = dynamics.posterior(state, befores[k])
+        x = x.add_(score, alpha=b[k])
+        if std[k]:
+            z = drawn(noise).normal(Stream.STEP, k, before[k], after[k])
+            x = x.add_(z if v is None else z * (v * half_log_ratio[k]).exp(), alpha=std[k])
+        return (x,), None
+
+    return step

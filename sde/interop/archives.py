@@ -1,0 +1,180 @@
+r"""Archives of tensors: PyTorch's two file formats and safetensors, opened without running or allocating anything.
+
+PyTorch's own format since 1.6 is a zip file whose members are stored uncompressed, one of them a pickle, `data.pkl`,
+and one for each storage. Before, it was a row of pickles (a magic number, a protocol version, facts about the machine,
+the content, the keys of the storages) with the storages behind them, each after its number of elements. Of both, the
+pickles are evaluated as in `sde.interop.pickles`, and every size is held against the file before it is believed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["no_storage", "open_legacy", "open_safetensors", "open_zip"]
+
+import functools
+import io
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pickles import LazyTensor, Storage, evaluate, shown
+
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+
+
+def open_zip(path: Path) -> Any:
+    """The content of a file of `torch.save`, its tensors not yet read."""
+    with _Bounded(path) as raw:
+        with zipfile.ZipFile(raw) as archive:
+            members = archive.infolist()
+        places = _places(raw, members)
+    # Everything lies in one folder, named as the file was when it was written.
+    folder = members[0].filename.partition("/")[0] if members else ""
+    if f"{folder}/constants.pkl" in places:
+        raise ValueError("it is a TorchScript program, which is not opened; export the weights alone, its state_dict()")
+    pickle = places.get(f"{folder}/data.pkl")
+    if pickle is None or pickle.size > 2**26:
+        raise ValueError("it is a zip archive without data.pkl, or with too large a one: expected a file of torch.save")
+    order = places.get(f"{folder}/byteorder")
+    if order is not None and _bytes(path, order) != b"little":
+        raise ValueError("it was written on a big-endian machine: expected little-endian numbers; save it again")
+
+    storages: dict[tuple[str, torch.dtype], Storage] = {}  # tensors that share one go on sharing it
+
+    def persistent(identity: Any) -> Storage:
+        kind, dtype, key, _, numel = identity
+        size = _size(kind, key, dtype, numel)
+        place = places.get(f"{folder}/data/{key}")
+        if place is None:
+            raise ValueError(f"its pickle asks for storage {key!r}, which the archive does not hold")
+        if size != place.size:
+            raise ValueError(f"it claims {numel} elements of {dtype} for storage {key!r} of {place.size} bytes")
+        read = functools.cache(lambda: _flat(_bytes(path, place), dtype))
+        return storages.setdefault((key, dtype), Storage(numel, read))
+
+    return evaluate(io.BytesIO(_bytes(path, pickle)), persistent)
+
+
+def open_legacy(path: Path) -> Any:
+    """The content of a file that `torch.save` wrote before PyTorch 1.6, its tensors not yet read."""
+    places: dict[str, _Place] = {}
+    sizes: dict[str, int] = {}
+    storages: dict[str, Storage] = {}
+
+    def persistent(identity: Any) -> Storage:
+        kind, dtype, key, _, numel, view = identity
+        size = _size(kind, key, dtype, numel)
+        if view is not None or sizes.setdefault(key, size) != size:
+            raise ValueError(f"its pickle asks for storage {key!r} in a way that torch.save does not")
+        read = functools.cache(lambda: _flat(_bytes(path, places[key]), dtype))
+        return storages.setdefault(key, Storage(numel, read))
+
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        magic, protocol, machine = (evaluate(stream, no_storage) for _ in range(3))
+        if magic != MAGIC or protocol != PROTOCOL or machine["little_endian"] is not True:
+            raise ValueError("it was not written by torch.save, or on a big-endian machine; save it again")
+        value = evaluate(stream, persistent)
+        keys = evaluate(stream, no_storage)
+        if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(sizes):
+            raise ValueError(f"its pickle asks for {len(sizes)} storages, which are not the {len(keys)} that it lists")
+        start, end = stream.tell(), len(stream)
+        for key in keys:
+            size, numel = sizes[key], storages[key].numel
+            if start + 8 + size > end or struct.unpack("<q", stream[start : start + 8])[0] != numel:
+                raise ValueError(f"it claims {numel} elements for storage {key!r}, which the file does not hold")
+            places[key] = _Place(start + 8, size, None)
+            start += 8 + size
+    return value
+
+
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file by name, not yet read.
+
+    The library checks the header: shapes, sizes and offsets agree, and the tensors fill the file without overlap.
+    """
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise ValueError('opening it takes the package safetensors: pip install "sde[interop]"') from error
+    archive = safe_open(path, framework="pt", device="cpu")
+    shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
+    return {name: LazyTensor(shape, functools.partial(archive.get_tensor, name)) for name, shape in shapes.items()}
+
+
+def no_storage(identity: Any) -> Storage:
+    """For pickles in which no tensor belongs."""
+    raise ValueError("it holds a tensor where none belongs")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where bytes lie in a file, and their CRC where one is known."""
+
+    start: int
+    size: int
+    crc: int | None
+
+
+class _Bounded(io.FileIO):
+    """A file of which at most 16 MiB are read at once, and so is the directory of an archive."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > 2**24:
+            raise ValueError(f"its directory claims {size} bytes, for more members than any file of torch.save has")
+        return super().read(size)
+
+
+def _places(file: io.FileIO, members: Sequence[zipfile.ZipInfo]) -> dict[str, _Place]:
+    """Where the members of an archive lie, once their sizes and names have been checked."""
+    end = file.seek(0, io.SEEK_END)
+    if sum(member.file_size for member in members) > end:
+        raise ValueError(f"its members claim more than the {end} bytes of the file")
+    places: dict[str, _Place] = {}
+    taken = 0
+    for member in sorted(members, key=lambda member: member.header_offset):
+        name = member.filename
+        if name.startswith("/") or "\\" in name or ".." in name.split("/") or name in places:
+            raise ValueError(f"its member {name!r} lies outside of it, or twice in it")
+        stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+        if not stored or member.flag_bits & 1:
+            raise ValueError(f"its member {name!r} is compressed or encrypted, and torch.save does neither")
+        file.seek(member.header_offset)
+        header = file.read(30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise ValueError(f"its member {name!r} has no header where the directory says")
+        start = member.header_offset + 30 + sum(struct.unpack("<2H", header[26:]))
+        if member.header_offset < taken or start + member.file_size > end:
+            raise ValueError(f"its member {name!r} overlaps another, or ends behind the file")
+        taken = start + member.file_size
+        places[name] = _Place(start, member.file_size, member.CRC)
+    return places
+
+
+def _size(kind: Any, key: Any, dtype: Any, numel: Any) -> int:
+    """The bytes of a storage, from what a pickle claims about it."""
+    sane = kind == "storage" and isinstance(key, str) and isinstance(dtype, torch.dtype)
+    if not sane or type(numel) is not int or numel < 0:
+        raise ValueError(f"it claims a storage {shown(key)} with {shown(numel)} elements of {shown(dtype)}")
+    return numel * int(dtype.itemsize)
+
+
+def _bytes(path: Path, place: _Place) -> bytearray:
+    data = bytearray(place.size)
+    with open(path, "rb") as file:
+        file.seek(place.start)
+        read = file.readinto(data)
+    if read != place.size or (place.crc is not None and zlib.crc32(data) != place.crc):
+        raise ValueError(f"{path} is truncated or altered: {place.size} bytes at {place.start} are not what they were")
+    return data
+
+
+def _flat(data: bytearray, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)

@@ -1,0 +1,96 @@
+r"""Matching: foreign weights against the network that they are meant for, name by name and shape by shape."""
+
+from __future__ import annotations
+
+__all__ = ["content", "match"]
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..build import MODEL_ROOMS, build
+from ..version import __version__
+from .reading import Source
+
+
+def content(
+    source: Source,
+    tree: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    ema: Mapping[str, Mapping[str, Tensor]] | None = None,
+    step: int = 0,
+) -> dict[str, Any]:
+    """The content of a checkpoint of this library.
+
+    Args:
+        source: where the weights come from.
+        tree: `process`, `network`, `denoiser`, `scaling`, `shape` and `classes`, as a trained run has them.
+        weights: the weights by the names of the network of `tree`.
+        ema: their averages by name; None where the file has one set of weights, which then serves as both.
+        step: the training steps behind them.
+
+    Raises:
+        ValueError: if the weights are not those of the network.
+    """
+    expected = _shapes(source, tree)
+    raw = match(source, expected, weights)
+    averages = {name: match(source, expected, state) for name, state in (ema or {"default": weights}).items()}
+    return {
+        "version": __version__,
+        "config": json.dumps({"source": str(source.path), "settings": source.settings}, indent=1),
+        "model": json.dumps(tree, indent=1),
+        "data": None,
+        "step": step,
+        "weights": raw,
+        "ema": averages,
+    }
+
+
+def match(source: Source, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by the names of a denoiser with that network.
+
+    Raises:
+        ValueError: if a weight is missing, left over or of another shape; the first of each are named.
+    """
+    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    misshapen = [
+        f"{name} {tuple(weights[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    faults = [
+        f"{len(found)} {kind} ({_few(found)})"
+        for kind, found in (
+            ("missing", sorted(missing)),
+            ("not the network's", sorted(extra)),
+            ("of another shape", misshapen),
+        )
+        if found
+    ]
+    if faults:
+        raise ValueError(
+            f"{source.path} does not hold the {len(expected)} weights of the network that its settings describe: "
+            f"{'; '.join(faults)}; check settings="
+        )
+    return {f"network.{name}": weights[name] for name in expected}
+
+
+def _shapes(source: Source, tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of a model's network, which is built without memory for them."""
+    try:
+        build(tree["scaling"], rooms=MODEL_ROOMS)
+        process = build(tree["process"], rooms=MODEL_ROOMS)
+        with torch.device("meta"):
+            network = build(tree["network"], rooms=MODEL_ROOMS)
+        build(tree["denoiser"], rooms=MODEL_ROOMS, network=network, process=process)
+    except Exception as error:  # settings of a wrong type or size can raise anything
+        raise ValueError(f"{source.path}: its settings describe no model: {error}") from error
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

@@ -1,0 +1,549 @@
+"""Pipelines of diffusers: the same network, chain and steps to 1e-5, and every refusal by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde
+from sde.denoiser import Denoiser
+from sde.dynamics import Reverse
+from sde.grids import Explicit
+from sde.interop import diffusers as importer
+from sde.interop import read
+from sde.interop.reading import Source
+from sde.noise import StepNoise
+from sde.sampling import sample
+from sde.solvers import DDIM, Ancestral, Solver
+from sde.wrappers import Clip, DynamicThreshold
+
+Edit = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def hf() -> ModuleType:
+    """The package itself, whose import takes seconds and warns of other packages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = pytest.importorskip("diffusers", reason="compares with diffusers itself, of the test extra")
+        module.logging.set_verbosity_error()
+        module.utils.logging.disable_progress_bar()
+        return module
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+SMALL: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": None,
+}
+
+# Of google/ddpm-cifar10-32, and what else is supported.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "google": {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6},
+    "default": {"attention_head_dim": 8},
+    "heads": {
+        "attention_head_dim": 4,
+        "layers_per_block": 2,
+        "dropout": 0.3,
+        "down_block_types": ("UNetResDownBlock2D", "UNetResAttnDownBlock2D"),
+    },
+    "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
+    "scale_shift, norm": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    "middle": {"mid_block_scale_factor": 2.0, "add_attention": False, "center_input_sample": True},
+    "middle, attention": {"mid_block_scale_factor": math.sqrt(2.0), "time_embedding_dim": 24, "act_fn": "swish"},
+    "residual": {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "upsample_type": "resnet",
+    },
+    "residual, attention": {
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "downsample_type": "resnet",
+    },
+    "three levels": {
+        "sample_size": (8, 12),
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (12, 8, 20),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
+    },
+    "labels": {"num_class_embeds": 5},
+}
+
+
+def unet(hf: ModuleType, **settings: Any) -> Any:
+    """A network with random weights, none at its initial 0 or 1."""
+    torch.manual_seed(0)
+    net = hf.UNet2DModel(**SMALL | settings).eval()
+    with torch.no_grad():
+        for seed, parameter in enumerate(net.parameters()):
+            parameter.add_(0.1 * normal(*parameter.shape, seed=seed))
+    return net
+
+
+def saved(hf: ModuleType, path: Path, net: Any, scheduler: Any) -> Path:
+    pipeline = hf.DDIMPipeline if isinstance(scheduler, hf.DDIMScheduler) else hf.DDPMPipeline
+    pipeline(net, scheduler).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(hf: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(hf, tmp_path_factory.mktemp("diffusers") / "pipeline", unet(hf), hf.DDPMScheduler())
+
+
+def edited(file: str, **values: Any) -> Edit:
+    """Puts other values into a file of settings."""
+
+    def edit(path: Path) -> None:
+        content = json.loads((path / file).read_text())
+        (path / file).write_text(json.dumps({**content, **values}))
+
+    return edit
+
+
+def network(**values: Any) -> Edit:
+    return edited("unet/config.json", **values)
+
+
+def scheduler(**values: Any) -> Edit:
+    return edited("scheduler/scheduler_config.json", **values)
+
+
+def copied(pipeline: Path, path: Path, *edits: Edit) -> Path:
+    shutil.copytree(pipeline, path / "model")
+    for edit in edits:
+        edit(path / "model")
+    return path / "model"
+
+
+# The network
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_is_the_same(hf: ModuleType, tmp_path: Path, name: str) -> None:
+    net = unet(hf, **NETWORKS[name])
+    path = saved(hf, tmp_path / "pipeline", net, hf.DDPMScheduler(clip_sample=False))
+    model = sde.load(path)
+    channels, size = net.config.in_channels, net.config.sample_size
+    assert model.shape == (channels, *((size, size) if isinstance(size, int) else size))
+    x, i = normal(3, *model.shape), torch.tensor([1, 417, 1000])
+    label = None if name != "labels" else torch.tensor([4, 0, 2])
+    condition = {} if label is None else {"label": label}
+    assert model.classes == (None if label is None else 5)
+    with torch.no_grad():
+        expected = net(x, i - 1, class_labels=label).sample
+        found = model.denoiser.noise(x, i / 1000, **condition)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_old_files_are_read(hf: ModuleType, pipeline: Path, tmp_path: Path) -> None:
+    """All in one place, weights of torch.save, and the attention under the names it had until 2023."""
+
+    def old(path: Path) -> None:
+        net = hf.UNet2DModel.from_pretrained(path / "unet")
+        names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        state = {}
+        for name, value in net.state_dict().items():
+            for new, former in names.items():
+                name = name.replace(f".{new}.", f".{former}.")
+            state[name] = value
+        assert any("query" in name for name in state)
+        torch.save(state, path / "diffusion_pytorch_model.bin")
+        shutil.move(path / "unet" / "config.json", path / "config.json")
+        shutil.move(path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
+        for folder in ("unet", "scheduler"):
+            shutil.rmtree(path / folder)
+
+    x, t = normal(2, 3, 8, 8), torch.tensor(0.3)
+    new, former = sde.load(pipeline), sde.load(copied(pipeline, tmp_path, old))
+    with torch.no_grad():
+        assert torch.equal(former.denoiser.score(x, t), new.denoiser.score(x, t))
+
+
+def test_a_network_alone_needs_to_be_told_its_chain(pipeline: Path) -> None:
+    with pytest.raises(ValueError, match=r"unet has no scheduler_config.json .*give settings=.*beta_schedule.*or \{\}"):
+        read(pipeline / "unet")
+    x, t = normal(2, 3, 8, 8), torch.tensor(0.3)
+    whole, alone = sde.load(pipeline), sde.load(pipeline / "unet", settings={})
+    with torch.no_grad():
+        assert torch.equal(alone.denoiser(x, t), whole.denoiser(x, t))
+    other = sde.load(pipeline / "unet", settings={"beta_schedule": "squaredcos_cap_v2", "clip_sample": False})
+    expected = sde.DiscreteChain.cosine(1000).alphas_bar[299].sqrt()
+    assert other.process.alpha(torch.tensor(0.3, dtype=torch.float64)).item() == pytest.approx(expected.item())
+    file = pipeline / "scheduler" / "scheduler_config.json"
+    told = sde.load(pipeline / "unet", settings=str(file))
+    with torch.no_grad():
+        assert torch.equal(told.denoiser(x, t), whole.denoiser(x, t))
+    assert isinstance(sde.load(pipeline, settings={"clip_sample": False}).denoiser, sde.NetworkDenoiser)
+    with pytest.raises(ValueError, match=r"settings= has 'clip_samples', which is none of .*clip_sample"):
+        read(pipeline, settings={"clip_samples": False})
+    assert read(pipeline, settings={"sample_size": [16, 4]})["model"].count("16") == 1
+
+
+# The chain
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100},
+    "sigmoid": {"beta_schedule": "sigmoid", "beta_end": 0.03, "num_train_timesteps": 300},
+    "trained": {"trained_betas": [0.1, 0.05, 0.3, 0.2], "num_train_timesteps": 4},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_chain_is_the_same(hf: ModuleType, pipeline: Path, tmp_path: Path, name: str) -> None:
+    theirs = hf.DDPMScheduler(**SCHEDULES[name])
+    path = copied(pipeline, tmp_path, lambda path: theirs.save_pretrained(path / "scheduler"))
+    process = sde.load(path).process
+    n = len(theirs.betas)
+    t = torch.arange(1, n + 1, dtype=torch.float64) / n
+    assert process.t_min == 1 / n
+    # The scheduler sums its logarithms in float32.
+    torch.testing.assert_close(process.alpha(t).square(), theirs.alphas_cumprod.double(), rtol=5e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "DDIM", "DDPM"]
+)
+def test_schedulers_of_the_same_chain(hf: ModuleType, pipeline: Path, tmp_path: Path, kind: str) -> None:
+    theirs = getattr(hf, f"{kind}Scheduler")(num_train_timesteps=500, beta_end=0.03)
+    model = sde.load(copied(pipeline, tmp_path, lambda path: theirs.save_pretrained(path / "scheduler")))
+    t = torch.arange(1, 501, dtype=torch.float64) / 500
+    torch.testing.assert_close(model.process.alpha(t).square(), theirs.alphas_cumprod.double(), rtol=5e-5, atol=1e-8)
+    assert isinstance(model.denoiser, Clip) == (kind in ("DDIM", "DDPM"))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_every_prediction_type(hf: ModuleType, pipeline: Path, tmp_path: Path, prediction: str) -> None:
+    path = copied(pipeline, tmp_path, scheduler(prediction_type=prediction, clip_sample=False))
+    theirs, d = hf.DDIMScheduler.from_pretrained(path / "scheduler"), sde.load(path).denoiser
+    theirs.set_timesteps(1000)
+    net = hf.UNet2DModel.from_pretrained(path / "unet")
+    x = normal(2, 3, 8, 8)
+    for i in (1, 300, 1000):
+        with torch.no_grad():
+            out = net(x, i - 1).sample
+            found = d(x, torch.tensor(i / 1000, dtype=torch.float64))
+        expected = theirs.step(out, i - 1, x).pred_original_sample
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "Clip(low=-1.0, high=1.0)"),
+        ({"clip_sample_range": 2.5}, "Clip(low=-2.5, high=2.5)"),
+        ({"clip_sample": False}, None),
+        ({"clip_sample": None}, None),
+        ({"thresholding": True}, "DynamicThreshold(quantile=0.995, bound=1.0, maximum=1.0)"),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 3},
+            "DynamicThreshold(quantile=0.9, bound=1.0, maximum=3.0)",
+        ),
+    ],
+)
+def test_limits_become_wrappers(pipeline: Path, tmp_path: Path, settings: dict[str, Any], expected: str | None) -> None:
+    d = sde.load(copied(pipeline, tmp_path, scheduler(**settings))).denoiser
+    if expected is None:
+        assert isinstance(d, sde.NetworkDenoiser)
+    else:
+        assert isinstance(d, Clip | DynamicThreshold)
+        assert isinstance(d.inner, sde.NetworkDenoiser)
+        assert f"{type(d).__name__}({d.extra_repr()})" == expected
+
+
+# Steps
+
+
+class Recorded(StepNoise):
+    """The normals that a scheduler drew, in its order."""
+
+    def __init__(self, draws: Sequence[Tensor]) -> None:
+        self.draws = draws
+
+    def normal(self, stream: Any, k: Any, start: Any, stop: Any) -> Tensor:
+        return self.draws[k]
+
+    def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Recorded:
+        return self
+
+    def select(self, index: Tensor) -> Recorded:
+        raise AssertionError("no sample leaves this batch")
+
+
+# A chain that keeps a fifth of the signal's power: at the end of the usual one x0 is the state times 160.
+MILD = {"beta_end": 0.003}
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "free": {"clip_sample": False},
+    "clipped": {"clip_sample": True},
+    "thresholded": {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 2.0},
+}
+each_limit = pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS.keys())
+
+
+def descent(net: Any, theirs: Any, x: Tensor, **settings: Any) -> tuple[Tensor, list[float], list[Tensor]]:
+    """The loop of their pipelines: where it ends, the times it begins each step from, and what it draws.
+
+    For a state in float64 the scheduler's constants are too: its own, in float32, give 1 - alphas_cumprod at timestep 0
+    with an error of 2e-4.
+    """
+    if x.dtype == torch.float64:
+        theirs.alphas_cumprod = (1.0 - theirs.betas.double()).cumprod(0)
+        theirs.one = torch.ones((), dtype=torch.float64)
+        if "eta" in settings:
+            theirs.final_alpha_cumprod = theirs.one if theirs.config.set_alpha_to_one else theirs.alphas_cumprod[0]
+    draws = [normal(*x.shape, seed=100 + k, dtype=x.dtype) for k in range(len(theirs.timesteps))]
+    for k, timestep in enumerate(theirs.timesteps):
+        with torch.no_grad():
+            out = net(x.float(), timestep).sample.to(x)
+        if "eta" in settings:
+            noise = {"variance_noise": draws[k]} if settings["eta"] else {}
+        else:
+            noise = {"generator": torch.Generator().manual_seed(100 + k)}
+        x = theirs.step(out, timestep, x, **settings, **noise).prev_sample
+    n = theirs.config.num_train_timesteps
+    return x, [(int(timestep) + 1) / n for timestep in theirs.timesteps], draws
+
+
+def ours(d: Denoiser, solver: Callable[..., Solver], times: list[float], x: Tensor, draws: list[Tensor]) -> Tensor:
+    """The same times with a solver of this library, and then the clean end."""
+    method = solver(len(times) - 1, grid=Explicit(times))
+    with torch.no_grad():
+        (x,) = method(Reverse(d, method.eta), (x,), Recorded(draws), start=times[0], stop=times[-1])
+        return d(x, torch.tensor(times[-1], dtype=torch.float64))
+
+
+@each_limit
+@pytest.mark.parametrize(("variance", "v"), [("fixed_small", 0.0), ("fixed_large", 1.0), ("fixed_small", None)])
+def test_ddpm_takes_the_same_steps(
+    hf: ModuleType, tmp_path: Path, limit: dict[str, Any], variance: str, v: float | None
+) -> None:
+    """All steps of a short chain, and the step to its clean end."""
+    net = unet(hf)
+    theirs = hf.DDPMScheduler(num_train_timesteps=20, beta_end=0.4, variance_type=variance, **limit)
+    d = sde.load(saved(hf, tmp_path / "pipeline", net, theirs)).denoiser
+    x = normal(2, 3, 8, 8)
+    expected, times, draws = descent(net, theirs, x)
+    assert times == [i / 20 for i in range(20, 0, -1)]
+    found = sample(d, x_T=x, solver=Ancestral(19, v=v), noise=Recorded(draws), denoise=True)
+    torch.testing.assert_close(found.x, expected, rtol=1e-5, atol=1e-5)
+    assert found.nfe.tolist() == [20, 20]
+
+
+@each_limit
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_ddpm_takes_the_same_long_steps(hf: ModuleType, tmp_path: Path, limit: dict[str, Any], spacing: str) -> None:
+    net = unet(hf)
+    theirs = hf.DDPMScheduler(timestep_spacing=spacing, **MILD, **limit)
+    theirs.set_timesteps(8)
+    d = sde.load(saved(hf, tmp_path / "pipeline", net, theirs)).denoiser
+    x = normal(2, 3, 8, 8, dtype=torch.float64)
+    expected, times, draws = descent(net, theirs, x)
+    found = ours(d, Ancestral, times, x, draws)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_learned_variance_takes_the_same_steps(hf: ModuleType, tmp_path: Path) -> None:
+    net = unet(hf, out_channels=6)
+    theirs = hf.DDPMScheduler(num_train_timesteps=20, beta_end=0.4, variance_type="learned_range")
+    d = sde.load(saved(hf, tmp_path / "pipeline", net, theirs)).denoiser
+    x = normal(2, 3, 8, 8, dtype=torch.float64)
+    expected, times, draws = descent(net, theirs, x)
+    torch.testing.assert_close(ours(d, Ancestral, times, x, draws), expected, rtol=1e-5, atol=1e-5)
+
+
+@each_limit
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_ddim_takes_the_same_steps(
+    hf: ModuleType, tmp_path: Path, limit: dict[str, Any], eta: float, spacing: str
+) -> None:
+    """Their `leading` ends at timestep 0, their `trailing` far above it; both then go to the clean end."""
+    net, theirs = unet(hf), hf.DDIMScheduler(timestep_spacing=spacing, **MILD, **limit)
+    theirs.set_timesteps(8)
+    d = sde.load(saved(hf, tmp_path / "pipeline", net, theirs)).denoiser
+    x = normal(2, 3, 8, 8, dtype=torch.float64)
+    expected, times, draws = descent(net, theirs, x, eta=eta, use_clipped_model_output=True)
+    assert times[-1] == (0.001 if spacing == "leading" else 0.125)
+    found = ours(d, lambda steps, grid: DDIM(steps, eta=eta, grid=grid), times, x, draws)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_may_mix_the_limited_x0_with_the_networks_noise(hf: ModuleType, tmp_path: Path, eta: float) -> None:
+    """Their default, `use_clipped_model_output=False`: of two readings that do not add up to the state."""
+    net, theirs = unet(hf), hf.DDIMScheduler(**MILD)
+    theirs.set_timesteps(8)
+    d = sde.load(saved(hf, tmp_path / "pipeline", net, theirs)).denoiser
+    assert isinstance(d, Clip)
+    x = x_t = normal(2, 3, 8, 8, dtype=torch.float64)
+    expected, times, draws = descent(net, theirs, x, eta=eta)
+    proper, *_ = descent(net, theirs, x, eta=eta, use_clipped_model_output=True)
+    process, grid = d.process, torch.tensor(times, dtype=torch.float64)
+    for t, s, z in zip(grid, grid[1:], draws, strict=False):
+        spread = eta * (process.var(s) * process.transition(s, t)[1] / process.var(t)).sqrt()
+        with torch.no_grad():
+            x0, noise = d(x_t, t), d.inner.noise(x_t, t)
+        x_t = process.alpha(s) * x0 + (process.var(s) - spread.square()).sqrt() * noise + spread * z
+    with torch.no_grad():
+        torch.testing.assert_close(d(x_t, grid[-1]), expected, rtol=1e-5, atol=1e-5)
+    assert (proper - expected).abs().max() > 0.01
+
+
+def test_ddim_ends_at_step_1_where_alpha_is_not_set_to_one(hf: ModuleType, tmp_path: Path) -> None:
+    """As latent diffusion has it: the last step, from an offset of 1, ends at step 1 of the chain."""
+    net = unet(hf)
+    theirs = hf.DDIMScheduler(**MILD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    theirs.set_timesteps(8)
+    d = sde.load(saved(hf, tmp_path / "pipeline", net, theirs)).denoiser
+    x = normal(2, 3, 8, 8, dtype=torch.float64)
+    expected, times, _ = descent(net, theirs, x, eta=0.0)
+    assert times[-1] == 0.002
+    times.append(0.001)
+    with torch.no_grad():
+        (found,) = DDIM(8, grid=Explicit(times))(Reverse(d, 0.0), (x,), start=times[0], stop=0.001)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# The model
+
+
+def test_pixels_are_those_of_the_pipeline(pipeline: Path) -> None:
+    scaling = sde.load(pipeline).scaling
+    y = torch.linspace(-1.1, 1.1, 10_001, dtype=torch.float64)
+    expected = ((y / 2 + 0.5).clamp(0, 1) * 255).round()
+    assert torch.equal(scaling.to_data(y).double(), expected)
+
+
+def test_a_model_samples_and_scores_pixels(pipeline: Path) -> None:
+    model = sde.load(pipeline)
+    x = model.sample(2, solver=Ancestral(5))
+    assert x.dtype == torch.uint8
+    assert x.shape == (2, 3, 8, 8)
+    bits = model.bits_per_dim(x, solver=sde.solvers.Heun(3))
+    assert bits.shape == (2,)
+    assert bits.isfinite().all()
+
+
+def test_foreign_directories_are_not_recognised(tmp_path: Path) -> None:
+    assert not importer.recognises(Source(tmp_path))
+    (tmp_path / "model.txt").write_text("model_index.json")
+    assert not importer.recognises(Source(tmp_path))
+    assert not importer.recognises(Source(tmp_path / "model.txt"))
+
+
+# Refusals
+
+
+def without(*names: str) -> Edit:
+    def edit(path: Path) -> None:
+        for name in names:
+            (path / name).unlink()
+
+    return edit
+
+
+REFUSALS: dict[str, tuple[list[Edit], str]] = {
+    "conditional": ([network(_class_name="UNet2DConditionModel")], "describes a UNet2DConditionModel"),
+    "latents": (
+        [edited("model_index.json", _class_name="LDMPipeline", vqvae=["diffusers", "VQModel"])],
+        r"a UNet2DModel and a scheduler alone, got LDMPipeline .*'vqvae'",
+    ),
+    "another network": (
+        [edited("model_index.json", unet=["diffusers", "UNet2DConditionModel"])],
+        "unet=.*'UNet2DConditionModel'",
+    ),
+    "no network": ([edited("model_index.json", unet=None)], "unet=None"),
+    "skips": (
+        [network(down_block_types=["SkipDownBlock2D", "AttnSkipDownBlock2D"])],
+        "down_block_types=.*SkipDownBlock2D.* is not supported: expected DownBlock2D, AttnDownBlock2D",
+    ),
+    "up skips": ([network(up_block_types=["AttnUpBlock2D", "SkipUpBlock2D"])], "up_block_types=.*is not supported"),
+    "fourier": ([network(time_embedding_type="fourier")], "time_embedding_type='fourier' .*'positional'"),
+    "activation": ([network(act_fn="mish")], "act_fn='mish' is not supported: expected 'silu' or 'swish'"),
+    "no middle": ([network(mid_block_type=None)], "mid_block_type=None"),
+    "class embedding": ([network(class_embed_type="timestep")], "class_embed_type='timestep'"),
+    "spatial": ([network(resnet_time_scale_shift="spatial")], "resnet_time_scale_shift='spatial'"),
+    "attention groups": ([network(attn_norm_num_groups=2)], "attn_norm_num_groups=2 .*null, or norm_num_groups=4"),
+    "middle scale": ([network(mid_block_scale_factor=0)], "mid_block_scale_factor=0 .*a positive number"),
+    "shift": ([network(freq_shift=0.5)], "freq_shift=0.5"),
+    "flag": ([network(flip_sin_to_cos=1)], "flip_sin_to_cos=1 .*True or False"),
+    "padding": ([network(downsample_padding=2)], "downsample_padding=2"),
+    "mixed": (
+        [
+            network(
+                down_block_types=["ResnetDownsampleBlock2D", "DownBlock2D", "DownBlock2D"],
+                up_block_types=["UpBlock2D"] * 3,
+                block_out_channels=[8, 8, 8],
+            )
+        ],
+        "down_block_types=.*one way between all levels",
+    ),
+    "levels": ([network(block_out_channels=[8, 8, 16])], "one entry for each of down_block_types"),
+    "new setting": ([network(turbo=True)], "the setting 'turbo' of its network is not known"),
+    "no size": ([network(sample_size=None)], r'sample_size=None .*settings=\{"sample_size": 32\}'),
+    "a large size": ([network(sample_size=10**30)], "sample_size=.*the height and width"),
+    "no sizes": ([network(sample_size=[8, 8, 8])], "sample_size=.*the height and width"),
+    "outputs": ([network(out_channels=6)], "out_channels=6 .*expected 3, for variance_type='fixed_small'"),
+    "no outputs": ([scheduler(variance_type="learned_range")], "out_channels=3 .*expected 6, for .*'learned_range'"),
+    "variance": ([scheduler(variance_type="learned")], "variance_type='learned' .*'learned_range'"),
+    "widths": ([network(block_out_channels=[10**12, 16])], "block_out_channels=.*the longest side of a weight"),
+    "no width": ([network(block_out_channels=[0, 16])], "block_out_channels="),
+    "no list": ([network(block_out_channels=8)], "block_out_channels=8 .*a list of 1 to"),
+    "text": ([network(block_out_channels=["8", 16])], "block_out_channels=.*no such entry as '8'"),
+    "depth": ([network(layers_per_block=10**9)], "layers_per_block=1000000000"),
+    "groups": ([network(norm_num_groups=10**12)], "norm_num_groups="),
+    "heads": ([network(attention_head_dim=10**12)], "attention_head_dim="),
+    "classes": ([network(num_class_embeds=True)], "num_class_embeds=True"),
+    "a class more": ([network(num_class_embeds=3)], r"does not hold the .*1 missing \(context.table.weight\)"),
+    "dropout": ([network(dropout="much")], "dropout='much' .*a finite number"),
+    "other weights": ([network(layers_per_block=2)], "does not hold the .* missing .*check settings="),
+    "other widths": ([network(block_out_channels=[8, 24])], "of another shape"),
+    "no weights": ([without("unet/diffusion_pytorch_model.safetensors")], "has no weights in one file"),
+    "no chain": ([scheduler(_class_name="ScoreSdeVeScheduler")], "_class_name='ScoreSdeVeScheduler'"),
+    "zero snr": ([scheduler(rescale_betas_zero_snr=True)], "rescale_betas_zero_snr=True"),
+    "schedule": ([scheduler(beta_schedule="laplace")], "beta_schedule='laplace' .*'squaredcos_cap_v2'"),
+    "prediction": ([scheduler(prediction_type="flow_prediction")], "prediction_type='flow_prediction'"),
+    "steps": ([scheduler(num_train_timesteps=10**12)], "num_train_timesteps=1000000000000"),
+    "betas": ([scheduler(beta_end=1.5)], "the betas of its scheduler make no chain: .*betas must stay below 1"),
+    "negative betas": ([scheduler(beta_start=-0.1)], "the betas of its scheduler make no chain"),
+    "trained betas": ([scheduler(trained_betas=[0.1, 0.2])], "trained_betas=.*as many as num_train_timesteps=1000"),
+    "no betas": ([scheduler(trained_betas=[None])], "trained_betas=.*no such entry as None"),
+    "range": ([scheduler(clip_sample_range=0)], "clip_sample_range=0 .*a positive number"),
+    "quantile": ([scheduler(thresholding=True, dynamic_thresholding_ratio=2)], "dynamic_thresholding_ratio=2"),
+    "maximum": ([scheduler(thresholding=True, sample_max_value=0.5)], "sample_max_value=0.5 .*at least 1"),
+    "infinite": ([scheduler(beta_end=math.inf)], "beta_end=inf .*a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_done_is_refused_by_its_name(pipeline: Path, tmp_path: Path, name: str) -> None:
+    edits, message = REFUSALS[name]
+    path = copied(pipeline, tmp_path, *edits)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path))
