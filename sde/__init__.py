@@ -15,6 +15,11 @@ __all__ = [
     "TimeLevel",
     "VelocityPrediction",
     "Wrapper",
+    "LearnedVarianceDenoiser",
+    "Clip",
+    "DynamicThreshold",
+    "MatchedLevel",
+    "ScaledScorePrediction",
     "Dynamics",
     "Reverse",
     "Semilinear",
@@ -23,6 +28,7 @@ __all__ = [
     "log_prob",
     "Model",
     "load",
+    "BrownianPath",
     "Noise",
     "NoiseSource",
     "StepNoise",
@@ -37,6 +43,7 @@ __all__ = [
     "encode",
     "expand",
     "sample",
+    "tune_grid",
     "Exact",
     "Hutchinson",
     "Trace",
@@ -46,11 +53,14 @@ __all__ = [
     "networks",
     "objective",
     "solvers",
+    "tuning",
 ]
 
-from . import data, exact, grids, networks, objective, solvers
+from . import data, exact, grids, networks, objective, solvers, tuning
+from .brownian import BrownianPath
 from .denoiser import Conditioned, Denoiser, NetworkDenoiser, Wrapper
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
+from .learned_variance import LearnedVarianceDenoiser
 from .likelihood import LogProb, log_prob
 from .model import Model, load
 from .noise import Noise, NoiseSource, StepNoise, Stream
@@ -58,9 +68,11 @@ from .parametrisation import (
     EDM,
     DataPrediction,
     LogSNRLevel,
+    MatchedLevel,
     NoiseLevel,
     NoisePrediction,
     Parametrisation,
+    ScaledScorePrediction,
     ScorePrediction,
     TimeLevel,
     VelocityPrediction,
@@ -69,4 +81,6 @@ from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, Hutchinson, Trace
+from .tuning import tune_grid
 from .version import __version__
+from .wrappers import Clip, DynamicThreshold

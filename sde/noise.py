@@ -25,7 +25,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Stream(enum.IntEnum):
     ORDER = 6
     TIME = 7
     PERTURB = 8
+    PATH = 9
+    AREA = 10
 
 
 def _signed(value: int) -> int:
@@ -139,7 +141,13 @@ class NoiseSource(Protocol):
 
 
 class StepNoise(ABC):
-    """Where a solver's steps get their normals."""
+    """Where a solver's steps get their normals.
+
+    Attributes:
+        one_path: whether the draws over any intervals, overlapping ones included, are increments of one path.
+    """
+
+    one_path: ClassVar[bool] = False
 
     @abstractmethod
     def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
@@ -149,8 +157,11 @@ class StepNoise(ABC):
         with the same normals is biased, and needs a source that answers the increments of one path.
 
         Args:
-            stream: STEP or CORRECTOR.
-            k: the number of the draw, counted from 0 within the stream; int64 of shape (B,) where samples differ.
+            stream: STEP for the increment of the Brownian motion, divided by the root of the step; AREA for its
+                space-time Levy area, divided by the root of a twelfth of the step (:mod:`sde.brownian`), which is
+                independent of the increment; CORRECTOR for what is no part of a path; PATH for what makes one.
+            k: the number of the draw, counted from 0 within the stream; int64 of shape (B,) where samples differ, or
+                of shape (B, n) or (1, n) for n draws at once, which come with shape (B, n, *).
             start: the time before the step; of shape (B,) where samples differ.
             stop: the time after it; a Brownian source answers its scaled increment between the two.
         """
@@ -176,7 +187,8 @@ class KeyedNoise(StepNoise):
 
     def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
         if isinstance(k, Tensor):
-            return self.noise.normal(stream, self.index, k, self.shape, self.dtype)
+            index = self.index.reshape(-1, *(1,) * (k.ndim - 1))
+            return self.noise.normal(stream, index, k.to(index.device), self.shape, self.dtype)
         first, block = self._blocks.get(stream, (0, None))
         if block is None or not first <= k < first + len(block):
             size = max(1, min(64, _BLOCK // max(1, len(self.index) * math.prod(self.shape))))

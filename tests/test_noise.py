@@ -63,6 +63,8 @@ def test_streams_keep_their_numbers() -> None:
         "ORDER": 6,
         "TIME": 7,
         "PERTURB": 8,
+        "PATH": 9,
+        "AREA": 10,
     }
 
 

@@ -1,15 +1,26 @@
 """Solvers: one interface, one small file per method."""
 
+from .adams_bashforth import AdamsBashforth
+from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
 from .base import FixedStep, GridSteps, Progress, Run, Solver, Step
+from .ddim import DDIM
+from .deis import DEIS
+from .dpm_solver_pp import DPMSolverPP, DPMSolverPP2S
 from .euler import Euler
 from .euler_maruyama import EulerMaruyama
 from .heun import Heun
+from .midpoint import DPMSolver2, DPMSolver3, Midpoint
+from .multistep import Multistep, Ramp, RungeKuttaStart, Start
 from .predictor_corrector import Corrector, Langevin, PredictorCorrector, SongLangevin
 from .reverse_diffusion import ReverseDiffusion
 from .runge_kutta import RungeKutta
 from .scipy_ode import ScipyODE
-from .tableaus import BOGACKI_SHAMPINE, DORMAND_PRINCE, Tableau
+from .stochastic_runge_kutta import StochasticRungeKutta
+from .tableaus import BOGACKI_SHAMPINE, DORMAND_PRINCE, DORMAND_PRINCE_8, TSITOURAS, Tableau
+from .torch_sde import TorchSDE
+from .unipc import UniPC
+from .variables import Arcsinh, LogNoise, Variable
 
 __all__ = [
     "Solver",
@@ -22,14 +33,35 @@ __all__ = [
     "Ancestral",
     "ReverseDiffusion",
     "PredictorCorrector",
+    "StochasticRungeKutta",
+    "AdaptiveSDE",
+    "TorchSDE",
     "Corrector",
     "Langevin",
     "SongLangevin",
     "Euler",
     "Heun",
+    "Midpoint",
+    "DPMSolver2",
+    "DPMSolver3",
+    "DDIM",
+    "DPMSolverPP",
+    "DPMSolverPP2S",
+    "UniPC",
+    "DEIS",
+    "AdamsBashforth",
+    "Multistep",
+    "Start",
+    "Ramp",
+    "RungeKuttaStart",
+    "Variable",
+    "LogNoise",
+    "Arcsinh",
     "RungeKutta",
     "Tableau",
     "BOGACKI_SHAMPINE",
     "DORMAND_PRINCE",
+    "DORMAND_PRINCE_8",
+    "TSITOURAS",
     "ScipyODE",
 ]

@@ -1,22 +1,26 @@
-r"""Heun's method for the probability flow.
+r"""Heun's method for the probability flow, and EDM's stochastic sampler, which raises the noise before each step.
 
 Heun, Neue Methoden zur approximativen Integration der Differentialgleichungen einer unabhängigen Veränderlichen,
-1900; Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1 without its churn.
+1900; Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithms 1 and 2.
 """
 
 from __future__ import annotations
 
 __all__ = ["Heun"]
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics, State
-from ..noise import StepNoise
-from .base import GridSteps, Step, combine, on_grid
+from ..noise import StepNoise, Stream
+from ..processes import SDE
+from .base import GridSteps, Step, combine, drawn, on_grid
 from .euler import no_noise
+from .euler_maruyama import one_entry
 
 
 @dataclass(frozen=True)
@@ -27,23 +31,78 @@ class Heun(GridSteps):
         \hat x_s = x_t + (s - t)\, \tilde f(x_t, t), \qquad
         x_s = x_t + \tfrac12 (s - t) \big(\tilde f(x_t, t) + \tilde f(\hat x_s, s)\big)
 
+    With churn, a step from t begins with a move back to the time u > t whose noise level
+    :math:`\tilde\sigma = \sigma/\alpha` is :math:`(1 + \gamma)\, \tilde\sigma_t`, by the process's own kernel,
+
+    .. math::
+        x_u = \alpha_{u|t}\, x_t + S_{\mathrm{noise}}\, \sigma_{u|t}\, z, \qquad
+        \gamma = \min\big(S_{\mathrm{churn}}/N, \sqrt2 - 1\big) \;\text{where}\;
+        S_{\min} \le \tilde\sigma_t \le S_{\max},
+
+    algorithm 2 of Karras et al. for any process. u does not go beyond `t_max`, where no network has been trained, so
+    that there is no churn at `t_max` itself. Churn draws from the stream of the correctors, which is no part of a
+    Brownian path, and needs the flow (eta=0).
+
     Args:
         steps: the number of steps.
         grid: the rule for their times.
+        churn: :math:`S_{\mathrm{churn}}`; 0 is the deterministic method.
+        churn_min: :math:`S_{\min}`, in units of :math:`\sigma/\alpha`.
+        churn_max: :math:`S_{\max}`, in units of :math:`\sigma/\alpha`.
+        churn_noise: :math:`S_{\mathrm{noise}}`; 1 keeps the marginals, the paper's slightly larger ones make up for
+            denoisers that remove too much.
     """
+
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float = math.inf
+    churn_noise: float = 1.0
 
     eta: ClassVar[float] = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.churn < math.inf:
+            raise ValueError(f"Heun needs churn >= 0, got churn={self.churn}")
+        if not 0.0 <= self.churn_min <= self.churn_max:
+            raise ValueError(
+                f"Heun needs 0 <= churn_min <= churn_max, got churn_min={self.churn_min}, churn_max={self.churn_max}"
+            )
+        if not 0.0 <= self.churn_noise < math.inf:
+            raise ValueError(f"Heun needs churn_noise >= 0, got churn_noise={self.churn_noise}")
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.churn > 0.0
+
     def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
+        return no_noise(dynamics) or (one_entry(dynamics) if self.draws else None)
 
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
-        points, steps = times.unbind(), on_grid(times)[2].tolist()
+        t, s, _ = on_grid(times)
+        higher, scale, spread = self._raised(dynamics.process, t)
+        points, ends, steps = higher.unbind(), s.unbind(), (s - higher).tolist()
+        before, after = t.tolist(), higher.tolist()
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
+            if after[k] > before[k]:
+                z = drawn(noise).normal(Stream.CORRECTOR, k, before[k], after[k])
+                x = (scale[k] * x[0] + spread[k] * z,)
             h = steps[k]
             first = dynamics.drift(x, points[k])
-            second = dynamics.drift(combine((1.0, x), (h, first)), points[k + 1])
+            second = dynamics.drift(combine((1.0, x), (h, first)), ends[k])
             return combine((1.0, x), (0.5 * h, first), (0.5 * h, second)), None
 
         return step
+
+    def _raised(self, process: SDE, t: Tensor) -> tuple[Tensor, list[float], list[float]]:
+        """The times that the steps begin at, and the scale and the spread of the kernels that lead there."""
+        if not self.draws:
+            return t, [], []
+        log_snr = process.log_snr(t)
+        level = (-0.5 * log_snr).exp()
+        gamma = min(self.churn / len(t), math.sqrt(2.0) - 1.0)
+        higher = process.time(log_snr - 2.0 * math.log1p(gamma)).clamp(max=process.t_max)
+        higher = torch.where((level >= self.churn_min) & (level <= self.churn_max), torch.maximum(higher, t), t)
+        log_alpha, var = process.transition(t, higher)
+        return higher, log_alpha.exp().tolist(), (self.churn_noise * var.clamp(min=0.0).sqrt()).tolist()

@@ -24,9 +24,7 @@ from .base import Progress, Run, Solver, rows
 from .euler import no_noise
 from .runge_kutta import check_on_failure, check_tolerances, finite
 
-_NO_GRADIENTS = (
-    "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
-)
+_NO_GRADIENTS = "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 

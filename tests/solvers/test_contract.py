@@ -24,17 +24,33 @@ from sde.sampling import encode, sample
 from sde.shapes import expand
 from sde.solvers import (
     BOGACKI_SHAMPINE,
+    DDIM,
+    DEIS,
+    DORMAND_PRINCE_8,
+    TSITOURAS,
+    AdamsBashforth,
+    AdaptiveSDE,
     Ancestral,
+    Arcsinh,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP,
+    DPMSolverPP2S,
     Euler,
     EulerMaruyama,
     Heun,
     Langevin,
+    Midpoint,
     PredictorCorrector,
     ReverseDiffusion,
     RungeKutta,
+    RungeKuttaStart,
     ScipyODE,
     Solver,
     SongLangevin,
+    StochasticRungeKutta,
+    TorchSDE,
+    UniPC,
 )
 from sde.trace import Exact
 
@@ -77,8 +93,29 @@ SOLVERS: dict[str, Case] = {
     ),
     "Euler": Case(Euler(N), (0.0,), True, N, False),
     "Heun": Case(Heun(N), (0.0,), True, 2 * N, False),
+    "Midpoint": Case(Midpoint(N), (0.0,), True, 2 * N, False),
+    "DPMSolver2": Case(DPMSolver2(N), (0.0,), True, 2 * N, True),
+    "DPMSolver3": Case(DPMSolver3(N), (0.0,), True, 3 * N, True),
+    "DDIM": Case(DDIM(N), (0.0, 0.5, 1.0), True, N, True),
+    "DPMSolverPP(2)": Case(DPMSolverPP(N, 2), (0.0, 0.5, 1.0), True, N, True),
+    "DPMSolverPP(3)": Case(DPMSolverPP(N, 3, RungeKuttaStart()), (0.0,), True, N + 6, True),
+    "DPMSolverPP2S": Case(DPMSolverPP2S(N), (0.0,), True, 2 * N, True),
+    "UniPC": Case(UniPC(N), (0.0,), True, N, True),
+    "UniPC(Arcsinh)": Case(UniPC(N, 3, RungeKuttaStart(), variable=Arcsinh()), (0.0,), True, N + 6, True),
+    "DEIS": Case(DEIS(N), (0.0, 0.5, 1.0), True, N, True),
+    "AdamsBashforth": Case(AdamsBashforth(N, 2), (0.0,), True, N, False),
+    "RungeKutta(Tsitouras)": Case(RungeKutta(TSITOURAS), (0.0,), True, None, False),
+    "RungeKutta(DP8)": Case(RungeKutta(DORMAND_PRINCE_8), (0.0,), True, None, False),
     "RungeKutta": Case(RungeKutta(), (0.0,), True, None, False),
     "RungeKutta(BS)": Case(RungeKutta(BOGACKI_SHAMPINE, 1e-3, 1e-3), (0.0,), True, None, False),
+    "StochasticRungeKutta": Case(StochasticRungeKutta(N), (0.0, 0.5, 1.0), False, 2 * N, False),
+    "AdaptiveSDE": Case(AdaptiveSDE(0.2, 0.2), (0.0, 0.5, 1.0), False, None, False),
+    "TorchSDE": Case(TorchSDE("srk", N), (0.0, 0.5, 1.0), False, 2 * N, False),
+    "TorchSDE, adaptive": Case(TorchSDE("srk", rtol=0.5, atol=0.5), (0.0, 0.5, 1.0), False, None, False, alone=False),
+    "TorchSDE(per_sample)": Case(
+        TorchSDE("euler", rtol=0.5, atol=0.5, per_sample=True), (0.0, 0.5, 1.0), False, None, False
+    ),
+    "Heun(churn)": Case(Heun(N, churn=1.0), (0.0,), False, 2 * N, False),
     "ScipyODE": Case(ScipyODE(rtol=1e-3, atol=1e-3), (0.0,), True, None, False, alone=False),
     "ScipyODE(per_sample)": Case(ScipyODE("RK23", 1e-3, 1e-3, per_sample=True), (0.0,), True, None, False),
 }
@@ -214,11 +251,14 @@ def test_a_drift_alone_is_served_or_refused(case: Case) -> None:
         with pytest.raises(ValueError, match=message):
             case.solver.bind(dynamics)
         return
+    if case.solver.draws:  # the churn needs a process to add its noise by
+        return
     x = torch.ones(3, 2, dtype=torch.float64)
-    (y,) = case.solver(dynamics, (x,))
+    (y,) = case.solver(dynamics, (x,), keyed(3))
     assert float((y - math.e * x).abs().max()) < 0.5
-    with pytest.raises(ValueError, match="ordinary differential equations"):
-        case.solver.bind(DriftOnly(VP(), spread=1.0))
+    if case.etas == (0.0,):
+        with pytest.raises(ValueError, match="ordinary differential equations"):
+            case.solver.bind(DriftOnly(VP(), spread=1.0))
 
 
 @pytest.mark.parametrize(("name", "eta"), SERVED)
@@ -356,7 +396,7 @@ def test_a_sample_does_not_depend_on_its_batch(process: SDE, name: str, eta: flo
     does, up to the tolerance; `test_adaptive` has a drift without either.
     """
     case = SOLVERS[name]
-    if log_density and not case.log_density:
+    if log_density and (eta > 0.0 or not case.log_density):
         return
     x = math.sqrt(process.prior_var(torch.tensor(process.t_max)).item()) * keyed(64).normal(Stream.STEP, 99, 1.0, 0.0)
 

@@ -187,9 +187,7 @@ def unipc_1(denoiser: Denoiser, x: Tensor, times: Tensor) -> Tensor:
         if old is not None:
             u = h[i - 1]
             slope = (new - old) / u
-            base = sigma[i] / sigma[i - 1] * base + alpha[i] * (
-                -torch.expm1(-u) * old + slope * (u + torch.expm1(-u))
-            )
+            base = sigma[i] / sigma[i - 1] * base + alpha[i] * (-torch.expm1(-u) * old + slope * (u + torch.expm1(-u)))
         state = sigma[i + 1] / sigma[i] * base - alpha[i + 1] * torch.expm1(-h[i]) * new
         old = new
     return state
