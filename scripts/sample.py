@@ -24,6 +24,8 @@ def main(config: dict[str, Any]) -> None:
         raise ValueError(f"expected n >= 1 and batch_size >= 1, got n={n}, batch_size={config['batch_size']}")
     solver = build(config["solver"], trust=config["trust"])
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
+    if config["pilot"]:
+        solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
     parts = []

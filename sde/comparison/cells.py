@@ -123,9 +123,7 @@ def plan(
         )
 
 
-def _within(
-    cell: Cell, make: Callable[[int], Mapping[str, Any]], process: SDE, trust: Sequence[str]
-) -> Cell:
+def _within(cell: Cell, make: Callable[[int], Mapping[str, Any]], process: SDE, trust: Sequence[str]) -> Cell:
     """The cell with the most steps whose calls are within its budget."""
 
     def calls(steps: int) -> int:

@@ -62,7 +62,6 @@ class Estimate:
     high: float
 
 
-
 def strong(x: Tensor, exact: Tensor, scale: float) -> tuple[Estimate, Estimate]:
     r"""The strong error and the median error.
 

@@ -2,9 +2,13 @@ r"""Grids of equal local error (de Boor 1973, Good approximation by splines with
 
 With :math:`\lambda` half the log-SNR and :math:`\kappa = e^{-\lambda}`, a method of order p that interpolates the
 noise makes in a step of size h an error of about :math:`\kappa\, \lVert \partial_\lambda^p \varepsilon \rVert
-h^{p+1}` in x / alpha, so that the steps should have the density
+h^{p+1}` in x / alpha. On its way to the data the flow shrinks it: that of Gaussian data of standard deviation s by
+:math:`s / \sqrt{s^2 + \kappa^2}`. So the steps should have the density
 
-.. math:: \rho(\lambda) \propto \big(\kappa\, \lVert \partial_\lambda^p \varepsilon \rVert\big)^{1/(p+1)}.
+.. math:: \rho(\lambda) \propto \Big(\frac{\kappa}{\sqrt{s^2 + \kappa^2}}\,
+    \lVert \partial_\lambda^p \varepsilon \rVert\Big)^{1/(p+1)}.
+
+The derivative is taken by differences along a fine run, and s is the spread of the pilot at the data end.
 """
 
 from __future__ import annotations
@@ -53,9 +57,14 @@ class EqualError(Tuning):
         readings = readings if pilot.start > pilot.stop else readings[::-1]
         # Once differenced p times, the readings stand at the middles of p + 1 neighbours.
         size = torch.stack(readings).diff(n=self.order, dim=0).square().mean(1).sqrt()
+        if not bool(size.isfinite().all()):
+            raise FloatingPointError("the pilot run meets values that are not finite: check the denoiser")
         half_log_snr = 0.5 * process.log_snr(fine)
         middle = half_log_snr[: len(readings)].unfold(0, self.order + 1, 1).mean(1)
-        density = ((-middle).exp() * size) ** (1.0 / (self.order + 1))
+        kappa = (-middle).exp()
+        clean = state if pilot.start > pilot.stop else pilot.begin
+        spread = float(clean[0].double().std() / process.alpha(fine[-1]))
+        density = (kappa / (spread**2 + kappa.square()).sqrt() * size) ** (1.0 / (self.order + 1))
         # A floor keeps stretches in which nothing happens to this pilot from being skipped.
         density = density.clamp(min=0.02 * float(density.max()))
         at = torch.cat([half_log_snr[:1], middle, half_log_snr[-1:]])
