@@ -36,10 +36,10 @@ demo: .venv/.base
 	$(BIN)/python scripts/likelihood.py ckpt=$(RUN)
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 verify: .venv/.test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: .venv/.test
 	$(BIN)/ruff check .

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sde.denoiser import Conditioned, Denoiser
-from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
+from sde.dynamics import Dynamics, Reverse, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
-from sde.noise import Noise, StepNoise, Stream
-from sde.processes import SDE, VP, ChainSDE
+from sde.noise import Noise, StepNoise
+from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 from sde.sampling import encode, sample
 from sde.shapes import expand
 from sde.solvers import (
@@ -121,6 +121,17 @@ SOLVERS: dict[str, Case] = {
 }
 CASES = pytest.mark.parametrize("case", list(SOLVERS.values()), ids=list(SOLVERS))
 SERVED = [(name, eta) for name, case in SOLVERS.items() for eta in case.etas]
+PROCESSES = {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "ChainSDE": DiscreteChain.linear(1000).sde()}
+# Adaptive solvers for the SDE take long, and know of a process no more than its drift: VP stands for all.
+EVERYWHERE = pytest.mark.parametrize(
+    ("process", "name", "eta"),
+    [
+        pytest.param(process, name, eta, id=f"{key}-{name}-{eta}")
+        for key, process in PROCESSES.items()
+        for name, eta in SERVED
+        if key == "VP" or eta == 0.0 or SOLVERS[name].calls is not None
+    ],
+)
 REFUSED = [(name, eta) for name, case in SOLVERS.items() for eta in (0.0, 0.5, 1.0) if eta not in case.etas]
 
 
@@ -188,10 +199,9 @@ def begin(mixture: Mixture, process: SDE, n: int) -> Tensor:
 # ---- what is served, what is refused
 
 
-@pytest.mark.parametrize(("name", "eta"), SERVED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_served_combinations_run(process: SDE, mixture: Mixture, name: str, eta: float, dtype: torch.dtype) -> None:
-    case = SOLVERS[name]
+@EVERYWHERE
+def test_served_combinations_run(process: SDE, mixture: Mixture, name: str, eta: float) -> None:
+    case, dtype = SOLVERS[name], torch.float32 if isinstance(process, VP) else torch.float64
     drawn = sample(mixture.denoiser(process), (3, 2), solver=case.solver, eta=eta, dtype=dtype)
     assert drawn.x.shape == (3, 2)
     assert drawn.x.dtype == dtype
@@ -261,7 +271,7 @@ def test_a_drift_alone_is_served_or_refused(case: Case) -> None:
             case.solver.bind(DriftOnly(VP(), spread=1.0))
 
 
-@pytest.mark.parametrize(("name", "eta"), SERVED)
+@EVERYWHERE
 def test_encoding_is_served_or_refused(process: SDE, mixture: Mixture, name: str, eta: float) -> None:
     solver = SOLVERS[name].solver
     dynamics = Reverse(Untouched(process), eta)
@@ -367,7 +377,7 @@ def test_a_solver_is_its_settings(case: Case) -> None:
 # ---- what a trajectory promises
 
 
-@pytest.mark.parametrize(("name", "eta"), SERVED)
+@EVERYWHERE
 def test_a_trajectory_runs_from_start_to_stop(process: SDE, mixture: Mixture, name: str, eta: float) -> None:
     case = SOLVERS[name]
     x = begin(mixture, process, 3)
@@ -385,36 +395,6 @@ def test_a_trajectory_runs_from_start_to_stop(process: SDE, mixture: Mixture, na
     assert torch.equal(x, before)
     assert torch.equal(case.solver(dynamics, (x,), keyed(3), start, stop)[0], path[-1][1][0])
     assert case.calls is None or len(path) == N + 1
-
-
-@pytest.mark.parametrize(("name", "eta"), [(name, eta) for name, eta in SERVED if SOLVERS[name].alone])
-@pytest.mark.parametrize("log_density", [False, True])
-def test_a_sample_does_not_depend_on_its_batch(process: SDE, name: str, eta: float, log_density: bool) -> None:
-    """Alone, among 7 or among 64; a matrix product would round differently in each, so the field has none.
-
-    The step sizes of an adaptive solver amplify the last digit of an exponential, and where f has kinks, as the chain's
-    does, up to the tolerance; `test_adaptive` has a drift without either.
-    """
-    case = SOLVERS[name]
-    if log_density and (eta > 0.0 or not case.log_density):
-        return
-    x = math.sqrt(process.prior_var(torch.tensor(process.t_max)).item()) * keyed(64).normal(Stream.STEP, 99, 1.0, 0.0)
-
-    def run(first: int, n: int) -> State:
-        state: State = (x[first : first + n],)
-        dynamics: Semilinear = Reverse(Rational(process), eta)
-        if log_density:
-            dynamics, state = carried(dynamics, n), (*state, torch.zeros(n, 1, dtype=x.dtype))
-        with torch.no_grad():
-            return case.solver(dynamics, state, keyed(n, first))
-
-    tolerance = 1e-12
-    if case.calls is None:
-        tolerance = 10.0 * case.solver.rtol if isinstance(process, ChainSDE) else 1e-8  # type: ignore[attr-defined]
-    whole = run(0, 7 if "per_sample" in name else 64)
-    for first, n in ((0, 7), (5, 1)) if len(whole[0]) == 64 else ((2, 3), (5, 1)):
-        for part, entry in zip(run(first, n), whole):
-            torch.testing.assert_close(part, entry[first : first + n], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("name", "eta"), SERVED)
