@@ -1,0 +1,145 @@
+"""What solvers and networks cost beyond what they must: `python benchmarks/overhead.py`.
+
+Prints medians over interleaved repeats, so that a busy machine disturbs both sides of a ratio alike.
+
+1. Euler-Maruyama with a denoiser that costs nothing, 1000 points in the plane in float32: microseconds a step without
+   its noise, and with keyed noise.
+2. The share of a sampling run that is not network: 20 steps of several solvers with a U-Net of width 64 at 32 x 32 and
+   a batch of 32, against as many calls of the network alone.
+3. Forward and backward of DDPM++ at width 64 over its forward without gradients, and a call of a likelihood (one
+   forward and one vector-Jacobian product) over the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import sde
+from sde.dynamics import Reverse, WithLogDensity
+from sde.networks import InResidual, UNet
+from sde.noise import Noise, StepNoise, Stream
+from sde.solvers import DEIS, Ancestral, Arcsinh, EulerMaruyama, Heun, UniPC
+
+
+class Free(sde.Denoiser):
+    """A denoiser that costs nothing."""
+
+    def __init__(self, process: sde.SDE) -> None:
+        super().__init__()
+        self.process = process
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return x_t
+
+    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return x_t
+
+    def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return x_t
+
+
+class NoNoise(StepNoise):
+    """The same normals at every step."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
+        return self.z
+
+    def select(self, index: Tensor) -> StepNoise:
+        return NoNoise(self.z[index])
+
+
+def ddpmpp() -> UNet:
+    """DDPM++ of width 64 with two blocks a level, for colour images of 32 x 32."""
+    options = {
+        "attention": (1,),
+        "attention_last": True,
+        "skip_scale": 0.5**0.5,
+        "resampling": InResidual(projection=True),
+    }
+    return UNet(3, width=64, multipliers=(1, 2, 2, 2), blocks=2, **options).eval()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def medians(*functions: Callable[[], object], repeats: int = 5) -> list[float]:
+    """The median seconds of each function, run in turn; the first round is not counted."""
+    rounds = [[seconds(function) for function in functions] for _ in range(repeats + 1)][1:]
+    return [statistics.median(times) for times in zip(*rounds)]
+
+
+def euler_maruyama() -> None:
+    steps, x = 1000, torch.randn(1000, 2)
+    dynamics, solver = Reverse(Free(sde.VP()), 1.0), EulerMaruyama(1000)
+    run = solver.bind(dynamics)
+    quiet, keyed = medians(
+        lambda: run((x,), NoNoise(torch.zeros_like(x))),
+        lambda: run((x,), Noise(0).batch(torch.arange(1000), (2,), torch.float32)),
+    )
+    print(f"Euler-Maruyama, free denoiser: {quiet / steps * 1e6:.1f} us a step, {keyed / steps * 1e6:.1f} with noise")
+
+
+def shares() -> None:
+    d, x = sde.NetworkDenoiser(ddpmpp(), sde.VP()), torch.randn(32, 3, 32, 32)
+    t = torch.tensor(0.5)
+    for solver in (EulerMaruyama(10), Ancestral(10), Heun(5), DEIS(10), UniPC(10, variable=Arcsinh())):
+        calls = 10
+        run = solver.bind(Reverse(d, solver.eta))
+        noise = Noise(0).batch(torch.arange(32), (3, 32, 32), torch.float32)
+        whole, alone = medians(
+            lambda run=run, noise=noise: run((x,), noise),  # type: ignore[misc]
+            lambda calls=calls: [d.score(x, t) for _ in range(calls)],  # type: ignore[misc]
+            repeats=3,
+        )
+        beyond = 100.0 * (whole / alone - 1.0)
+        print(f"{type(solver).__name__}: {beyond:+.2f} % beyond {calls} network calls of {alone / calls:.2f} s")
+
+
+def networks() -> None:
+    network = ddpmpp()
+    x, t, v = torch.randn(32, 3, 32, 32), torch.rand(32), torch.randn(32, 3, 32, 32)
+    weights = list(network.parameters())
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(x, t)
+
+    def both() -> None:
+        network.zero_grad()
+        network(x, t).square().sum().backward()
+
+    d = sde.NetworkDenoiser(network.requires_grad_(True), sde.VP())
+    dynamics = WithLogDensity(Reverse(d, 0.0), sde.Hutchinson().bind(Noise(0), torch.arange(32), x))
+
+    def call() -> None:
+        for p in weights:
+            p.requires_grad_(False)  # as in a model that has been loaded
+        with torch.no_grad():
+            dynamics.drift((v, torch.zeros(32, 1)), torch.tensor(0.5))
+        for p in weights:
+            p.requires_grad_(True)
+
+    plain, trained, scored = medians(forward, both, call, repeats=3)
+    print(
+        f"DDPM++ of width 64: forward {plain:.2f} s; forward and backward {trained / plain:.2f} times as long, "
+        f"a call of a likelihood {scored / plain:.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        euler_maruyama()
+        shares()
+    networks()
