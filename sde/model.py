@@ -69,8 +69,10 @@ class Model:
             condition: as in :func:`sde.sample`; a model with classes draws them in turn where no `label` is given.
             denoise: remove the noise that is left at `t_min` by one more call.
         """
-        settings = {"condition": self._labelled(condition, first, n), "seed": seed, "first": first}
-        drawn = sample(self.denoiser, (n, *self.shape), solver=solver, denoise=denoise, **settings)
+        told = self._labelled(condition, first, n)
+        drawn = sample(
+            self.denoiser, (n, *self.shape), solver=solver, seed=seed, first=first, condition=told, denoise=denoise
+        )
         return self.scaling.to_data(drawn.x.cpu())
 
     def tuned(

@@ -246,3 +246,21 @@ def test_a_checkpoint_that_names_what_it_must_not_is_refused(
         "step_00000001.pt.sha256",
         "last.pt",
     }
+
+
+def test_a_tuned_grid_is_kept_and_used_again(tmp_path: Path) -> None:
+    """Designed once for a solver; the second time it is read, whatever the pilot; samples follow it."""
+    model = Model(
+        sde.exact.Gaussian(torch.zeros(6, dtype=torch.float64), 0.2 * torch.eye(6, dtype=torch.float64)).denoiser(
+            sde.VP()
+        ),
+        Scaling.interval(17),
+        SHAPE,
+    )
+    solver = sde.solvers.DEIS(3)
+    tuned = model.tuned(solver, tmp_path, pilot=4, seconds=0.1)
+    assert isinstance(tuned.grid, sde.grids.Explicit)
+    assert [path.name for path in (tmp_path / "grids").iterdir()] == ["DEIS-3-sample.json"]
+    assert model.tuned(solver, tmp_path, pilot=9, seed=3) == tuned
+    assert model.tuned(solver, pilot=4, seed=3) != tuned
+    assert model.sample(2, solver=tuned).shape == (2, *SHAPE)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Claim:
     @property
     def name(self) -> str:
         """The call that makes the solver, with n for its steps."""
-        solver = self.method(1)
+        solver: Any = self.method(1)
         others = [f for f in fields(solver) if f.name not in ("steps", "grid")]
         changed = [
             f"{f.name}={getattr(solver, f.name)!r}"

@@ -1,0 +1,148 @@
+r"""Variational dequantisation: noise learned to fit a density within the cells of discrete data.
+
+A flow turns uniform noise into noise that depends on the data,
+
+.. math::
+    w_0 = \operatorname{logit}(u_0), \qquad
+    w_{j+1} = w_j + (1 - m_j) \odot \big( (e^{a_j} - 1) \odot w_j + b_j \big), \qquad
+    u = \operatorname{sigmoid}(w_J),
+
+where a network of :math:`m_j \odot \tanh(w_j/2)` and v gives :math:`a_j` and :math:`b_j`. The first mask is 0, so that
+a single layer is a logistic distribution of conditional place and width; the others are the two colours of a
+checkerboard in turn. A fresh one is the identity, and its noise uniform.
+
+Ho et al., Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture Design, 2019,
+https://arxiv.org/abs/1902.00275; Dinh, Sohl-Dickstein and Bengio, Density estimation using Real NVP, 2017,
+https://arxiv.org/abs/1605.08803.
+"""
+
+from __future__ import annotations
+
+__all__ = ["VariationalDequantiser", "train_dequantiser"]
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Scaling
+from ..noise import Noise, Stream
+from ..shapes import sum_event
+from .dequantise import Dequantiser, dequantise
+
+_CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class VariationalDequantiser(nn.Module, Dequantiser):
+    """A learned dequantiser.
+
+    Args:
+        shape: the event shape, (C, *spatial) or (D,).
+        levels: the number of levels of the data.
+        layers: how many layers.
+        width: the width of their networks.
+        alpha: as in :class:`sde.likelihood.Dequantiser`.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], levels: int, *, layers: int = 4, width: int = 64, alpha: float = 1.0
+    ) -> None:
+        super().__init__()
+        if layers < 1 or width < 1 or not 1 <= len(shape) <= 4:
+            raise ValueError(
+                f"VariationalDequantiser needs an event shape of 1 to 4 sizes, layers >= 1 and width >= 1, "
+                f"got shape={tuple(shape)}, layers={layers}, width={width}"
+            )
+        self.shape, self.levels, self.alpha = tuple(shape), levels, alpha
+        self.networks = nn.ModuleList(_network(self.shape, width) for _ in range(layers))
+        parity = torch.zeros(self.shape)
+        for axis, size in enumerate(self.shape):
+            parity = parity + torch.arange(size).reshape(-1, *(1,) * (len(self.shape) - axis - 1))
+        colour = parity.remainder(2.0)
+        masks = [torch.zeros_like(colour), *((colour, 1.0 - colour)[j % 2] for j in range(layers - 1))]
+        self.register_buffer("masks", torch.stack(masks).double(), persistent=False)
+        self.masks: Tensor
+
+    def draw(self, values: Tensor, noise: Noise, index: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
+        u0 = noise.uniform(Stream.DEQUANTISE, index, counter, self.shape, torch.float64)
+        return self(values, u0)
+
+    def forward(self, values: Tensor, u0: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The noise and its log-density.
+
+        Args:
+            values: levels, with shape (B, \*).
+            u0: uniforms in [0, 1), float64 with shape (B, \*).
+
+        Returns:
+            u, float64 with shape (B, \*), and :math:`\log q(u|v)` in nats with shape (B,).
+        """
+        if tuple(values.shape[1:]) != self.shape:
+            sizes = ", ".join(map(str, self.shape))
+            raise ValueError(f"this dequantiser is for data of shape (B, {sizes}), got {tuple(values.shape)}")
+        dtype = next(self.parameters()).dtype
+        level = (2.0 * (values.double() + 0.5) / self.levels - 1.0).to(dtype)
+        w = torch.logit(u0, eps=2.0**-53)
+        log_q = _log_logistic(w)
+        for mask, network in zip(self.masks, self.networks):
+            seen = mask * (2.0 * torch.sigmoid(w) - 1.0)
+            a, b = network(torch.cat([seen.to(dtype), level], dim=1)).double().chunk(2, dim=1)
+            a = (1.0 - mask) * 4.0 * torch.tanh(a / 4.0)  # no step of training may squeeze the noise into a point
+            w = w * a.exp() + (1.0 - mask) * b
+            log_q = log_q - a
+        return torch.sigmoid(w), sum_event(log_q - _log_logistic(w))
+
+
+def train_dequantiser(
+    dequantiser: VariationalDequantiser,
+    log_density: Callable[[Tensor, int], Tensor],
+    batches: Iterable[Tensor],
+    scaling: Scaling,
+    optimiser: torch.optim.Optimizer,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[float]:
+    r"""Fits a dequantiser to a density that stays as it is; stop by not asking for more.
+
+    Args:
+        dequantiser: what learns.
+        log_density: the model, from states x of shape (B, \*) and the number of the step to nats of shape (B,),
+            differentiable in x: `lambda x, step: sde.log_prob(denoiser, x, seed=step, differentiable=True).nats`, or a
+            bound. Its parameters get no gradients.
+        batches: batches of levels.
+        scaling: of discrete data.
+        optimiser: over the parameters of the dequantiser.
+        seed: the seed of the noise.
+        dtype: of the states.
+
+    Yields:
+        The loss of each step, :math:`-E[\log p(x) + w]` in nats, an upper bound on :math:`-\log P(v)`.
+    """
+    parameters = list(dequantiser.parameters())
+    for step, values in enumerate(batches):
+        made = dequantise(dequantiser, values, scaling, seed=seed, repeat=step, dtype=dtype)
+        loss = -(log_density(made.x, step).double() + made.log_weight).mean()
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
+            parameter.grad = gradient
+        optimiser.step()
+        yield loss.item()
+
+
+def _network(shape: tuple[int, ...], width: int) -> nn.Module:
+    """Two hidden layers from (w, v) to (a, b), the last of which begins at 0."""
+    channels = shape[0]
+    layers: list[nn.Module]
+    if len(shape) == 1:
+        layers = [nn.Linear(2 * channels, width), nn.Linear(width, width), nn.Linear(width, 2 * channels)]
+    else:
+        make = _CONVOLUTIONS[len(shape) - 1]
+        layers = [make(a, b, 3, padding=1) for a, b in ((2 * channels, width), (width, width), (width, 2 * channels))]
+    for parameter in layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+
+
+def _log_logistic(w: Tensor) -> Tensor:
+    """The log-density of the standard logistic distribution."""
+    return nn.functional.logsigmoid(w) + nn.functional.logsigmoid(-w)
