@@ -1,4 +1,5 @@
-"""Every Python block of the documentation and the README runs, and every test file the derivations name is there.
+"""Every Python block of the documentation and the README runs, every test file that the derivations name is there, and
+every public name has its place in the API.
 
 The blocks of a page share one namespace and run in their order, in a temporary directory. A block that opens with
 `python no-run` is left out. Pages that speak of `runs/digits-vp` find a small run there.
@@ -6,6 +7,7 @@ The blocks of a page share one namespace and run in their order, in a temporary 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -13,8 +15,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import sde
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -90,3 +95,81 @@ def test_code_that_the_blocks_miss_is_none(page: Path) -> None:
     opened = re.findall(r"^[ \t]*[`~:]{3,}.*python.*$", text, re.MULTILINE)
     assert set(opened) <= {"```python", "```python no-run"}
     assert len(list(blocks(text))) == opened.count("```python")
+
+
+# ---- the API
+
+_ROLE = re.compile(r"\{py:(\w+)\}`(?:[^`<]*<)?~?([\w.]+)>?`")
+_SHOWN = re.compile(r"^\.\. (?:auto(?:class|function|data)|py:data):: (\S+)$", re.MULTILINE)
+# The rooms whose exported names are public.
+PUBLIC = (
+    "sde",
+    "sde.comparison",
+    "sde.data",
+    "sde.exact",
+    "sde.grids",
+    "sde.interop",
+    "sde.likelihood",
+    "sde.networks",
+    "sde.objective",
+    "sde.processes",
+    "sde.solvers",
+    "sde.trace",
+    "sde.tuning",
+)
+
+
+def shown() -> dict[str, str]:
+    """What the pages of the API show: for every name the page it is on."""
+    found: dict[str, str] = {}
+    for page in sorted((DOCS / "api").glob("*.md")):
+        for name in _SHOWN.findall(page.read_text()):
+            assert name not in found, f"{name} is shown on {found[name]} and on {page.name}"
+            found[name] = page.name
+    return found
+
+
+def object_of(name: str) -> object:
+    """What a dotted name stands for: of a function and its module of the same name, the function."""
+    room, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(room), last)
+
+
+@pytest.mark.parametrize("page", pages(), ids=_names)
+def test_references_lead_somewhere(page: Path) -> None:
+    """Sphinx leaves a name that it does not know as plain text, without a warning."""
+    named = shown()
+    for role, target in _ROLE.findall(page.read_text()):
+        if role == "mod":
+            importlib.import_module(target)
+            continue
+        # A member stands with its class.
+        owner = target if target in named else target.rpartition(".")[0]
+        assert owner in named, f"{page.name} refers to {target}, which no page in docs/api shows"
+        assert target == owner or hasattr(object_of(owner), target.rpartition(".")[2]), f"{owner} has no {target}"
+
+
+def public(room: str) -> dict[str, object]:
+    """The names that a room exports and what they stand for; modules have pages of their own."""
+    names = [f"{room}.{name}" for name in importlib.import_module(room).__all__ if not name.startswith("__")]
+    return {name: object_of(name) for name in names if not isinstance(object_of(name), ModuleType)}
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_every_public_name_is_shown_once(room: str) -> None:
+    """By one of its names: `sde.VP` is `sde.processes.VP`."""
+    found = [object_of(name) for name in shown()]
+    for name, value in public(room).items():
+        times = sum(value is other for other in found)
+        assert times == 1, f"{name} is shown {times} times in docs/api, expected once"
+
+
+def test_every_room_with_a_page_is_public() -> None:
+    """A room exported from `sde` is among those whose names are checked."""
+    rooms = {f"sde.{name}" for name in sde.__all__ if isinstance(getattr(sde, name), ModuleType)}
+    assert rooms <= set(PUBLIC)
+
+
+def test_every_page_of_the_api_is_listed() -> None:
+    listed = re.findall(r"^([\w-]+)$", (DOCS / "api" / "index.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page.stem for page in (DOCS / "api").glob("*.md") if page.stem != "index")

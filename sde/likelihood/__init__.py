@@ -1,5 +1,33 @@
-"""Likelihoods."""
+"""Likelihoods: the log-density along the flow, variational bounds, and dequantisation."""
 
+from .bound import Bound, continuous_bound, density_bound
+from .bound_chain import chain_bound
+from .dequantise import (
+    Dequantised,
+    Dequantiser,
+    DiscreteLogProb,
+    TruncatedNormal,
+    UniformDequantiser,
+    discrete_log_prob,
+    importance_weighted,
+)
 from .ode import LogProb, log_prob
+from .variational import VariationalDequantiser, train_dequantiser
 
-__all__ = ["LogProb", "log_prob"]
+__all__ = [
+    "LogProb",
+    "log_prob",
+    "Bound",
+    "chain_bound",
+    "continuous_bound",
+    "density_bound",
+    "Dequantised",
+    "Dequantiser",
+    "DiscreteLogProb",
+    "TruncatedNormal",
+    "UniformDequantiser",
+    "VariationalDequantiser",
+    "discrete_log_prob",
+    "importance_weighted",
+    "train_dequantiser",
+]
