@@ -26,6 +26,8 @@ __all__ = [
     "WithLogDensity",
     "LogProb",
     "log_prob",
+    "ErrorBudget",
+    "error_budget",
     "Model",
     "load",
     "BrownianPath",
@@ -46,22 +48,25 @@ __all__ = [
     "tune_grid",
     "Exact",
     "Hutchinson",
+    "Orthogonal",
+    "XTrace",
     "Trace",
     "data",
     "exact",
     "grids",
+    "likelihood",
     "networks",
     "objective",
     "solvers",
     "tuning",
 ]
 
-from . import data, exact, grids, networks, objective, solvers, tuning
+from . import data, exact, grids, likelihood, networks, objective, solvers, tuning
 from .brownian import BrownianPath
 from .denoiser import Conditioned, Denoiser, NetworkDenoiser, Wrapper
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .learned_variance import LearnedVarianceDenoiser
-from .likelihood import LogProb, log_prob
+from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .model import Model, load
 from .noise import Noise, NoiseSource, StepNoise, Stream
 from .parametrisation import (
@@ -80,7 +85,7 @@ from .parametrisation import (
 from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
-from .trace import Exact, Hutchinson, Trace
+from .trace import Exact, Hutchinson, Orthogonal, Trace, XTrace
 from .tuning import tune_grid
 from .version import __version__
 from .wrappers import Clip, DynamicThreshold

@@ -2,6 +2,7 @@
 
 from .bound import Bound, continuous_bound, density_bound
 from .bound_chain import chain_bound
+from .budget import ErrorBudget, Mean, error_budget
 from .dequantise import (
     Dequantised,
     Dequantiser,
@@ -12,11 +13,17 @@ from .dequantise import (
     importance_weighted,
 )
 from .ode import LogProb, log_prob
+from .paired import Paired, paired
 from .variational import VariationalDequantiser, train_dequantiser
 
 __all__ = [
     "LogProb",
     "log_prob",
+    "ErrorBudget",
+    "Mean",
+    "error_budget",
+    "Paired",
+    "paired",
     "Bound",
     "chain_bound",
     "continuous_bound",

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise, Stream
 from ..processes import SDE
-from .base import GridSteps, Step, combine, drawn, on_grid
+from .base import GridSteps, Step, combine, drawn, on_grid, scalars
 from .euler import no_noise
 from .euler_maruyama import one_entry
 
@@ -81,7 +81,7 @@ class Heun(GridSteps):
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
         t, s, _ = on_grid(times)
         higher, scale, spread = self._raised(dynamics.process, t)
-        points, ends, steps = higher.unbind(), s.unbind(), (s - higher).tolist()
+        points, ends, steps = higher.unbind(), s.unbind(), scalars(s - higher)
         before, after = t.tolist(), higher.tolist()
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:

@@ -34,7 +34,7 @@ from sde.model import Model
 from sde.noise import Noise, StepNoise, Stream
 from sde.objective import DenoisingScoreMatching, Likelihood, Simple
 from sde.solvers import Solver
-from sde.trace import BoundTrace, Trace, _Probes
+from sde.trace import BoundTrace, Trace, Probes
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"
 NAMES = ["ddpm_vp", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_256_ve"]
@@ -265,7 +265,7 @@ class RecordedProbe(Trace):
     probe: Tensor
 
     def bind(self, noise: Noise, index: Tensor, x: Tensor) -> BoundTrace:
-        return _Probes(self.probe.to(x)[None])
+        return Probes(self.probe.to(x)[None])
 
 
 @dataclass(frozen=True)

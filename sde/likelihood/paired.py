@@ -1,0 +1,89 @@
+"""Two results on the same data: what differs, and how sure that is."""
+
+from __future__ import annotations
+
+__all__ = ["Paired", "paired"]
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two results, the second less the first.
+
+    Attributes:
+        difference: the mean over samples.
+        standard_error: its standard error.
+        low: the lower end of its 99 % interval, by Student's law.
+        high: the upper end.
+        correlation: of the two results over samples; the closer to 1, the more the pairing helps.
+        samples: how many samples are compared; the repeats of each count as one, their mean.
+        rows: how many rows.
+        dropped: rows of either result that have no partner, or whose values are not finite.
+    """
+
+    difference: float
+    standard_error: float
+    low: float
+    high: float
+    correlation: float
+    samples: int
+    rows: int
+    dropped: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.difference:+.5f} +- {self.standard_error:.5f} (99 %: {self.low:+.5f} to {self.high:+.5f}; "
+            f"{self.samples} samples, correlation {self.correlation:.3f})"
+        )
+
+
+def paired(first: Columns, second: Columns, *, column: str = "bits_per_dim") -> Paired:
+    """Compares two results row by row, by the same index and repeat, such as two models' or two solvers'.
+
+    Rows of one index and repeat have the same dequantisation noise, and the same probes where both results were made
+    with one seed. What they share cancels.
+
+    Args:
+        first: columns by name, as :func:`sde.store.read` gives them: `index`, `repeat` and the one to compare.
+        second: likewise.
+        column: the one to compare.
+
+    Raises:
+        ValueError: if a column is missing, a row is there twice, or fewer than two samples are in both.
+    """
+    a, b = (_by_key(columns, column) for columns in (first, second))
+    common = [key for key in a if key in b and math.isfinite(a[key]) and math.isfinite(b[key])]
+    rows = np.array(common, dtype=np.int64).reshape(-1, 2)
+    index, place = np.unique(rows[:, 0], return_inverse=True)
+    if len(index) < 2:
+        raise ValueError(f"paired: expected at least two samples in both results, got {len(index)}")
+    x, y = (np.bincount(place, weights=[values[key] for key in common]) / np.bincount(place) for values in (a, b))
+    n, d = len(index), y - x
+    difference, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
+    width = error * float(stdtrit(n - 1, 0.995))
+    spread = float(x.std() * y.std())
+    correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 0.0 else math.nan
+    dropped = len(a) + len(b) - 2 * len(common)
+    return Paired(difference, error, difference - width, difference + width, correlation, n, len(common), dropped)
+
+
+def _by_key(columns: Columns, column: str) -> dict[tuple[int, int], float]:
+    """The values of a column by (index, repeat)."""
+    missing = [name for name in ("index", "repeat", column) if name not in columns]
+    if missing:
+        raise ValueError(f"paired: expected the columns index, repeat and {column}; {', '.join(missing)} is missing")
+    keys = zip(columns["index"].tolist(), columns["repeat"].tolist(), strict=True)
+    values = dict(zip(keys, columns[column].tolist(), strict=True))
+    if len(values) < len(columns["index"]):
+        raise ValueError("paired: expected one row for each index and repeat, got some of them twice")
+    return values

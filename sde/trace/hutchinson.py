@@ -1,0 +1,145 @@
+r"""Estimators of a trace by quadratic forms of probes.
+
+Hutchinson's estimator takes independent probes. With :math:`S` the symmetric part of the Jacobian its variance is
+:math:`2 \lVert S \rVert_F^2 / P` for standard normal probes, and without the diagonal of S in it for signs. Probes that
+make a random orthogonal frame explore P different directions: their mean has the variance of a sample that is drawn
+without replacement,
+
+.. math:: \frac{1}{P} \Big(1 - \frac{P - 1}{D - 1}\Big) \frac{2 D}{D + 2}
+          \Big( \lVert S \rVert_F^2 - \tfrac{1}{D} (\operatorname{tr} S)^2 \Big),
+
+which is 0 for P = D, and the standard error that their spread gives bears the factor :math:`\sqrt{1 - P/D}`.
+
+Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix, 1989; Grathwohl et al., FFJORD, 2019,
+https://arxiv.org/abs/1810.01367; Skilling 1989; Choromanski, Rowland and Weller, The Unreasonable Effectiveness of
+Structured Random Orthogonal Embeddings, 2017, https://arxiv.org/abs/1703.00864.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Hutchinson", "Orthogonal", "Probes"]
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise, Stream
+from ..shapes import event_dims
+from .base import BoundTrace, Field, Trace, at_point, check_count, products
+
+
+@dataclass(frozen=True)
+class Probes(BoundTrace):
+    """Estimates by given probes.
+
+    Args:
+        probes: with shape (P, B, *); each has a mean square of 1 in every direction.
+        chunk: how many products run at once.
+        unexplored: 1 for independent probes, 1 - P / D for those of one frame.
+    """
+
+    probes: Tensor = field(repr=False)
+    chunk: int = 8
+    unexplored: float = 1.0
+
+    @property
+    def estimates(self) -> int:
+        return len(self.probes)
+
+    def standard_error(self, estimates: Tensor) -> Tensor:
+        if self.unexplored == 0.0:
+            return torch.zeros_like(estimates[:, 0])
+        if estimates.shape[1] == 1:
+            return torch.full_like(estimates[:, 0], math.nan)
+        return estimates.std(1) * math.sqrt(self.unexplored / estimates.shape[1])
+
+    def select(self, index: Tensor) -> Probes:
+        return replace(self, probes=self.probes[:, index])
+
+    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+        return at_point(h, x, self._divergence)
+
+    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+        product = products(value, x, self.probes, self.chunk, keep=False, differentiable=differentiable)
+        return (product * self.probes).flatten(2).sum(2).T
+
+
+@dataclass(frozen=True)
+class Hutchinson(Trace):
+    """Hutchinson's estimator.
+
+    Args:
+        probes: how many probes P for each sample; the estimates are kept apart, and their spread is the standard error.
+        gaussian: standard normal probes instead of signs (Rademacher). Signs have the smaller variance: their estimate
+            is exact on the diagonal of the Jacobian.
+        chunk: how many products run at once. For small networks and on accelerators that is faster than one by one;
+            memory grows with it.
+    """
+
+    probes: int = 1
+    gaussian: bool = False
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        check_count("Hutchinson", "probes", self.probes, 1)
+        check_count("Hutchinson", "chunk", self.chunk, 1)
+
+    def bind(self, noise: Noise, index: Tensor, x: Tensor) -> Probes:
+        draw = noise.normal if self.gaussian else noise.rademacher
+        probe = torch.arange(self.probes, device=index.device)[:, None]
+        return Probes(draw(Stream.PROBE, index, probe, x.shape[1:], x.dtype), self.chunk)
+
+
+@dataclass(frozen=True)
+class Orthogonal(Trace):
+    r"""A random orthogonal frame for each sample, scaled by :math:`\sqrt D`; exact for P = D.
+
+    Each estimate for itself has the variance that a normal probe of fixed length has, which for a Jacobian with a
+    strong and uneven diagonal is more than that of a sign.
+
+    Args:
+        probes: how many probes P, at most D; the estimates are kept apart.
+        chunk: how many products run at once.
+    """
+
+    probes: int = 8
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        check_count("Orthogonal", "probes", self.probes, 1)
+        check_count("Orthogonal", "chunk", self.chunk, 1)
+
+    def bind(self, noise: Noise, index: Tensor, x: Tensor) -> Probes:
+        d = check_dims(self, self.probes, x)
+        # The columns of Q are as a Haar frame's but for their signs, which a quadratic form does not see.
+        q = torch.linalg.qr(columns(normals(noise, index, self.probes, x)))[0]
+        return Probes(math.sqrt(d) * rows_of(q, x), self.chunk, 1.0 - self.probes / d)
+
+
+def normals(noise: Noise, index: Tensor, count: int, x: Tensor) -> Tensor:
+    """Standard normal probes, with shape (P, B, *)."""
+    probe = torch.arange(count, device=index.device)[:, None]
+    return noise.normal(Stream.PROBE, index, probe, x.shape[1:], x.dtype)
+
+
+def columns(v: Tensor) -> Tensor:
+    """Vectors of shape (P, B, *) as the columns of matrices (B, D, P)."""
+    return v.flatten(2).permute(1, 2, 0)
+
+
+def rows_of(matrix: Tensor, x: Tensor) -> Tensor:
+    """The columns of matrices (B, D, P) as vectors of shape (P, B, *) like `x`."""
+    return matrix.permute(2, 0, 1).reshape(-1, *x.shape)
+
+
+def check_dims(trace: Trace, probes: int, x: Tensor) -> int:
+    """D, if there are no more probes than that."""
+    d = event_dims(x)
+    if probes > d:
+        raise ValueError(
+            f"{type(trace).__name__} has at most as many probes as the data has dimensions, {d}, "
+            f"got probes={probes}; Exact() costs no more than that"
+        )
+    return d

@@ -1,0 +1,106 @@
+r"""XTrace: a trace with the part that a few directions hold taken out exactly.
+
+Half of the products find the range of A, the transpose of the Jacobian, which has the same trace, from normal probes:
+:math:`Y = A \Omega`. The other half is spent on an orthonormal basis of it. Left out of the sketch, each probe
+:math:`\omega_i` serves once more to estimate what the others missed. With :math:`\Pi_i` the projector on the range of Y
+without its column i, :math:`r_i = (I - \Pi_i)\, \omega_i` and m probes,
+
+.. math:: \hat\tau_i = \operatorname{tr}(\Pi_i A)
+          + (D - m + 1) \frac{r_i^\top A\, r_i}{\lVert r_i \rVert^2}, \qquad i = 1, \dots, m.
+
+Given :math:`\Pi_i` the direction of :math:`r_i` is uniform, so that each estimate is unbiased; a multiple of the
+identity costs no variance. The estimates are not independent: their spread over :math:`\sqrt m` is the error estimate
+of the paper.
+
+**Along a trajectory** the probes are fixed, but the basis turns with x. The estimates depend on it only through the
+projectors :math:`Y (Y^\top Y)^{-1} Y^\top`, and these are smooth wherever the columns of Y are independent. Where the
+Jacobian is of lower rank than m they would not be: a little of the probes themselves, the square root of the rounding
+unit, is added to the sketch, which leaves the estimates unbiased, since no probe enters its own projector. An adaptive
+solver therefore sees a smooth integrand, though a less smooth one than with probes alone.
+
+Epperly, Tropp and Webber, XTrace: Making the Most of Every Sample in Stochastic Trace Estimation, 2024,
+https://arxiv.org/abs/2301.07825; Meyer et al., Hutch++: Optimal Stochastic Trace Estimation, 2021,
+https://arxiv.org/abs/2010.09649.
+"""
+
+from __future__ import annotations
+
+__all__ = ["XTrace"]
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from .base import BoundTrace, Field, Trace, at_point, check_count, products
+from .hutchinson import check_dims, columns, normals, rows_of
+
+
+@dataclass(frozen=True)
+class XTrace(Trace):
+    """Leave-one-out estimates of a trace whose larger part lies in few directions.
+
+    It costs two vector-Jacobian products per probe, and pays where the Jacobian's singular values fall off fast.
+
+    Args:
+        probes: how many probes m, from 2 to D; there are as many estimates.
+        chunk: how many products run at once.
+    """
+
+    probes: int = 8
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        check_count("XTrace", "probes", self.probes, 2)
+        check_count("XTrace", "chunk", self.chunk, 1)
+
+    def bind(self, noise: Noise, index: Tensor, x: Tensor) -> BoundTrace:
+        check_dims(self, self.probes, x)
+        return _Sketch(normals(noise, index, self.probes, x), self.chunk)
+
+
+@dataclass(frozen=True)
+class _Sketch(BoundTrace):
+    """The estimates with given normal probes of shape (m, B, *)."""
+
+    probes: Tensor = field(repr=False)
+    chunk: int
+
+    @property
+    def estimates(self) -> int:
+        return len(self.probes)
+
+    def standard_error(self, estimates: Tensor) -> Tensor:
+        return estimates.std(1) / math.sqrt(estimates.shape[1])
+
+    def select(self, index: Tensor) -> _Sketch:
+        return replace(self, probes=self.probes[:, index])
+
+    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
+        return at_point(h, x, self._divergence)
+
+    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+        omega = columns(self.probes)  # (B, D, m)
+        _, d, m = omega.shape
+        sketch = columns(products(value, x, self.probes, self.chunk, keep=True, differentiable=differentiable))
+        basis, r = torch.linalg.qr(_full_rank(sketch, omega))
+        image = columns(products(value, x, rows_of(basis, x), self.chunk, keep=False, differentiable=differentiable))
+        # Q s_i spans what column i alone brought into the range: R' s_i is a multiple of e_i.
+        eye = torch.eye(m, dtype=r.dtype, device=r.device).expand_as(r)
+        s = torch.linalg.solve_triangular(r.mT, eye, upper=False)
+        s = s / s.norm(dim=1, keepdim=True)
+        inner, w = basis.mT @ image, basis.mT @ omega  # Q' A Q and Q' Omega, (B, m, m)
+        known = inner.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) - (s * (inner @ s)).sum(1)
+        w = w - s * (s * w).sum(1, keepdim=True)
+        rest, image_of_rest = omega - basis @ w, sketch - image @ w
+        return known + (d - m + 1) * (rest * image_of_rest).sum(1) / rest.square().sum(1)
+
+
+def _full_rank(sketch: Tensor, omega: Tensor) -> Tensor:
+    """The sketch on the scale of 1 with a little of the probes in it; the scale is no part of the graph."""
+    tiny = torch.finfo(sketch.dtype)
+    size = sketch.detach().flatten(1).norm(dim=1).clamp(min=tiny.tiny)[:, None, None]
+    probes = omega.flatten(1).norm(dim=1)[:, None, None]
+    return sketch / size + math.sqrt(tiny.eps) * omega / probes
