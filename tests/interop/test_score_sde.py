@@ -34,7 +34,7 @@ from sde.model import Model
 from sde.noise import Noise, StepNoise, Stream
 from sde.objective import DenoisingScoreMatching, Likelihood, Simple
 from sde.solvers import Solver
-from sde.trace import BoundTrace, Trace, Probes
+from sde.trace import BoundTrace, Probes, Trace
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"
 NAMES = ["ddpm_vp", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_256_ve"]

@@ -136,9 +136,7 @@ def test_the_expected_gap_vanishes_with_t_min() -> None:
 
 
 @pytest.mark.parametrize(("levels", "low", "high"), [(2, 0.0, 1.0), (4, -1.0, 1.0), (16, -1.7, 1.7)])
-def test_noise_images_lie_above_the_bits_of_a_level_and_come_down_to_them(
-    levels: int, low: float, high: float
-) -> None:
+def test_noise_images_lie_above_the_bits_of_a_level_and_come_down_to_them(levels: int, low: float, high: float) -> None:
     """Data uniform on the middles of the cells, under their exact denoiser: down to log2 L bits/dim as t_min falls.
 
     On average the bound can be no better than log2 L, for no model."""

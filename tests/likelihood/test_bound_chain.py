@@ -144,9 +144,7 @@ def test_the_bound_approaches_the_truth_at_first_order_in_the_steps() -> None:
 
 
 @pytest.mark.parametrize(("levels", "low", "high"), [(2, 0.0, 1.0), (4, -1.0, 1.0), (16, -1.7, 1.7)])
-def test_noise_images_lie_above_the_bits_of_a_level_and_come_down_to_them(
-    levels: int, low: float, high: float
-) -> None:
+def test_noise_images_lie_above_the_bits_of_a_level_and_come_down_to_them(levels: int, low: float, high: float) -> None:
     """Under their exact denoiser, with 4, 60 and 400 steps, for every scaling; with 400 within 0.12 bits/dim."""
     scaling = Scaling.interval(levels, low, high)
     target = Empirical(scaling.to_model(torch.arange(levels)[:, None], dtype=F64))
@@ -221,9 +219,7 @@ def test_the_bound_is_the_original_s(
 
     def bound() -> Any:
         start = (kept[-1] + 1) / n
-        return chain_bound(
-            model.denoiser, values, model.scaling, solver=solver, start=start, condition=condition
-        )
+        return chain_bound(model.denoiser, values, model.scaling, solver=solver, start=start, condition=condition)
 
     ours = bound()
     monkeypatch.setattr(bound_chain, "log_decoder", original_decoder)

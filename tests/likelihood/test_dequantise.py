@@ -187,9 +187,7 @@ def test_noise_images_score_the_bits_of_a_level_in_any_scaling(low: float, high:
     process = VE(sigma_min=2e-4 * width, sigma_max=20.0 * width)
     target = Uniform(torch.full((2,), low, dtype=F64), torch.full((2,), high, dtype=F64))
     v = torch.randint(levels, (32, 2), generator=torch.Generator().manual_seed(5))
-    r = discrete_log_prob(
-        target.denoiser(process), v, scaling, trace=Exact(), prior=target.at(process, process.t_max)
-    )
+    r = discrete_log_prob(target.denoiser(process), v, scaling, trace=Exact(), prior=target.at(process, process.t_max))
     assert abs(float(r.bits_per_dim.mean()) - math.log2(levels)) < 0.01
     unit = Scaling.interval(levels, 0.0, 1.0)
     same = Uniform(torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64))
@@ -215,7 +213,15 @@ def test_draws_through_the_flow_are_those_made_by_hand() -> None:
     torch.testing.assert_close(r.standard_error, r.draws.std(0) / math.sqrt(3.0))
     assert bool((r.nfe >= 3).all())
     plain = discrete_log_prob(
-        target.denoiser(process), v, scaling, dequantiser=rule, draws=3, weighted=False, seed=4, index=index, repeat=2,
+        target.denoiser(process),
+        v,
+        scaling,
+        dequantiser=rule,
+        draws=3,
+        weighted=False,
+        seed=4,
+        index=index,
+        repeat=2,
         **settings,
     )
     torch.testing.assert_close(plain.nats, r.draws.mean(0))
