@@ -39,7 +39,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from ..denoiser import Denoiser
@@ -185,6 +184,8 @@ def half_width(standard_error: Tensor, n: int) -> Tensor:
 
 def quantile(degrees: int) -> float:
     """The 0.995 quantile of Student's law; NaN for no degree of freedom."""
+    from scipy.special import stdtrit  # slow to import, and few ask
+
     return float(stdtrit(degrees, 0.995)) if degrees > 0 else math.nan
 
 

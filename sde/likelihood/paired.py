@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+
+from .budget import quantile
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -70,7 +71,7 @@ def paired(first: Columns, second: Columns, *, column: str = "bits_per_dim") -> 
     x, y = (np.bincount(place, weights=[values[key] for key in common]) / np.bincount(place) for values in (a, b))
     n, d = len(index), y - x
     difference, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
-    width = error * float(stdtrit(n - 1, 0.995))
+    width = error * quantile(n - 1)
     spread = float(x.std() * y.std())
     correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 0.0 else math.nan
     dropped = len(a) + len(b) - 2 * len(common)
