@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +14,80 @@ import sde
 from sde.build import build
 from sde.checkpoint import load_checkpoint, resolve, run_directory
 from sde.files import sha256
-from sde.likelihood.job import COLUMNS, score, summarise
+from sde.likelihood.forecast import forecast
+from sde.likelihood.inputs import data_of, dequantiser_of, other_split, split_of, tolerance_of
+from sde.likelihood.job import join, score, summarise, tuned
+from sde.likelihood.out_of_distribution import detect
+from sde.likelihood.parts import done_in, opened
+from sde.likelihood.share import Share
 from sde.model import from_checkpoint
+from sde.plots import likelihoods
 from sde.runtime import choose_device
-from sde.store import Store, read
+from sde.store import read
 
-FREE = ("out", "device", "trust", "repeats", "n", "ckpt")  # what may differ when a job is continued
+# What may differ when a job is continued.
+FREE = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world", "dry_run", "ood", "ood_array")
 
 
 @command("likelihood")
 def main(config: dict[str, Any]) -> None:
-    path, trust = resolve(config["ckpt"]), config["trust"]
-    content = load_checkpoint(path)
-    model = from_checkpoint(content, ema=config["ema"], device=choose_device(config["device"]), trust=trust)
-    data = build(config.get("data") or json.loads(content["config"])["data"], rooms=("sde.data",), trust=trust)
-    split = data.split(config["split"])
-    out = Path(config["out"] or run_directory(path) / "likelihood" / f"{config['split']}.h5")
+    path, trust, share = resolve(config["ckpt"]), config["trust"], Share(config["rank"], config["world"])
+    content, device = load_checkpoint(path), choose_device(share.device(config["device"]))
+    model = from_checkpoint(content, ema=config["ema"], device=device, trust=trust)
+    data = data_of(config.get("data"), content, trust=trust)
+    splits = {f"{data.name} {config['split']}": split_of(model, data, config["split"])}
+    splits |= other_split(model, config.get("ood"), config["ood_array"], config["split"], trust=trust)
+    run = run_directory(path)
+    out = Path(config["out"] or run / "likelihood" / f"{config['split']}.h5")
+    files = [out, *(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5") for name in list(splits)[1:])]
+    solver, trace = build(config["solver"], trust=trust), build(config["trace"], trust=trust)
+    dequantiser = dequantiser_of(config.get("dequantise"), model, trust=trust)
+    settings = {key: config[key] for key in ("repeats", "batch_size", "seed")}
+    settings |= {"trace": trace, "atol": tolerance_of(config["atol"], solver), "dequantiser": dequantiser}
+    sizes = [config["n"], *(config["n"] and min(config["n"], len(split)) for split in list(splits.values())[1:])]
+    for split, n in zip(splits.values(), sizes):  # what can be refused is, before a call of the network and any file
+        score(model, split, n=n, solver=solver, share=share, **settings)
+    kept = {key: value for key, value in config.items() if key not in FREE}
     identity = {
-        "config": json.dumps({key: value for key, value in config.items() if key not in FREE}, sort_keys=True),
+        "config": json.dumps(kept, sort_keys=True, indent=1),
         "checkpoint_sha256": sha256(path),
-        "data": split.fingerprint,
-        "dequantisation": "uniform" if model.scaling.levels else "none",
+        "dequantisation": "none" if not model.scaling.levels else repr(dequantiser) if dequantiser else "uniform",
         "seed": config["seed"],
     }
     notes = {"checkpoint": str(path), "sde_version": sde.__version__, "torch_version": str(torch.__version__)}
-    solver, trace = build(config["solver"], trust=trust), build(config["trace"], trust=trust)
-    keys = ("repeats", "batch_size", "n", "seed", "atol")
-    settings = {key: config[key] for key in keys}
-    # Made first: what it refuses must not leave a file behind.
-    rows = score(model, split, solver=solver, trace=trace, done=lambda repeat: store.done(repeat), **settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with Store.open(out, COLUMNS, identity=identity, notes=notes, snapshot_every=4096) as store:
-        total = config["repeats"] * (config["n"] or len(split))
-        for batch, bar in progress(rows, total, len(store), unit="image"):
-            store.append(batch)
-            bar.set_postfix_str(f"{batch['bits_per_dim'].mean():.3f} bits/dim in this batch", refresh=False)
-            bar.update(len(batch["index"]) - 1)
-    print(f"{data.name} {config['split']}: {summarise(read(out).columns)}; wrote {out}")
+    if config["pilot"]:
+        where: dict[str, Any] = {"directory": run, "keep": not config["dry_run"]}
+        solver = tuned(model, data.train, solver, trace, pilot=config["pilot"], seed=config["seed"], **where)
+        identity["solver"] = repr(solver)
+    for (name, split), file, n in zip(splits.items(), files, sizes):
+        if config["dry_run"]:
+            settings |= {"solver": solver, "share": share, "done": done_in(file)}
+            print(f"{name}: {forecast(model, split, n=n, **settings)}")
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with opened(file, identity={**identity, "data": split.fingerprint}, notes=notes, share=share) as target:
+            rows, total = target.rows, n or len(split)
+            left = share.pending(total, config["repeats"], config["batch_size"], target.done)
+            batches = score(model, split, n=n, solver=solver, share=share, done=target.done, **settings)
+            for batch, bar in progress(batches, len(rows["index"]) + left, len(rows["index"]), unit="image"):
+                target.store.append(batch)
+                rows = join(rows, batch)
+                bar.set_postfix_str(summarise(rows).short, refresh=False)
+                bar.update(len(batch["index"]) - 1)
+    if config["dry_run"]:
+        return
+    found = {name: read(file).columns for name, file in zip(splits, files)}
+    wanted = [config["repeats"] * (n or len(split)) for split, n in zip(splits.values(), sizes)]
+    missing = sum(max(0, total - len(rows["index"])) for total, rows in zip(wanted, found.values()))
+    if missing > 0:
+        print(f"process {share.rank} of {share.world} is through; {missing} rows of others are missing")
+        return
+    likelihoods(out, model.process, math.prod(model.shape), found)
+    if len(found) > 1:
+        for statistic, detection in detect(*found.values()).items():
+            print(f"AUROC by {statistic}: {detection}")
+    for (name, columns), file in reversed(list(zip(found.items(), files))):
+        print(f"{name}: {summarise(columns)}; wrote {file}")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ class Model:
             seed: the seed of the pilot.
             seconds: stop improving the grid after this time.
         """
+        if not isinstance(solver, GridSteps):
+            raise ValueError(f"a grid is tuned for a solver with steps and a grid, got {type(solver).__name__}")
         grid = None if directory is None else load_grid(directory, solver)
         if grid is None:
             condition = self._labelled(None, 0, pilot)

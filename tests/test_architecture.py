@@ -49,9 +49,13 @@ ROOMS = [
     "sde.tuning",
     "sde.model",
     "sde.likelihood.job",
+    "sde.likelihood.parts",
+    "sde.likelihood.inputs",
+    "sde.likelihood.diagnostics",
     "sde.plots",
     "sde.runs",
     "sde.comparison",
+    "sde.likelihood.forecast",
     "sde",
 ]
 

@@ -19,6 +19,7 @@ from PIL import Image
 import sde
 from sde.build import build
 from sde.data import DataSet, Scaling, Split
+from sde.likelihood.inputs import dequantiser_of
 from sde.runs import assemble
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -49,9 +50,9 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 
 def test_these_are_the_configs() -> None:
-    assert TOPS == ["compare", "convert", "likelihood", "sample", "train"]
-    groups = ["data", "denoiser", "experiment", "grid", "network", "objective", "optimizer", "sde", "solver", "trace"]
-    assert groups == GROUPS
+    assert TOPS == ["compare", "convert", "diagnose", "likelihood", "sample", "train"]
+    first = ["data", "denoiser", "dequantise", "experiment", "grid", "network"]
+    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -91,6 +92,14 @@ def test_network(leaf: str) -> None:
         x = torch.zeros(2, *data.shape)
         assert denoiser(x, torch.tensor(0.5)).shape == x.shape
     assert facts.items() <= tree["network"].items()
+
+
+@pytest.mark.parametrize("leaf", leaves("dequantise"))
+def test_dequantise(leaf: str) -> None:
+    d = sde.exact.Gaussian(torch.zeros(3), torch.eye(3)).denoiser(sde.VP())
+    model = sde.Model(d, Scaling.interval(4), (3,))
+    tree = composed("likelihood", f"dequantise={leaf}")["dequantise"]
+    assert isinstance(dequantiser_of(tree, model), sde.likelihood.Dequantiser)
 
 
 @pytest.mark.parametrize("leaf", leaves("objective"))

@@ -1,0 +1,98 @@
+r"""What a job works on: the data set, held against the model, and the dequantisation that fits the model."""
+
+from __future__ import annotations
+
+__all__ = ["data_of", "dequantiser_of", "other_split", "split_of", "tolerance_of"]
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..build import build, find
+from ..data import DataSet, Split, arrays
+from ..solvers import Solver
+from ..solvers.base import FixedStep
+from .dequantise import Dequantiser
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+
+def data_of(tree: Mapping[str, Any] | None, content: Mapping[str, Any], *, trust: Sequence[str] = ()) -> DataSet:
+    """The data set that a tree describes, or else the one that a checkpoint's model was trained on.
+
+    Raises:
+        ValueError: if there is no tree, and the checkpoint names no data, as those of other projects.
+    """
+    tree = tree or json.loads(content["config"]).get("data")
+    if not tree:
+        raise ValueError("data is missing: give data=..., for this checkpoint does not name what it was trained on")
+    data: DataSet = build(tree, rooms=("sde.data",), trust=trust)
+    return data
+
+
+def split_of(model: Model, data: DataSet, name: str) -> Split:
+    """A split of a data set whose values have the shape and the levels of the model's.
+
+    Raises:
+        ValueError: if there is no such split, the shape is another, or the levels are: the same number would mean
+            another value.
+    """
+    split = data.split(name)
+    if data.shape != model.shape:
+        event = ", ".join(map(str, model.shape))
+        raise ValueError(f"this model is for data of shape (B, {event}), got {tuple(split.values.shape)}")
+    ours, theirs = model.scaling.levels, data.scaling.levels
+    if ours != theirs:
+        raise ValueError(
+            f"this model is of {_kind(ours)}, and {data.name} holds {_kind(theirs)}: give the data with levels={ours}"
+        )
+    return split
+
+
+def other_split(
+    model: Model, source: str | Mapping[str, Any] | None, array: str, name: str, *, trust: Sequence[str] = ()
+) -> dict[str, Split]:
+    """Data of another kind for the same model, by the name `ood NAME`; none without a source.
+
+    Args:
+        model: the model, whose scaling the values are held to have.
+        source: the tree of a data set, or the path of a `.npy`, `.npz`, `.h5` or `.hdf5` file.
+        array: the array of that file; a `.npy` file has no names.
+        name: the split of that data set.
+        trust: as in :func:`sde.build.build`.
+    """
+    if source is None:
+        return {}
+    if not isinstance(source, str):
+        data = data_of(source, {}, trust=trust)
+        return {f"ood {data.name} {name}": split_of(model, data, name)}
+    key = "x_train" if Path(source).suffix.lower() == ".npy" else array
+    data = arrays(source, train=key, test=key, levels=model.scaling.levels, standardise=False)
+    return {f"ood {data.name}": split_of(model, data, "test")}
+
+
+def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Sequence[str] = ()) -> Dequantiser | None:
+    """The dequantisation that a tree describes; what it has to know of the model, `process` and `scaling`, is added."""
+    if not tree:
+        return None
+    facts: dict[str, Any] = {"process": model.process, "scaling": model.scaling}
+    known = inspect.signature(find(tree["_target_"], trust=trust)).parameters.keys() & facts.keys() - tree.keys()
+    made: Dequantiser = build(tree, trust=trust, **{name: facts[name] for name in known})
+    return made
+
+
+def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
+    """The tolerance of the log-density in nats: `auto` is 0.01 for adaptive solvers, and none for those of fixed steps,
+    which hold none."""
+    if atol == "auto":
+        return None if isinstance(solver, FixedStep) else 0.01
+    if isinstance(atol, str):
+        raise ValueError(f"expected atol to be auto, a number of nats or null, got {atol!r}")
+    return atol
+
+
+def _kind(levels: int | None) -> str:
+    return "continuous values" if levels is None else f"values with {levels} levels"
