@@ -14,6 +14,7 @@ import sde
 from sde.build import build
 from sde.checkpoint import load_checkpoint, resolve, run_directory
 from sde.files import sha256
+from sde.likelihood.errors import errors_of, some
 from sde.likelihood.forecast import forecast
 from sde.likelihood.inputs import data_of, dequantiser_of, other_split, split_of, tolerance_of
 from sde.likelihood.job import join, score, summarise, tuned
@@ -26,7 +27,7 @@ from sde.runtime import choose_device
 from sde.store import read
 
 # What may differ when a job is continued.
-FREE = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world", "dry_run", "ood", "ood_array")
+FREE = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world", "dry_run", "ood", "ood_array", "budget")
 
 
 @command("likelihood")
@@ -86,6 +87,11 @@ def main(config: dict[str, Any]) -> None:
     if len(found) > 1:
         for statistic, detection in detect(*found.values()).items():
             print(f"AUROC by {statistic}: {detection}")
+    name, own = next(iter(splits.items()))
+    index = some(found[name], config["budget"])
+    if len(index):
+        kept = {key: settings[key] for key in ("seed", "trace", "atol", "dequantiser")}
+        print(f"{name}: {errors_of(model, own, index, solver=solver, **kept)}")
     for (name, columns), file in reversed(list(zip(found.items(), files))):
         print(f"{name}: {summarise(columns)}; wrote {file}")
 

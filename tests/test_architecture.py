@@ -52,6 +52,7 @@ ROOMS = [
     "sde.likelihood.parts",
     "sde.likelihood.inputs",
     "sde.likelihood.diagnostics",
+    "sde.likelihood.errors",
     "sde.plots",
     "sde.runs",
     "sde.comparison",

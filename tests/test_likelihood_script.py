@@ -395,6 +395,7 @@ def test_other_data(folder: Path) -> None:
     assert [line.partition(":")[0] for line in lines] == [
         "AUROC by bits/dim",
         "AUROC by typicality",
+        "digits test",
         "ood noise",
         "digits test",
     ]
