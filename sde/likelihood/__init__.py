@@ -13,7 +13,7 @@ from .dequantise import (
     importance_weighted,
 )
 from .ode import LogProb, log_prob
-from .paired import Paired, paired
+from .pairing import Paired, paired
 from .variational import VariationalDequantiser, train_dequantiser
 
 __all__ = [

@@ -12,7 +12,7 @@ from scipy import stats
 
 from sde.exact import Mixture
 from sde.likelihood import log_prob
-from sde.likelihood.paired import Paired, paired
+from sde.likelihood.pairing import Paired, paired
 from sde.processes import VP
 from sde.solvers import RungeKutta
 from sde.trace import Hutchinson
