@@ -84,7 +84,14 @@ def errors_of(
         dequantiser: as there.
     """
     made, condition = states(model, split, index, dequantiser=dequantiser, seed=seed)
-    call = {"solver": solver, "trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
+    call: dict[str, Any] = {
+        "solver": solver,
+        "trace": trace,
+        "seed": seed,
+        "index": index,
+        "condition": condition,
+        "atol": atol,
+    }
     with exact_float32():
         result = log_prob(model.denoiser, made.x, **call)
         return Errors(
