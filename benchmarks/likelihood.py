@@ -1,9 +1,10 @@
 """What a likelihood costs: `python benchmarks/likelihood.py runs/demo`, for a model that `make demo` trained.
 
-Scores 64 test digits in two ways, in turn: as `scripts/likelihood.py` does by default, and with SciPy's RK45 at a
-tolerance of 1e-5 over the whole batch, one forward for the drift and another one for its divergence, as
-score_sde_pytorch does. Prints the ratio of their seconds, and how far the mean of the first is from that of a solve in
-float64 at a tolerance of 1e-7 with the same dequantisation and probes.
+Scores 64 test digits in two ways, in turn, three times or as often as a second argument says: as
+`scripts/likelihood.py` does by default, and with SciPy's RK45 at a tolerance of 1e-5 over the whole batch, one forward
+for the drift and another one for its divergence, as score_sde_pytorch does. Prints the ratio of their seconds, and how
+far the mean of the first is from that of a solve in float64 at a tolerance of 1e-7 with the same dequantisation and
+probes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def original(model: sde.Model, y: Tensor) -> Tensor:
         return model.scaling.bits_per_dim(p.prior_log_prob(latent) - change[:, 0], y[0].numel())
 
 
-def main(run: str) -> None:
+def main(run: str, rounds: int = 3) -> None:
     model = sde.load(run)
     x = sde.data.digits().test.values[:64]
     u = Noise(0).uniform(
@@ -59,7 +60,7 @@ def main(run: str) -> None:
         return sde.log_prob(model.denoiser, y, **default)
 
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(3):
+    for _ in range(rounds):
         for kept, way in zip(times, (ours, lambda: original(model, y))):
             begun = time.perf_counter()
             way()
@@ -79,4 +80,4 @@ def main(run: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))
