@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 from yaml import YAMLError
 
+from sde.runtime import keep_memory
+
 Item = TypeVar("Item")
 
 # Absolute, because Hydra would look beside the module that defines the function, not beside the script.
@@ -25,6 +27,7 @@ def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[
     def wrap(main: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)
         def run(config: DictConfig) -> None:
+            keep_memory()
             try:
                 missing = sorted(OmegaConf.missing_keys(config))
                 if missing:

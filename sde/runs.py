@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import build, find
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, resolve, save_checkpoint
 from .data import DataSet
 from .denoiser import Denoiser
 from .ema import EMA
@@ -106,6 +106,7 @@ class Run:
                 "give another run_dir="
             )
         self._losses: list[float] = []
+        self._kept: tuple[int, Path] | None = None  # the step that the newest checkpoint is of, and where it is
 
     @property
     def checkpoints(self) -> Path:
@@ -148,6 +149,7 @@ class Run:
                 )
             training.restore(content)
             self._losses = list(content["losses"])
+            self._kept = training.step, self.checkpoints / resolve(self.directory).name
         training.check()
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", lambda file: file.write(self._text.encode()))
@@ -155,7 +157,12 @@ class Run:
         return training
 
     def save(self, training: Training) -> Path:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, unless the newest one is of this very step.
+
+        That one stays as it is, byte for byte: results that were computed from it name it by its digest.
+        """
+        if self._kept is not None and self._kept[0] == training.step:
+            return self._kept[1]
         content = {
             "version": __version__,
             "config": json.dumps({k: v for k, v in self.config.items() if k != "run_dir"}, indent=1),
@@ -164,7 +171,8 @@ class Run:
             "losses": list(self._losses),
             **training.state(),
         }
-        return save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        self._kept = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        return self._kept[1]
 
     def log(self, report: Report, training: Training) -> dict[str, float]:
         """Takes in a step's report; now and then appends a line to the metrics.

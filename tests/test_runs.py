@@ -229,6 +229,17 @@ def test_with_more_steps_it_goes_on(tmp_path: Path, data: DataSet, undisturbed: 
     assert_same_bits(tmp_path / "run", undisturbed[0])
 
 
+def test_a_finished_run_that_is_asked_for_again_keeps_its_checkpoint_byte_for_byte(
+    tmp_path: Path, data: DataSet
+) -> None:
+    """Likelihoods name the checkpoint they are of by its digest: with another one they could not be resumed."""
+    go(tmp_path / "run", data)
+    before = snapshot(tmp_path)
+    for _ in range(2):
+        assert go(tmp_path / "run", data)[0] == []
+        assert snapshot(tmp_path) == before
+
+
 def test_the_directory_is_no_part_of_a_result(tmp_path: Path, data: DataSet) -> None:
     """Two runs of one seed in two directories leave the same checkpoint, bit for bit."""
     for name in ("a", "b"):

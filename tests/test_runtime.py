@@ -1,0 +1,75 @@
+"""Devices, precision and memory of a program."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sde.runtime import choose_device, exact_float32, keep_memory
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+
+# Rounds of a dozen tensors of 8 MiB, all of them freed after each; prints the pages that the system had to hand out.
+ROUNDS = """
+import resource, sys, torch
+from sde.runtime import keep_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(6):
+    tensors = [torch.ones(2**21) for _ in range(12)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_devices_are_chosen_by_name() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gpu", "is not a device: expected auto, cpu"), ("cuda:77", "use device=auto or device=cpu")]
+)
+def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_device(name)
+
+
+def test_exact_float32_turns_tf32_off_and_puts_it_back() -> None:
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, conv.allow_tf32
+    try:
+        for state in ((True, True), (True, False), (False, False)):
+            matmul.allow_tf32, conv.allow_tf32 = state
+            with contextlib.suppress(RuntimeError), exact_float32():
+                assert (matmul.allow_tf32, conv.allow_tf32) == (False, False)
+                raise RuntimeError
+            assert (matmul.allow_tf32, conv.allow_tf32) == state
+    finally:
+        matmul.allow_tf32, conv.allow_tf32 = before
+
+
+@pytest.mark.skipif(not GLIBC, reason="the setting is one of glibc")
+def test_memory_that_is_kept_is_not_handed_out_anew() -> None:
+    def pages(mode: str) -> int:
+        result = subprocess.run([sys.executable, "-c", ROUNDS, mode], capture_output=True, text=True, check=True)
+        return int(result.stdout)
+
+    once = 12 * 2**23 // 4096
+    kept = pages("keep")
+    if kept < once:
+        pytest.skip("this system hands out more than a page at a time")
+    assert kept < 1.5 * once
+    assert pages("default") > 2.0 * once
+
+
+def test_where_there_is_no_such_setting_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_memory()
