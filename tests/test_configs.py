@@ -50,7 +50,7 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 
 def test_these_are_the_configs() -> None:
-    assert TOPS == ["compare", "convert", "diagnose", "likelihood", "sample", "train"]
+    assert TOPS == ["compare", "convert", "diagnose", "likelihood", "paired", "sample", "train"]
     first = ["data", "denoiser", "dequantise", "experiment", "grid", "network"]
     assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
 

@@ -71,6 +71,16 @@ def leftovers(path: Path) -> set[str]:
     return names - {path.name}
 
 
+def test_two_files_are_compared(trained: Path) -> None:
+    result = here(trained, "paired", "first=undisturbed.h5", "second=undisturbed.h5")
+    assert result.code == 0, result.err
+    assert "bits_per_dim, undisturbed.h5 less undisturbed.h5: +0.00000 +- 0.00000" in result.out
+    assert f"{N} samples, correlation 1.000" in result.out
+    refused(here(trained, "paired", "first=undisturbed.h5", "second=nowhere.h5"), "nowhere.h5")
+    refused(here(trained, "paired", "first=undisturbed.h5"), "second is missing")
+    refused(here(trained, "paired", "first=undisturbed.h5", "second=undisturbed.h5", "column=bits"), "bits is missing")
+
+
 def test_pictures_stand_beside_the_file(trained: Path) -> None:
     for what in ("bits", "typicality"):
         with Image.open(trained / f"undisturbed-{what}.png") as image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Paired", "paired"]
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..results import read
 from .budget import quantile
 
 Columns = Mapping[str, NDArray[Any]]
+Source = Columns | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,29 @@ class Paired:
         )
 
 
-def paired(first: Columns, second: Columns, *, column: str = "bits_per_dim") -> Paired:
+def paired(first: Source, second: Source, *, column: str = "bits_per_dim") -> Paired:
     """Compares two results row by row, by the same index and repeat, such as two models' or two solvers'.
 
     Rows of one index and repeat have the same dequantisation noise, and the same probes where both results were made
     with one seed. What they share cancels.
 
     Args:
-        first: columns by name, as :func:`sde.store.read` gives them: `index`, `repeat` and the one to compare.
+        first: the path of a result file, or columns by name: `index`, `repeat` and the one to compare.
         second: likewise.
         column: the one to compare.
 
     Raises:
-        ValueError: if a column is missing, a row is there twice, or fewer than two samples are in both.
+        ValueError: if a column is missing, a row is there twice, fewer than two samples are in both, or two files are
+            of different data, where the same index means another sample; or if a file is no result file.
+        FileNotFoundError: if there is no such file.
     """
-    a, b = (_by_key(columns, column) for columns in (first, second))
+    (one, data), (two, others) = (_opened(source) for source in (first, second))
+    if data is not None and others is not None and data != others:
+        raise ValueError(
+            f"paired: expected two results on the same data, but {first} is of data {str(data)[:12]}..., and "
+            f"{second} of {str(others)[:12]}...: the same index is another sample there"
+        )
+    a, b = (_by_key(columns, column) for columns in (one, two))
     common = [key for key in a if key in b and math.isfinite(a[key]) and math.isfinite(b[key])]
     rows = np.array(common, dtype=np.int64).reshape(-1, 2)
     index, place = np.unique(rows[:, 0], return_inverse=True)
@@ -76,6 +87,14 @@ def paired(first: Columns, second: Columns, *, column: str = "bits_per_dim") -> 
     correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 0.0 else math.nan
     dropped = len(a) + len(b) - 2 * len(common)
     return Paired(difference, error, difference - width, difference + width, correlation, n, len(common), dropped)
+
+
+def _opened(source: Source) -> tuple[Columns, Any]:
+    """The columns of a source, and the fingerprint of its data where it tells one."""
+    if isinstance(source, Mapping):
+        return source, None
+    results = read(source)
+    return results.columns, results.attributes.get("data")
 
 
 def _by_key(columns: Columns, column: str) -> dict[tuple[int, int], float]:

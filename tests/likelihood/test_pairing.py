@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sde.likelihood import log_prob
 from sde.likelihood.pairing import Paired, paired
 from sde.processes import VP
 from sde.solvers import RungeKutta
+from sde.store import Store
 from sde.trace import Hutchinson
 
 Columns = dict[str, Any]
@@ -103,6 +105,26 @@ def test_common_probes_cancel(mixture: Mixture) -> None:
     other = paired(run(fine, 0), run(coarse, 1), column="log_prob")
     assert same.standard_error < 0.01 * other.standard_error
     assert same.correlation > 0.9999 > other.correlation
+
+
+def written(path: Path, values: np.ndarray, data: str) -> Path:
+    rows = columns(values)
+    with Store.open(path, {"bits_per_dim": np.float64}, identity={"data": data}) as store:
+        store.append(rows)
+    return path
+
+
+def test_files_are_read(two: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    files = [written(tmp_path / f"{k}.h5", values, "a" * 64) for k, values in enumerate(two)]
+    assert paired(*files) == paired(str(files[0]), columns(two[1])) == paired(*(columns(values) for values in two))
+
+
+def test_files_on_other_data_are_refused(two: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    files = [written(tmp_path / f"{k}.h5", values, str(k) * 64) for k, values in enumerate(two)]
+    with pytest.raises(ValueError, match=r"0\.h5 is of data 000000000000\.\.\., and .*1\.h5 of 111111111111"):
+        paired(*files)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        paired(files[0], tmp_path / "nothing.h5")
 
 
 def test_it_reads_well() -> None:
