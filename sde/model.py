@@ -19,7 +19,7 @@ from .data import Scaling
 from .denoiser import Denoiser
 from .interop import read
 from .interop.reading import Settings
-from .likelihood import LogProb, log_prob
+from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .noise import Noise, Stream
 from .processes import SDE
 from .runtime import exact_float32
@@ -124,6 +124,42 @@ class Model:
             repeat: which draw of the dequantisation noise.
             settings: `solver`, `trace`, `condition`, `prior`, `atol`, `differentiable` as in :func:`sde.log_prob`.
         """
+        y, index = self._states(x, seed, index, repeat)
+        with exact_float32():
+            return log_prob(self.denoiser, y, seed=seed, index=index, **settings)
+
+    def error_budget(
+        self,
+        x: Tensor,
+        *,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeats: int = 1,
+        rows: Tensor | int = 16,
+        **settings: Any,
+    ) -> ErrorBudget:
+        r"""The error budget of :meth:`log_prob`, in nats.
+
+        Args:
+            x: as in :meth:`log_prob`, like `seed` and `index`.
+            seed: as there.
+            index: as there.
+            repeats: how many draws of dequantisation noise and probes; with two or more, the budget is that of their
+                mean, and knows what they scatter by.
+            rows: the samples that are solved again and finer, or how many, as in :func:`sde.error_budget`.
+            settings: as in :meth:`log_prob`, without `differentiable`.
+        """
+        if repeats < 1:
+            raise ValueError(f"error_budget needs repeats >= 1, got {repeats}")
+        y, keys = self._states(x, seed, index, 0)
+        with exact_float32(), torch.no_grad():
+            result = log_prob(self.denoiser, y, seed=seed, index=keys, **settings)
+            more = [self.log_prob(x, seed=seed, index=index, repeat=k, **settings).nats for k in range(1, repeats)]
+            draws = torch.stack([result.nats, *more]) if more else None
+            return error_budget(self.denoiser, y, result, seed=seed, index=keys, rows=rows, repeats=draws, **settings)
+
+    def _states(self, x: Tensor, seed: int, index: Tensor | None, repeat: int) -> tuple[Tensor, Tensor]:
+        """Data values as states in the model's range, and the keys of their probes."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"this model is for data of shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
@@ -135,9 +171,7 @@ class Model:
             u = Noise(seed).uniform(Stream.DEQUANTISE, index, counter, self.shape, torch.float64)
         like = state_like(self.denoiser)
         y = self.scaling.to_model(x.cpu(), u, dtype=like.dtype).to(like.device)
-        with exact_float32():
-            # Repeats differ in their probes too: each takes its own range of keys.
-            return log_prob(self.denoiser, y, seed=seed, index=index + repeat * 2**40, **settings)
+        return y, index + repeat * 2**40  # repeats differ in their probes too: each takes its own range of keys
 
     def bits_per_dim(self, x: Tensor, **settings: Any) -> Tensor:
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""

@@ -119,6 +119,29 @@ def test_continuous_data_is_not_dequantised() -> None:
         model.log_prob(torch.tensor([[2.0, math.nan, 2.5]]))
 
 
+def test_the_error_budget_is_that_of_its_own_log_densities() -> None:
+    model, x, index = uniform(17, -1.0, 1.0, sde.VP()), values(17, 4).clamp(2, 14), torch.tensor([3, 9, 4, 1])
+    call: dict[str, Any] = {"seed": 2, "solver": SOLVER, "trace": sde.Hutchinson(3)}
+    draws = torch.stack([model.log_prob(x, index=index, repeat=r, **call).nats for r in range(5)])
+    one, five = (model.error_budget(x, index=index, repeats=r, rows=2, **call) for r in (1, 5))
+    assert one.dequantisation is None
+    assert (one.mean.value, five.mean.value) == pytest.approx((draws[0].mean().item(), draws.mean().item()), rel=1e-12)
+    assert five.dequantisation is not None
+    student = 4.604094871  # the 0.995 quantile with 4 degrees of freedom
+    torch.testing.assert_close(five.dequantisation, student * draws.std(0) / math.sqrt(5), rtol=1e-8, atol=0)
+    error = model.log_prob(x, index=index, **call).standard_error
+    torch.testing.assert_close(one.probes, 9.924843201 * error, rtol=1e-8, atol=0)  # 2 degrees of freedom
+    # The second solution is of the same states and probes: what is left is the error of four steps of Heun.
+    fine = model.log_prob(x, index=index, **{**call, "solver": sde.solvers.RungeKutta(rtol=1e-8, atol=1e-8)}).nats
+    seen = ((draws[0] - fine).abs() * 10.0 / 9.0)[one.rows]
+    assert len(one.rows) == 2
+    assert bool((one.solver[one.rows] >= 0.999 * seen).all())
+    assert bool((one.solver >= 9.9 * (seen.square().mean().sqrt())).all())
+    assert torch.equal(one.solver, five.solver)
+    with pytest.raises(ValueError, match="repeats >= 1, got 0"):
+        model.error_budget(x, repeats=0, **call)
+
+
 def test_every_repeat_has_probes_of_its_own() -> None:
     model, x = gaussian(Scaling.identity(), shape=(3,)), torch.zeros(4, 3)
     trace = sde.Hutchinson(1, gaussian=True)
