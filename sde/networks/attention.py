@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .modes import in_forward_mode
 
 Tensors = tuple[Tensor, ...]
 
@@ -30,53 +32,79 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A(q, k, v) of queries, keys and values with shape (B, heads, N, d) -> (B, heads, N, d)."""
     if torch.compiler.is_compiling():  # torch.compile differentiates once and backwards only
         return F.scaled_dot_product_attention(q, k, v)
-    if _in_forward_mode():
+    if in_forward_mode():
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v)
-    return _Attention.apply(q, k, v)
+    asked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
+    return _Attention.apply(q, k, v, _Tape() if asked else None)
+
+
+class _Tape:
+    """The fused kernel's own graph from q, k and v to A, for one gradient."""
+
+    def __init__(self) -> None:
+        self.graph: tuple[Tensors, Tensor] | None = None
+
+    def record(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
+        with torch.enable_grad():
+            y = F.scaled_dot_product_attention(q, k, v)
+        self.graph = (q, k, v), y
+        return y.detach()
+
+    def gradient(self, g: Tensor) -> Tensors:
+        assert self.graph is not None
+        (leaves, y), self.graph = self.graph, None
+        return torch.autograd.grad(y, leaves, g)
 
 
 class _Attention(Function):
     """A(q, k, v): the fused kernel, with `_Gradient` as its gradient."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v)
+    def forward(q: Tensor, k: Tensor, v: Tensor, tape: _Tape | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v) if tape is None else tape.record(q, k, v)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Tensors, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.tape = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensors:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
-        return _gradient(q, k, v, g) if _in_forward_mode() else _Gradient.apply(q, k, v, g)
+        if in_forward_mode():
+            return *_gradient(q, k, v, g), None
+        return *_Gradient.apply(q, k, v, g, ctx.tape), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *tensors: Tensor) -> tuple[Tensor, int]:
-        return _Attention.apply(*_joined(info.batch_size, in_dims, tensors)).unflatten(0, (info.batch_size, -1)), 0
+    def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Tensor, int]:
+        y = attend(*_joined(info.batch_size, in_dims[:3], inputs[:3]))
+        return y.unflatten(0, (info.batch_size, -1)), 0
 
 
 class _Gradient(Function):
-    """The gradient of <A(q, k, v), g> in q, k and v: that of the fused kernel, whose value it computes once more."""
+    """The gradient of <A(q, k, v), g> in q, k and v: that of the fused kernel, whose value is computed once more where
+    there is no tape of it."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensors:
-        q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
-        with torch.enable_grad():
-            return torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), (q, k, v), g)
+    def forward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, tape: _Tape | None) -> Tensors:
+        if tape is None or tape.graph is None:
+            tape = _Tape()
+            tape.record(q, k, v)
+        return tape.gradient(g)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Tensors, output: Tensors) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.save_for_backward(*inputs[:4])
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Tensors:
-        return torch.func.vjp(_gradient, *ctx.saved_tensors)[1](cotangents)
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return *torch.func.vjp(_gradient, *ctx.saved_tensors)[1](cotangents), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *tensors: Tensor) -> tuple[Tensors, tuple[int, ...]]:
-        gradients = _Gradient.apply(*_joined(info.batch_size, in_dims, tensors))
+    def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
+        gradients = _Gradient.apply(*_joined(info.batch_size, in_dims[:4], inputs[:4]), None)
         return tuple(gradient.unflatten(0, (info.batch_size, -1)) for gradient in gradients), (0, 0, 0)
 
 
@@ -87,11 +115,6 @@ def _gradient(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensors:
     u = g @ v.mT
     s = scale * p * (u - (p * u).sum(-1, keepdim=True))  # the gradient in q k^T, through the softmax
     return s @ k, s.mT @ q, p.mT @ g
-
-
-def _in_forward_mode() -> bool:
-    # Not a `jvp` of the functions below: within it torch ignores a second forward mode, and so gives a wrong result.
-    return forward_ad._current_level >= 0
 
 
 def _joined(batch: int, in_dims: Sequence[int | None], tensors: Tensors) -> list[Tensor]:

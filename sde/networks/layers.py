@@ -13,10 +13,12 @@ from typing import TypeVar
 
 from torch import nn
 
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+from .convolution import Conv1d, Conv2d, Conv3d
+
+Conv = Conv1d | Conv2d | Conv3d
 Layer = TypeVar("Layer", bound=nn.Module)
 
-_CONVS: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVS: dict[int, type[Conv]] = {1: Conv1d, 2: Conv2d, 3: Conv3d}
 
 
 def conv(rank: int, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int = 0) -> Conv:

@@ -156,6 +156,34 @@ def test_value_and_gradient_build_no_matrix_of_all_pairs() -> None:
     assert plain.elements >= 2 * 400 * 400
 
 
+class _Kernels(TorchDispatchMode):
+    """The fused kernels that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scaled_dot_product" in str(func):
+            self.names.append("backward" if "backward" in str(func) else "forward")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_value_is_computed_once_for_one_gradient_and_again_for_a_second() -> None:
+    q, k, v = triple(torch.float32, positions=16)
+    with _Kernels() as kernels:
+        y = attend(q, k, v)
+        first = torch.autograd.grad(y.sum(), (q, k, v), retain_graph=True)
+        assert kernels.names == ["forward", "backward"]
+        second = torch.autograd.grad(y.sum(), (q, k, v))
+        assert kernels.names == ["forward", "backward"] * 2
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    with torch.no_grad(), _Kernels() as kernels:
+        assert torch.equal(attend(q, k, v), y)
+    assert kernels.names == ["forward"]
+
+
 def test_it_compiles_with_its_gradient_into_one_graph() -> None:
     q, k, v = triple()
     compiled = torch.compile(lambda q, k, v: attend(q, k, v).square().sum(), backend="aot_eager", fullgraph=True)
