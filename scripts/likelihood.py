@@ -21,6 +21,7 @@ from sde.likelihood.job import join, score, summarise, tuned
 from sde.likelihood.out_of_distribution import detect
 from sde.likelihood.parts import done_in, opened
 from sde.likelihood.share import Share
+from sde.likelihood.weighted import is_exact, weighted
 from sde.model import from_checkpoint
 from sde.plots import likelihoods
 from sde.runtime import choose_device
@@ -48,13 +49,17 @@ def main(config: dict[str, Any]) -> None:
     sizes = [config["n"], *(config["n"] and min(config["n"], len(split)) for split in list(splits.values())[1:])]
     for split, n in zip(splits.values(), sizes):  # what can be refused is, before a call of the network and any file
         score(model, split, n=n, solver=solver, share=share, **settings)
-    kept = {key: value for key, value in config.items() if key not in FREE}
+    kept, rule = {key: value for key, value in config.items() if key not in FREE}, config.get("dequantise") or {}
+    if "path" in rule:  # what a file holds counts, not where it lies
+        kept["dequantise"] = {key: value for key, value in rule.items() if key != "path"}
     identity = {
         "config": json.dumps(kept, sort_keys=True, indent=1),
         "checkpoint_sha256": sha256(path),
         "dequantisation": "none" if not model.scaling.levels else repr(dequantiser) if dequantiser else "uniform",
         "seed": config["seed"],
     }
+    if "path" in rule:
+        identity["dequantiser_sha256"] = sha256(rule["path"])
     notes = {"checkpoint": str(path), "sde_version": sde.__version__, "torch_version": str(torch.__version__)}
     if config["pilot"]:
         where: dict[str, Any] = {"directory": run, "keep": not config["dry_run"]}
@@ -92,6 +97,11 @@ def main(config: dict[str, Any]) -> None:
     if len(index):
         kept = {key: settings[key] for key in ("seed", "trace", "atol", "dequantiser")}
         print(f"{name}: {errors_of(model, own, index, solver=solver, **kept)}")
+    if model.scaling.levels and config["repeats"] > 1:
+        if is_exact(found[name]):
+            print(f"{name}: {weighted(found[name], math.prod(model.shape), config['repeats'])}")
+        else:
+            print(f"{name}: for the tighter importance-weighted bound of the repeats score with trace=exact")
     for (name, columns), file in reversed(list(zip(found.items(), files))):
         print(f"{name}: {summarise(columns)}; wrote {file}")
 

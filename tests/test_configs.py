@@ -19,6 +19,7 @@ from PIL import Image
 import sde
 from sde.build import build
 from sde.data import DataSet, Scaling, Split
+from sde.likelihood.dequantiser_file import save_dequantiser
 from sde.likelihood.inputs import dequantiser_of
 from sde.runs import assemble
 
@@ -50,8 +51,18 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 
 def test_these_are_the_configs() -> None:
-    assert TOPS == ["compare", "convert", "diagnose", "likelihood", "paired", "sample", "train"]
-    first = ["data", "denoiser", "dequantise", "experiment", "grid", "network"]
+    assert TOPS == [
+        "bounds",
+        "compare",
+        "convert",
+        "dequantiser_training",
+        "diagnose",
+        "likelihood",
+        "paired",
+        "sample",
+        "train",
+    ]
+    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "network"]
     assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
 
 
@@ -95,11 +106,27 @@ def test_network(leaf: str) -> None:
 
 
 @pytest.mark.parametrize("leaf", leaves("dequantise"))
-def test_dequantise(leaf: str) -> None:
+def test_dequantise(leaf: str, tmp_path: Path) -> None:
     d = sde.exact.Gaussian(torch.zeros(3), torch.eye(3)).denoiser(sde.VP())
     model = sde.Model(d, Scaling.interval(4), (3,))
-    tree = composed("likelihood", f"dequantise={leaf}")["dequantise"]
+    overrides = [f"dequantise={leaf}"]
+    if leaf == "variational":
+        overrides += [f"dequantise.path={tmp_path / 'a.pt'}"]
+        rule = sde.likelihood.VariationalDequantiser((3,), 4, width=8)
+        save_dequantiser(tmp_path / "a.pt", rule, checkpoint_sha256="")
+    tree = composed("likelihood", *overrides)["dequantise"]
     assert isinstance(dequantiser_of(tree, model), sde.likelihood.Dequantiser)
+
+
+@pytest.mark.parametrize("leaf", leaves("density"))
+def test_density(leaf: str) -> None:
+    d = sde.exact.Gaussian(torch.zeros(3), torch.eye(3)).denoiser(sde.VP())
+    x, index = torch.zeros(2, 3), torch.arange(2)
+    nats = build(composed("dequantiser_training", f"density={leaf}")["density"])(
+        d, x, seed=0, index=index, condition={}
+    )
+    assert nats.shape == (2,)
+    assert nats.isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("objective"))

@@ -406,6 +406,7 @@ def test_other_data(folder: Path) -> None:
         "AUROC by bits/dim",
         "AUROC by typicality",
         "digits test",
+        "digits test",
         "ood noise",
         "digits test",
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..build import build, find
 from ..data import DataSet, Split, arrays
+from ..sampling import state_like
 from ..solvers import Solver
 from ..solvers.base import FixedStep
 from .dequantise import Dequantiser
@@ -75,10 +76,12 @@ def other_split(
 
 
 def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Sequence[str] = ()) -> Dequantiser | None:
-    """The dequantisation that a tree describes; what it has to know of the model, `process` and `scaling`, is added."""
+    """The dequantisation that a tree describes; of `process`, `scaling`, `shape` and `device` it is given those that it
+    takes, as the model has them."""
     if not tree:
         return None
-    facts: dict[str, Any] = {"process": model.process, "scaling": model.scaling}
+    facts: dict[str, Any] = {"process": model.process, "scaling": model.scaling, "shape": model.shape}
+    facts["device"] = state_like(model.denoiser).device
     known = inspect.signature(find(tree["_target_"], trust=trust)).parameters.keys() & facts.keys() - tree.keys()
     made: Dequantiser = build(tree, trust=trust, **{name: facts[name] for name in known})
     return made

@@ -2,7 +2,7 @@ r"""Scoring a whole data set: batches fixed by index, rows that do not depend on
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "Rows", "Summary", "join", "score", "states", "summarise", "tuned"]
+__all__ = ["COLUMNS", "Rows", "Summary", "check_data", "join", "score", "states", "summarise", "tuned"]
 
 import math
 import os
@@ -88,7 +88,7 @@ def score(
         ValueError: if the data is not the model's (its shape, levels or labels), is empty or not finite, a number makes
             no sense, or the solver cannot serve.
     """
-    _check_data(model, split)
+    check_data(model, split)
     total = len(split) if n is None else n
     counts = (repeats, batch_size, total)
     if not all(type(count) is int and count >= 1 for count in counts) or total > len(split):
@@ -144,7 +144,8 @@ def states(
         made = Dequantised(model.scaling.to_model(values, dtype=like.dtype), volume)
     else:
         rule = UniformDequantiser() if dequantiser is None else dequantiser
-        made = dequantise(rule, values, model.scaling, seed=seed, index=index, repeat=repeat, dtype=like.dtype)
+        with exact_float32():  # learned noise comes of a network
+            made = dequantise(rule, values, model.scaling, seed=seed, index=index, repeat=repeat, dtype=like.dtype)
     condition = {}
     if model.classes is not None and split.labels is not None:
         condition["label"] = split.labels[index].to(like.device)
@@ -178,7 +179,7 @@ def tuned(
         raise ValueError(
             f"a grid is tuned for a solver of fixed steps, got {solver}: leave pilot out, or take heun, ..."
         )
-    _check_data(model, split)
+    check_data(model, split)
     if type(pilot) is not int or not 1 <= pilot <= len(split):
         raise ValueError(f"expected 1 <= pilot <= {len(split)} (the samples there are), got pilot={pilot!r}")
     grid = None if directory is None else load_grid(directory, solver, data=True)
@@ -190,7 +191,8 @@ def tuned(
     return replace(solver, grid=grid)
 
 
-def _check_data(model: Model, split: Split) -> None:
+def check_data(model: Model, split: Split) -> None:
+    """Refuses data that is not the model's: its shape, its values or its labels."""
     values, levels = split.values, model.scaling.levels
     if tuple(values.shape[1:]) != model.shape:
         raise ValueError(

@@ -21,6 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from numpy.typing import DTypeLike
+
 from ..results import Plain
 from ..store import Store, read
 from .job import COLUMNS, Rows
@@ -58,6 +60,7 @@ def opened(
     *,
     identity: Mapping[str, Plain],
     notes: Mapping[str, Plain] | None = None,
+    columns: Mapping[str, DTypeLike] = COLUMNS,
     share: Share = WHOLE,
     snapshot_every: int = 4096,
     patience: float = 60.0,
@@ -68,6 +71,7 @@ def opened(
         path: the HDF5 file. Its directory exists.
         identity: what must agree with the file, as in :meth:`sde.store.Store.open`.
         notes: what need not agree.
+        columns: name to dtype, as in :meth:`sde.store.Store.open`.
         share: which process this is.
         snapshot_every: as in :meth:`sde.store.Store.open`.
         patience: the seconds that one of several processes waits for the lock of the file.
@@ -77,22 +81,23 @@ def opened(
         BlockingIOError: if another process writes what this one is to write.
     """
     with contextlib.ExitStack() as stack:
-        with _open(path, identity, notes, snapshot_every, patience if share.world > 1 else 0.0) as store:
-            _gather(store, identity, notes, alone=share.world == 1)
+        with _open(path, columns, identity, notes, snapshot_every, patience if share.world > 1 else 0.0) as store:
+            _gather(store, columns, identity, notes, alone=share.world == 1)
             store.snapshot()
             rows = read(store.path).columns
             if share.world == 1:
                 yield Target(store, store.done, rows)
                 return
             part = store.path.with_name(f"{store.path.stem}.part{share.rank}.h5")
-            own = stack.enter_context(_open(part, identity, notes, snapshot_every, 0.0))
+            own = stack.enter_context(_open(part, columns, identity, notes, snapshot_every, 0.0))
         yield Target(own, store.done, rows)
-    with _open(path, identity, notes, snapshot_every, patience) as store:
-        _gather(store, identity, notes, alone=False)
+    with _open(path, columns, identity, notes, snapshot_every, patience) as store:
+        _gather(store, columns, identity, notes, alone=False)
 
 
 def _open(
     path: Path,
+    columns: Mapping[str, DTypeLike],
     identity: Mapping[str, Plain],
     notes: Mapping[str, Plain] | None,
     snapshot_every: int,
@@ -101,27 +106,34 @@ def _open(
     deadline = time.monotonic() + patience
     while True:
         try:
-            return Store.open(path, COLUMNS, identity=identity, notes=notes, snapshot_every=snapshot_every)
+            return Store.open(path, columns, identity=identity, notes=notes, snapshot_every=snapshot_every)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(0.02)
 
 
-def _gather(store: Store, identity: Mapping[str, Plain], notes: Mapping[str, Plain] | None, *, alone: bool) -> None:
+def _gather(
+    store: Store,
+    columns: Mapping[str, DTypeLike],
+    identity: Mapping[str, Plain],
+    notes: Mapping[str, Plain] | None,
+    *,
+    alone: bool,
+) -> None:
     """Takes in the parts that nobody writes; one that somebody does write stays, and bars a process that is alone."""
     name = re.compile(rf"({re.escape(store.path.stem)}\.part\d+\.h5)(\.journal)?")
     there = [name.fullmatch(entry.name) for entry in store.path.parent.iterdir()]
     for part in sorted({store.path.with_name(match[1]) for match in there if match}):
         try:
-            Store.open(part, COLUMNS, identity=identity, notes=notes).close()  # takes its journal in
+            Store.open(part, columns, identity=identity, notes=notes).close()  # takes its journal in
         except BlockingIOError:
             if alone:
                 raise
             continue
-        columns = read(part).columns
-        done = {repeat: store.done(repeat) for repeat in set(columns["repeat"].tolist())}
-        new = [i not in done[r] for i, r in zip(columns["index"].tolist(), columns["repeat"].tolist())]
-        store.append({name: values[new] for name, values in columns.items()})
+        rows = read(part).columns
+        done = {repeat: store.done(repeat) for repeat in set(rows["repeat"].tolist())}
+        new = [i not in done[r] for i, r in zip(rows["index"].tolist(), rows["repeat"].tolist())]
+        store.append({name: values[new] for name, values in rows.items()})
         store.snapshot()
         part.unlink()

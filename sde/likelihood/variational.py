@@ -53,7 +53,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
                 f"VariationalDequantiser needs an event shape of 1 to 4 sizes, layers >= 1 and width >= 1, "
                 f"got shape={tuple(shape)}, layers={layers}, width={width}"
             )
-        self.shape, self.levels, self.alpha = tuple(shape), levels, alpha
+        self.shape, self.levels, self.width, self.alpha = tuple(shape), levels, width, alpha
         self.networks = nn.ModuleList(_network(self.shape, width) for _ in range(layers))
         parity = torch.zeros(self.shape)
         for axis, size in enumerate(self.shape):
@@ -63,9 +63,18 @@ class VariationalDequantiser(nn.Module, Dequantiser):
         self.register_buffer("masks", torch.stack(masks).double(), persistent=False)
         self.masks: Tensor
 
+    def __repr__(self) -> str:
+        return (
+            f"VariationalDequantiser(shape={self.shape}, levels={self.levels}, layers={len(self.networks)}, "
+            f"width={self.width}, alpha={self.alpha})"
+        )
+
     def draw(self, values: Tensor, noise: Noise, index: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
         u0 = noise.uniform(Stream.DEQUANTISE, index, counter, self.shape, torch.float64)
-        return self(values, u0)
+        # The networks may be on another device than the values, whose noise goes back to theirs.
+        device = next(self.parameters()).device
+        u, log_q = self(values.to(device), u0.to(device))
+        return u.to(values.device), log_q.to(values.device)
 
     def forward(self, values: Tensor, u0: Tensor) -> tuple[Tensor, Tensor]:
         r"""The noise and its log-density.
@@ -90,6 +99,8 @@ class VariationalDequantiser(nn.Module, Dequantiser):
             a = (1.0 - mask) * 4.0 * torch.tanh(a / 4.0)  # no step of training may squeeze the noise into a point
             w = w * a.exp() + (1.0 - mask) * b
             log_q = log_q - a
+        if not bool(w.isfinite().all()):
+            raise FloatingPointError("the noise of this dequantiser is not finite: train it at a smaller learning rate")
         return torch.sigmoid(w), sum_event(log_q - _log_logistic(w))
 
 
@@ -118,12 +129,21 @@ def train_dequantiser(
 
     Yields:
         The loss of each step, :math:`-E[\log p(x) + w]` in nats, an upper bound on :math:`-\log P(v)`.
+
+    Raises:
+        FloatingPointError: if the loss or its gradient is not finite; the step is not taken.
     """
     parameters = list(dequantiser.parameters())
     for step, values in enumerate(batches):
         made = dequantise(dequantiser, values, scaling, seed=seed, repeat=step, dtype=dtype)
         loss = -(log_density(made.x, step).double() + made.log_weight).mean()
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
+        gradients = torch.autograd.grad(loss, parameters)
+        if not all(bool(each.isfinite().all()) for each in (loss, *gradients)):
+            raise FloatingPointError(
+                f"training stopped at step {step + 1}: the loss is {loss.item()}, or its gradient not finite; a "
+                "smaller learning rate may help"
+            )
+        for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
         optimiser.step()
         yield loss.item()

@@ -10,7 +10,7 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from sde.data import Scaling
+from sde.data import Scaling, Split
 from sde.exact import Empirical, Mixture, Target, Uniform
 from sde.likelihood.dequantise import (
     Dequantiser,
@@ -20,7 +20,9 @@ from sde.likelihood.dequantise import (
     discrete_log_prob,
     importance_weighted,
 )
+from sde.likelihood.job import states
 from sde.likelihood.ode import log_prob
+from sde.model import Model
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
 from sde.solvers import Heun
@@ -285,3 +287,19 @@ def test_refusals() -> None:
     d = pointed().denoiser(VP())
     with pytest.raises(ValueError, match="draws >= 1"):
         discrete_log_prob(d, torch.tensor([[1]]), Scaling.interval(4), draws=0)
+
+
+def test_a_job_s_noise_is_drawn_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32, which a GPU may use for the networks of learned noise, is off while it is drawn."""
+    seen = []
+
+    class Watching(UniformDequantiser):
+        def draw(self, values: Tensor, noise: Noise, index: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return super().draw(values, noise, index, counter)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model = Model(pointed().denoiser(VP()), Scaling.interval(8), (1,))
+    states(model, Split(torch.zeros(2, 1, dtype=torch.uint8)), torch.arange(2), dequantiser=Watching())
+    assert seen == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32

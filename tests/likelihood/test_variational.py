@@ -147,3 +147,17 @@ def test_refusals() -> None:
     rule, index = VariationalDequantiser((2,), 4), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"of shape \(B, 2\), got \(1, 3\)"):
         rule.draw(torch.zeros(1, 3), Noise(0), index, index)
+
+
+def test_its_name_is_one_line_of_its_settings() -> None:
+    rule = VariationalDequantiser((2, 3), 8, layers=3, width=5, alpha=0.5)
+    assert repr(rule) == "VariationalDequantiser(shape=(2, 3), levels=8, layers=3, width=5, alpha=0.5)"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_values_may_be_on_another_device_than_the_networks() -> None:
+    rule, index = shuffled((2, 3, 3), layers=3), torch.arange(4)
+    v = torch.randint(8, (4, 2, 3, 3), generator=torch.Generator().manual_seed(0))
+    expected = rule.draw(v, Noise(1), index, index)
+    for found, there in zip(rule.cuda().draw(v, Noise(1), index, index), expected):
+        torch.testing.assert_close(found, there, rtol=1e-9, atol=1e-9)

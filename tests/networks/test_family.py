@@ -199,6 +199,7 @@ def test_channels_last_data_is_taken_by_the_perceptron() -> None:
 @each_member
 def test_it_compiles_into_one_graph(name: str) -> None:
     net, x, c = awake(small(**FAMILY[name])), normal(2, 2, 6, 5), normal(2, seed=1)
+    torch.compiler.reset()  # after so many networks torch compiles no more, and says nothing
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, c), net(x, c), rtol=1e-12, atol=1e-12)
 
@@ -212,7 +213,8 @@ def test_compiled_it_gives_the_same_value_and_gradient(name: str) -> None:
     net = MLP(6, width=8, depth=1) if name == "MLP" else UNet(1, width=4, blocks=1, **settings)
     net, x, c = awake(net), normal(2, 1, 2, 3).requires_grad_(), normal(2, seed=1)
     weights = [x, *net.parameters()]
-    y, expected = torch.compile(net)(x, c), net(x, c)
+    torch.compiler.reset()
+    y, expected = torch.compile(net, fullgraph=True)(x, c), net(x, c)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-11)
     found, right = (torch.autograd.grad(output.square().sum(), weights) for output in (y, expected))
     torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-10)
