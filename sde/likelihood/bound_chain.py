@@ -73,7 +73,8 @@ def chain_bound(
         start: the time at which the chain begins and its prior stands; `t_max` by default.
         draws: how many times the whole chain is drawn, N calls each.
         std: the decoder's standard deviation; by default :func:`decoder_variance`, where the denoiser has learned a
-            fraction and `solver.v` is None with that, and with 0 otherwise.
+            fraction and `solver.v` is None with that, and with 0 otherwise. That is DDPM's, for DDPM's own steps: of
+            finer ones it is far less than what is left to decode, and :math:`\sigma/\alpha` at `t_min` serves better.
         seed: the seed of the noise.
         index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
         repeat: which draw of all noise.
