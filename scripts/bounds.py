@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from command import command, progress
 import sde
 from sde.build import build
 from sde.checkpoint import load_checkpoint, resolve, run_directory
-from sde.files import sha256
 from sde.likelihood.data_end import default_end
-from sde.likelihood.inputs import data_of, dequantiser_of, split_of, tolerance_of
+from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, split_of, tolerance_of
 from sde.likelihood.job import join
 from sde.likelihood.measures import columns_of, lines, table
 from sde.likelihood.parts import opened
@@ -48,20 +46,9 @@ def main(config: dict[str, Any]) -> None:
     settings |= {"atol": tolerance_of(config["atol"], solver), "dequantiser": dequantiser}
     settings["end"] = default_end(model.process, model.scaling) if config["end"] == "auto" else config["end"]
     measure(model, split, **settings)  # refuses what does not fit, before a call of the network and any file
-    kept, rule = {key: value for key, value in config.items() if key not in FREE}, config.get("dequantise") or {}
-    if "path" in rule:  # what a file holds counts, not where it lies
-        kept["dequantise"] = {key: value for key, value in rule.items() if key != "path"}
-    identity = {
-        "config": json.dumps(kept, sort_keys=True, indent=1),
-        "checkpoint_sha256": sha256(path),
-        "dequantisation": "none" if not model.scaling.levels else repr(dequantiser) if dequantiser else "uniform",
-        "chain": repr(chain),
-        "end": "t_min" if settings["end"] is None else settings["end"],
-        "seed": config["seed"],
-        "data": split.fingerprint,
-    }
-    if "path" in rule:
-        identity["dequantiser_sha256"] = sha256(rule["path"])
+    identity = identity_of(config, FREE, path, model, dequantiser)
+    identity |= {"chain": repr(chain), "data": split.fingerprint}
+    identity["end"] = "t_min" if settings["end"] is None else settings["end"]
     notes = {"checkpoint": str(path), "sde_version": sde.__version__, "torch_version": str(torch.__version__)}
     out = Path(config["out"] or run_directory(path) / "likelihood" / f"{config['split']}-bounds.h5")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from command import command, progress
 import sde
 from sde.build import build
 from sde.checkpoint import load_checkpoint, resolve, run_directory
-from sde.files import sha256
 from sde.likelihood.errors import errors_of, some
 from sde.likelihood.forecast import forecast
-from sde.likelihood.inputs import data_of, dequantiser_of, other_split, split_of, tolerance_of
+from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, other_split, split_of, tolerance_of
 from sde.likelihood.job import join, score, summarise, tuned
 from sde.likelihood.out_of_distribution import detect
 from sde.likelihood.parts import done_in, opened
@@ -49,17 +47,7 @@ def main(config: dict[str, Any]) -> None:
     sizes = [config["n"], *(config["n"] and min(config["n"], len(split)) for split in list(splits.values())[1:])]
     for split, n in zip(splits.values(), sizes):  # what can be refused is, before a call of the network and any file
         score(model, split, n=n, solver=solver, share=share, **settings)
-    kept, rule = {key: value for key, value in config.items() if key not in FREE}, config.get("dequantise") or {}
-    if "path" in rule:  # what a file holds counts, not where it lies
-        kept["dequantise"] = {key: value for key, value in rule.items() if key != "path"}
-    identity = {
-        "config": json.dumps(kept, sort_keys=True, indent=1),
-        "checkpoint_sha256": sha256(path),
-        "dequantisation": "none" if not model.scaling.levels else repr(dequantiser) if dequantiser else "uniform",
-        "seed": config["seed"],
-    }
-    if "path" in rule:
-        identity["dequantiser_sha256"] = sha256(rule["path"])
+    identity = identity_of(config, FREE, path, model, dequantiser)
     notes = {"checkpoint": str(path), "sde_version": sde.__version__, "torch_version": str(torch.__version__)}
     if config["pilot"]:
         where: dict[str, Any] = {"directory": run, "keep": not config["dry_run"]}

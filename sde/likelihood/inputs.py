@@ -2,7 +2,7 @@ r"""What a job works on: the data set, held against the model, and the dequantis
 
 from __future__ import annotations
 
-__all__ = ["data_of", "dequantiser_of", "other_split", "split_of", "tolerance_of"]
+__all__ = ["data_of", "dequantiser_of", "identity_of", "other_split", "split_of", "tolerance_of"]
 
 import inspect
 import json
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..build import build, find
 from ..data import DataSet, Split, arrays
+from ..files import sha256
+from ..results import Plain
 from ..sampling import state_like
 from ..solvers import Solver
 from ..solvers.base import FixedStep
@@ -85,6 +87,34 @@ def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Seque
     known = inspect.signature(find(tree["_target_"], trust=trust)).parameters.keys() & facts.keys() - tree.keys()
     made: Dequantiser = build(tree, trust=trust, **{name: facts[name] for name in known})
     return made
+
+
+def identity_of(
+    config: Mapping[str, Any], free: Sequence[str], path: Path, model: Model, dequantiser: Dequantiser | None
+) -> dict[str, Plain]:
+    """What must agree when a job is continued, for :meth:`sde.store.Store.open`; the data and what else decides on the
+    rows is the job's to add.
+
+    Args:
+        config: the whole config of the job.
+        free: the keys of it that may differ.
+        path: the checkpoint.
+        model: the model in it.
+        dequantiser: as in :func:`sde.likelihood.job.score`.
+    """
+    kept, rule = {key: value for key, value in config.items() if key not in free}, config.get("dequantise") or {}
+    found: dict[str, Plain] = {}
+    if "path" in rule:  # what a file holds counts, not where it lies
+        kept["dequantise"] = {key: value for key, value in rule.items() if key != "path"}
+        found["dequantiser_sha256"] = sha256(rule["path"])
+    noise = repr(dequantiser) if dequantiser else "uniform"
+    return {
+        "config": json.dumps(kept, sort_keys=True, indent=1),
+        "checkpoint_sha256": sha256(path),
+        "dequantisation": noise if model.scaling.levels else "none",
+        "seed": config["seed"],
+        **found,
+    }
 
 
 def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
