@@ -18,20 +18,21 @@ from sde.likelihood.job import join
 from sde.likelihood.measures import columns_of, lines, table
 from sde.likelihood.parts import opened
 from sde.likelihood.picture import against_flow
-from sde.likelihood.share import WHOLE
+from sde.likelihood.share import Share
 from sde.likelihood.side_by_side import default_chain, measure
 from sde.model import from_checkpoint
 from sde.runtime import choose_device
 from sde.store import read
 
 # What may differ when a job is continued.
-FREE = ("out", "device", "trust", "repeats", "n", "ckpt")
+FREE = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world")
 
 
 @command("bounds")
 def main(config: dict[str, Any]) -> None:
     path, trust, n = resolve(config["ckpt"]), config["trust"], config["n"]
-    content, device = load_checkpoint(path), choose_device(config["device"])
+    share = Share(config["rank"], config["world"])
+    content, device = load_checkpoint(path), choose_device(share.device(config["device"]))
     model = from_checkpoint(content, ema=config["ema"], device=device, trust=trust)
     data = data_of(config.get("data"), content, trust=trust)
     split, columns = split_of(model, data, config["split"]), columns_of(config["measures"])
@@ -41,7 +42,7 @@ def main(config: dict[str, Any]) -> None:
     solver = build(config["solver"], trust=trust)
     dequantiser = dequantiser_of(config.get("dequantise"), model, trust=trust)
     keys = ("measures", "repeats", "batch_size", "n", "seed", "draws", "data_draws", "chain_draws")
-    settings: dict[str, Any] = {key: config[key] for key in keys}
+    settings: dict[str, Any] = {"share": share} | {key: config[key] for key in keys}
     settings |= {"chain": chain, "solver": solver, "trace": build(config["trace"], trust=trust)}
     settings |= {"atol": tolerance_of(config["atol"], solver), "dequantiser": dequantiser}
     settings["end"] = default_end(model.process, model.scaling) if config["end"] == "auto" else config["end"]
@@ -52,9 +53,9 @@ def main(config: dict[str, Any]) -> None:
     notes = {"checkpoint": str(path), "sde_version": sde.__version__, "torch_version": str(torch.__version__)}
     out = Path(config["out"] or run_directory(path) / "likelihood" / f"{config['split']}-bounds.h5")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with opened(out, identity=identity, notes=notes, columns=columns) as target:
+    with opened(out, identity=identity, notes=notes, columns=columns, share=share) as target:
         rows, total = target.rows, len(split) if n is None else n
-        left = WHOLE.pending(total, config["repeats"], config["batch_size"], target.done)
+        left = share.pending(total, config["repeats"], config["batch_size"], target.done)
         batches = measure(model, split, done=target.done, **settings)
         for batch, bar in progress(batches, len(rows["index"]) + left, len(rows["index"]), unit="image"):
             target.store.append(batch)
@@ -63,6 +64,10 @@ def main(config: dict[str, Any]) -> None:
             bar.set_postfix_str(", ".join(means), refresh=False)
             bar.update(len(batch["index"]) - 1)
     rows = read(out).columns
+    missing = config["repeats"] * total - len(rows["index"])
+    if missing > 0:
+        print(f"process {share.rank} of {share.world} is through; {missing} rows of others are missing")
+        return
     print(f"{data.name} {config['split']}, {len(np.unique(rows['index']))} images, {len(rows['index'])} rows\n")
     print(f"{table(lines(rows))}\n")
     picture = out.with_suffix(".png")

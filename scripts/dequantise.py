@@ -45,13 +45,24 @@ def main(config: dict[str, Any]) -> None:
     others = split_of(model, data, kind)
     uniform = bits(model, others, density, n=config["n"], **settings)
     out.parent.mkdir(parents=True, exist_ok=True)
-    mean = 0.0
-    for step, (loss, bar) in enumerate(progress(itertools.islice(losses, steps), steps)):
-        mean += (loss - mean) / min(step + 1, 50)
-        bar.set_postfix_str(f"{mean:.4f} bits/dim", refresh=False)
+
+    def keep(steps: int) -> None:
+        kept = {key: value for key, value in config.items() if key not in FREE} | {"steps": steps}
+        save_dequantiser(out, dequantiser, checkpoint_sha256=sha256(path), settings=json.dumps(kept, sort_keys=True))
+
+    mean, done = 0.0, 0
+    try:
+        for loss, bar in progress(itertools.islice(losses, steps), steps):
+            done += 1
+            mean += (loss - mean) / min(done, 50)
+            bar.set_postfix_str(f"{mean:.4f} bits/dim", refresh=False)
+    except KeyboardInterrupt:
+        if done and not out.exists():  # part of a training serves, too, but not in place of a whole one
+            keep(done)
+            print(f"interrupted after step {done}; wrote {out}")
+        raise
     gained = Gain.of(uniform, bits(model, others, density, dequantiser, n=config["n"], **settings))
-    kept = json.dumps({key: value for key, value in config.items() if key not in FREE}, sort_keys=True)
-    save_dequantiser(out, dequantiser, checkpoint_sha256=sha256(path), settings=kept)
+    keep(steps)
     print(f"{data.name} {kind}: {gained}; wrote {out}")
 
 

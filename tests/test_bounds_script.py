@@ -122,6 +122,22 @@ def test_the_same_command_goes_on(folder: Path, killed: bool) -> None:
     assert sorted(entry.name for entry in folder.glob("a.*")) == ["a.h5", "a.png"]
 
 
+def test_several_processes_give_the_rows_of_one(folder: Path) -> None:
+    first = here(folder, "bounds", *JOB, "out=a.h5", "rank=0", "world=2")
+    assert first.code == 0, first.err
+    assert first.out == f"process 0 of 2 is through; {N * REPEATS // 2} rows of others are missing\n"
+    assert not (folder / "a.png").exists()
+    second = here(folder, "bounds", *JOB, "out=a.h5", "rank=1", "world=2")
+    assert second.code == 0, second.err
+    assert f"{N * REPEATS} rows" in second.out
+    one, two = (read(folder / name).columns for name in ("a.h5", "undisturbed.h5"))
+    order = np.lexsort((one["index"], one["repeat"]))
+    for name, values in two.items():
+        np.testing.assert_array_equal(one[name][order], values, err_msg=name)
+    assert sorted(entry.name for entry in folder.glob("a.*")) == ["a.h5", "a.png"]
+    refused(here(folder, "bounds", *JOB, "out=b.h5", "rank=2", "world=2"), "0 <= rank < world, got rank=2, world=2")
+
+
 def test_a_job_that_is_done_costs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(sde.NetworkDenoiser, "split", lambda *given: calls.append(1))

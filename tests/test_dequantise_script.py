@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +109,24 @@ def test_what_is_there_stays_unless_it_may_go(folder: Path) -> None:
     changed = [name for name in after if after[name] != before.get(name)]
     assert changed == ["run/dequantiser.pt", "run/dequantiser.pt.sha256"]
     assert after.keys() == before.keys()
+
+
+def test_an_interrupted_training_keeps_what_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of the steps that were done; where a dequantiser stands already, that one stays."""
+
+    def interrupted(*given: Any, **settings: Any) -> Iterator[float]:
+        yield from itertools.islice(fit(*given, **settings), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sde.likelihood.dequantiser_training.fit", interrupted)
+        before = files(folder)
+        result = here(folder, "dequantise", *SMALL, "steps=9", "overwrite=true")
+        assert (result.code, result.out) == (1, "")
+        assert files(folder) == before
+        result = here(folder, "dequantise", *SMALL, "steps=9", "out=a.pt")
+        assert (result.code, result.out) == (1, "interrupted after step 3; wrote a.pt\n")
+    assert sha256(folder / "a.pt") == sha256(folder / "run" / "dequantiser.pt")
 
 
 def test_refusals(folder: Path) -> None:

@@ -30,7 +30,7 @@ from .data_end import ending_at
 from .dequantise import Dequantiser
 from .job import Rows, score, states
 from .measures import MEASURES, columns_of
-from .share import WHOLE, Done, nothing_done
+from .share import WHOLE, Done, Share, nothing_done
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -79,6 +79,7 @@ def measure(
     trace: Trace | None = None,
     atol: float | None = None,
     dequantiser: Dequantiser | None = None,
+    share: Share = WHOLE,
     done: Done = nothing_done,
 ) -> Iterator[Rows]:
     """The rows of one batch after another: every sample once per repeat, by every measure.
@@ -103,6 +104,7 @@ def measure(
         trace: as there.
         atol: as there.
         dequantiser: as there; `density` takes the same states.
+        share: as there.
         done: as there.
 
     Returns:
@@ -115,7 +117,7 @@ def measure(
     """
     columns_of(measures)
     how: dict[str, Any] = {"solver": solver, "trace": trace, "atol": atol} if "flow" in measures else {}
-    which: dict[str, Any] = {"repeats": repeats, "batch_size": batch_size, "n": n, "done": done}
+    which: dict[str, Any] = {"repeats": repeats, "batch_size": batch_size, "n": n, "share": share, "done": done}
     flows = score(model, split, seed=seed, dequantiser=dequantiser, **which, **how)
     for name, count in {"draws": draws, "data_draws": data_draws, "chain_draws": chain_draws}.items():
         if type(count) is not int or count < 1:
@@ -139,7 +141,7 @@ def measure(
     volume = scaling.log_det(dims) if scaling.levels is None else 0.0
 
     def rows() -> Iterator[Rows]:
-        for repeat, index, new in WHOLE.batches(len(split) if n is None else n, repeats, batch_size, done):
+        for repeat, index, new in share.batches(len(split) if n is None else n, repeats, batch_size, done):
             made, condition = states(model, split, index, dequantiser=dequantiser, seed=seed, repeat=repeat)
             given: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "condition": condition}
             found: Rows = {"index": index.numpy(), "repeat": torch.full_like(index, repeat).numpy()}
