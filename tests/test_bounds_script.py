@@ -127,6 +127,9 @@ def test_several_processes_give_the_rows_of_one(folder: Path) -> None:
     assert first.code == 0, first.err
     assert first.out == f"process 0 of 2 is through; {N * REPEATS // 2} rows of others are missing\n"
     assert not (folder / "a.png").exists()
+    lock = Lock(folder / "a.part1.h5.lock")
+    refused(here(folder, "bounds", *JOB, "out=a.h5", "rank=1", "world=2"), "part1", "holds the lock")
+    lock.release()
     second = here(folder, "bounds", *JOB, "out=a.h5", "rank=1", "world=2")
     assert second.code == 0, second.err
     assert f"{N * REPEATS} rows" in second.out

@@ -81,17 +81,7 @@ class BoundDensity(Density):
         if type(self.draws) is not int or self.draws < 1:
             raise ValueError(f"BoundDensity needs a whole number draws >= 1, got draws={self.draws!r}")
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x: Tensor,
-        *,
-        seed: int,
-        index: Tensor,
-        condition: Mapping[str, Tensor],
-        differentiable: bool = False,
-    ) -> Tensor:
-        call: dict[str, Any] = {"seed": seed, "index": index, "condition": condition, "differentiable": differentiable}
+    def __call__(self, denoiser: Denoiser, x: Tensor, **call: Any) -> Tensor:
         return density_bound(denoiser, x, draws=self.draws, **call).nats
 
 
@@ -107,17 +97,7 @@ class FlowDensity(Density):
     solver: Solver
     trace: Trace = field(default_factory=Hutchinson)
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x: Tensor,
-        *,
-        seed: int,
-        index: Tensor,
-        condition: Mapping[str, Tensor],
-        differentiable: bool = False,
-    ) -> Tensor:
-        call: dict[str, Any] = {"seed": seed, "index": index, "condition": condition, "differentiable": differentiable}
+    def __call__(self, denoiser: Denoiser, x: Tensor, **call: Any) -> Tensor:
         return log_prob(denoiser, x, solver=self.solver, trace=self.trace, **call).nats
 
 
