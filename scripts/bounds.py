@@ -13,7 +13,7 @@ import sde
 from sde.build import build
 from sde.checkpoint import load_checkpoint, resolve, run_directory
 from sde.likelihood.data_end import default_end
-from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, split_of, tolerance_of
+from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, split_of, stale, tolerance_of
 from sde.likelihood.job import join
 from sde.likelihood.measures import columns_of, lines, table
 from sde.likelihood.parts import opened
@@ -41,6 +41,8 @@ def main(config: dict[str, Any]) -> None:
     chain = build(config["chain"], trust=trust) if config["chain"] else default_chain(model.process, config["steps"])
     solver = build(config["solver"], trust=trust)
     dequantiser = dequantiser_of(config.get("dequantise"), model, trust=trust)
+    if stale(config.get("dequantise"), dequantiser, path):
+        print("this dequantiser was trained for another checkpoint; the bound holds, but may not be its tightest")
     keys = ("measures", "repeats", "batch_size", "n", "seed", "draws", "data_draws", "chain_draws")
     settings: dict[str, Any] = {"share": share} | {key: config[key] for key in keys}
     settings |= {"chain": chain, "solver": solver, "trace": build(config["trace"], trust=trust)}

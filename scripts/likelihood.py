@@ -14,7 +14,7 @@ from sde.build import build
 from sde.checkpoint import load_checkpoint, resolve, run_directory
 from sde.likelihood.errors import errors_of, some
 from sde.likelihood.forecast import forecast
-from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, other_split, split_of, tolerance_of
+from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, other_split, split_of, stale, tolerance_of
 from sde.likelihood.job import join, score, summarise, tuned
 from sde.likelihood.out_of_distribution import detect
 from sde.likelihood.parts import done_in, opened
@@ -42,6 +42,8 @@ def main(config: dict[str, Any]) -> None:
     files = [out, *(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5") for name in list(splits)[1:])]
     solver, trace = build(config["solver"], trust=trust), build(config["trace"], trust=trust)
     dequantiser = dequantiser_of(config.get("dequantise"), model, trust=trust)
+    if stale(config.get("dequantise"), dequantiser, path):
+        print("this dequantiser was trained for another checkpoint; the bound holds, but may not be its tightest")
     settings = {key: config[key] for key in ("repeats", "batch_size", "seed")}
     settings |= {"trace": trace, "atol": tolerance_of(config["atol"], solver), "dequantiser": dequantiser}
     sizes = [config["n"], *(config["n"] and min(config["n"], len(split)) for split in list(splits.values())[1:])]

@@ -206,6 +206,25 @@ def test_a_job_goes_on_with_the_same_dequantiser_only(folder: Path) -> None:
         np.testing.assert_array_equal(values, before[name])
 
 
+def test_one_of_another_checkpoint_is_pointed_out(folder: Path) -> None:
+    rule = load_dequantiser(folder / "run" / "dequantiser.pt")
+    save_dequantiser(folder / "stale.pt", rule, checkpoint_sha256="0" * 64)
+    learned, line = "dequantise=variational", "trained for another checkpoint"
+    for name, keys in (("likelihood", ["budget=0"]), ("bounds", ["measures=[flow]"])):
+        job = [*JOB[:-1], learned, *keys]
+        own = here(folder, name, *job, "dequantise.path=run/dequantiser.pt", f"out={name}.h5")
+        other = here(folder, name, *job, "dequantise.path=stale.pt", f"out={name}-stale.h5")
+        assert (own.code, other.code) == (0, 0), own.err + other.err
+        assert line not in own.out
+        assert line in other.out.splitlines()[0]
+        own_rows, other_rows = (read(folder / f"{path}.h5").columns for path in (name, f"{name}-stale"))
+        for column, values in own_rows.items():
+            np.testing.assert_array_equal(other_rows[column], values, err_msg=column)
+    uniform = here(folder, "likelihood", *JOB, "out=uniform.h5")
+    assert uniform.code == 0, uniform.err
+    assert line not in uniform.out
+
+
 def test_dequantisers_that_cannot_serve(folder: Path) -> None:
     digest = {"checkpoint_sha256": ""}
     save_dequantiser(folder / "flat.pt", VariationalDequantiser((2,), 17, width=4), **digest)

@@ -2,7 +2,7 @@ r"""What a job works on: the data set, held against the model, and the dequantis
 
 from __future__ import annotations
 
-__all__ = ["data_of", "dequantiser_of", "identity_of", "other_split", "split_of", "tolerance_of"]
+__all__ = ["data_of", "dequantiser_of", "identity_of", "other_split", "split_of", "stale", "tolerance_of"]
 
 import inspect
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..build import build, find
+from ..checkpoint import load_checkpoint
 from ..data import DataSet, Split, arrays
 from ..files import sha256
 from ..results import Plain
@@ -18,6 +19,7 @@ from ..sampling import state_like
 from ..solvers import Solver
 from ..solvers.base import FixedStep
 from .dequantise import Dequantiser
+from .variational import VariationalDequantiser
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -87,6 +89,15 @@ def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Seque
     known = inspect.signature(find(tree["_target_"], trust=trust)).parameters.keys() & facts.keys() - tree.keys()
     made: Dequantiser = build(tree, trust=trust, **{name: facts[name] for name in known})
     return made
+
+
+def stale(tree: Mapping[str, Any] | None, dequantiser: Dequantiser | None, path: Path) -> bool:
+    """Whether the learned dequantiser that a tree names was trained for another checkpoint than the one at this path:
+    the bound holds, but is not as tight as it might be."""
+    if not isinstance(dequantiser, VariationalDequantiser) or "path" not in (tree or {}):
+        return False
+    assert tree is not None
+    return bool(load_checkpoint(tree["path"])["checkpoint_sha256"] != sha256(path))
 
 
 def identity_of(
