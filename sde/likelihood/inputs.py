@@ -94,10 +94,10 @@ def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Seque
 def stale(tree: Mapping[str, Any] | None, dequantiser: Dequantiser | None, path: Path) -> bool:
     """Whether the learned dequantiser that a tree names was trained for another checkpoint than the one at this path:
     the bound holds, but is not as tight as it might be."""
-    if not isinstance(dequantiser, VariationalDequantiser) or "path" not in (tree or {}):
+    rule = tree or {}
+    if not isinstance(dequantiser, VariationalDequantiser) or "path" not in rule:
         return False
-    assert tree is not None
-    return bool(load_checkpoint(tree["path"])["checkpoint_sha256"] != sha256(path))
+    return bool(load_checkpoint(rule["path"])["checkpoint_sha256"] != sha256(path))
 
 
 def identity_of(
