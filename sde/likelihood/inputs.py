@@ -1,4 +1,5 @@
-r"""What a job works on: the data set, held against the model, and the dequantisation that fits the model."""
+r"""What a job works on: the data set, held against the model, the dequantisation that fits the model, and the identity
+that its result file is known by."""
 
 from __future__ import annotations
 
