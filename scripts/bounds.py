@@ -10,19 +10,19 @@ import torch
 from command import command, progress
 
 import sde
-from sde.build import build
-from sde.checkpoint import load_checkpoint, resolve, run_directory
-from sde.likelihood.data_end import default_end
-from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, split_of, stale, tolerance_of
-from sde.likelihood.job import join
-from sde.likelihood.measures import columns_of, lines, table
-from sde.likelihood.parts import opened
-from sde.likelihood.picture import against_flow
-from sde.likelihood.share import Share
-from sde.likelihood.side_by_side import default_chain, measure
+from sde.evaluation.bounds_job import default_chain, measure
+from sde.evaluation.bounds_table import columns_of, lines, table
+from sde.evaluation.job_setup import data_of, dequantiser_of, identity_of, split_of, stale, tolerance_of
+from sde.evaluation.likelihood_job import join
+from sde.evaluation.plots import against_flow
+from sde.evaluation.sharding import Share
+from sde.evaluation.shards import opened
+from sde.instantiate import build
+from sde.likelihood.truncation import default_end
 from sde.model import from_checkpoint
 from sde.runtime import choose_device
-from sde.store import read
+from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
+from sde.storage.store import read
 
 # What may differ when a job is continued.
 FREE = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world")

@@ -8,10 +8,10 @@ from typing import Any
 
 from command import command
 
-from sde.build import MODEL_ROOMS, build
+from sde.instantiate import MODEL_ROOMS, build
 from sde.interop import read
-from sde.interop.writing import write
 from sde.model import from_checkpoint
+from sde.storage.checkpoint import write
 
 
 @command("convert")

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from command import command, progress
 
-from sde.build import build
-from sde.checkpoint import load_checkpoint, resolve, run_directory
-from sde.files import sha256
-from sde.likelihood.dequantiser_file import check_free, save_dequantiser
-from sde.likelihood.dequantiser_training import Gain, bits, fit
-from sde.likelihood.inputs import data_of, split_of
+from sde.evaluation.dequantiser_file import check_free, save_dequantiser
+from sde.evaluation.dequantiser_training import Gain, bits, fit
+from sde.evaluation.job_setup import data_of, split_of
+from sde.instantiate import build
 from sde.model import from_checkpoint
 from sde.runtime import choose_device
+from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
+from sde.storage.files import sha256
 
 # What has no part in the dequantiser.
 FREE = ("ckpt", "device", "n", "out", "overwrite", "trust")

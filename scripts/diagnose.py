@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from command import command, progress
 
-from sde.build import build
-from sde.checkpoint import load_checkpoint, resolve, run_directory
+from sde.evaluation.job_setup import data_of, split_of, tolerance_of
+from sde.evaluation.likelihood_job import score, states
+from sde.instantiate import build
 from sde.likelihood.diagnostics import calibration, round_trip
-from sde.likelihood.inputs import data_of, split_of, tolerance_of
-from sde.likelihood.job import score, states
 from sde.model import from_checkpoint
 from sde.plots import diagnostics
 from sde.runtime import choose_device
+from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
 
 
 @command("diagnose")

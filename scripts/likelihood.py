@@ -10,20 +10,20 @@ import torch
 from command import command, progress
 
 import sde
-from sde.build import build
-from sde.checkpoint import load_checkpoint, resolve, run_directory
-from sde.likelihood.errors import errors_of, some
-from sde.likelihood.forecast import forecast
-from sde.likelihood.inputs import data_of, dequantiser_of, identity_of, other_split, split_of, stale, tolerance_of
-from sde.likelihood.job import join, score, summarise, tuned
-from sde.likelihood.out_of_distribution import detect
-from sde.likelihood.parts import done_in, opened
-from sde.likelihood.share import Share
-from sde.likelihood.weighted import is_exact, weighted
+from sde.evaluation.error_budget import errors_of, some
+from sde.evaluation.forecast import forecast
+from sde.evaluation.importance_weighting import is_exact, weighted
+from sde.evaluation.job_setup import data_of, dequantiser_of, identity_of, other_split, split_of, stale, tolerance_of
+from sde.evaluation.likelihood_job import join, score, summarise, tuned
+from sde.evaluation.out_of_distribution import detect
+from sde.evaluation.sharding import Share
+from sde.evaluation.shards import done_in, opened
+from sde.instantiate import build
 from sde.model import from_checkpoint
 from sde.plots import likelihoods
 from sde.runtime import choose_device
-from sde.store import read
+from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
+from sde.storage.store import read
 
 # What may differ when a job is continued.
 FREE = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world", "dry_run", "ood", "ood_array", "budget")

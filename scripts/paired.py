@@ -6,7 +6,7 @@ from typing import Any
 
 from command import command
 
-from sde.likelihood import paired
+from sde.evaluation.pairing import paired
 
 
 @command("paired")

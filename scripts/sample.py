@@ -10,11 +10,11 @@ import torch
 from command import command, progress
 
 import sde
-from sde.build import build
-from sde.checkpoint import resolve, run_directory
-from sde.files import write_atomically
+from sde.instantiate import build
 from sde.plots import save_samples
 from sde.runtime import choose_device
+from sde.storage.checkpoint import resolve, run_directory
+from sde.storage.files import write_atomically
 
 
 @command("sample")

@@ -9,10 +9,10 @@ import torch
 from command import command, progress, read_yaml, to_yaml
 
 import sde
-from sde.build import build
+from sde.instantiate import build
 from sde.plots import loss_curve, save_samples
-from sde.runs import Run
 from sde.training import train
+from sde.training.run import Run
 
 
 @command("train")

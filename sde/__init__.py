@@ -63,17 +63,17 @@ __all__ = [
 
 from . import data, exact, grids, likelihood, networks, objective, solvers, tuning
 from .brownian import BrownianPath
-from .denoiser import Conditioned, Denoiser, NetworkDenoiser, Wrapper
-from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
-from .learned_variance import LearnedVarianceDenoiser
-from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
-from .model import Model, load
-from .noise import Noise, NoiseSource, StepNoise, Stream
-from .parametrisation import (
+from .denoisers import (
     EDM,
+    Clip,
+    Conditioned,
     DataPrediction,
+    Denoiser,
+    DynamicThreshold,
+    LearnedVarianceDenoiser,
     LogSNRLevel,
     MatchedLevel,
+    NetworkDenoiser,
     NoiseLevel,
     NoisePrediction,
     Parametrisation,
@@ -81,11 +81,15 @@ from .parametrisation import (
     ScorePrediction,
     TimeLevel,
     VelocityPrediction,
+    Wrapper,
 )
+from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
+from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
+from .model import Model, load
+from .noise import Noise, NoiseSource, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, Hutchinson, Orthogonal, Trace, XTrace
 from .tuning import tune_grid
 from .version import __version__
-from .wrappers import Clip, DynamicThreshold

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .denoisers import Denoiser
 from .processes import SDE
 from .shapes import event_dims, expand
 from .trace import BoundTrace
@@ -122,7 +122,7 @@ class Reverse(Semilinear):
     r"""The reverse-time dynamics of a denoiser's process, over the state (x,).
 
     Args:
-        denoiser: any denoiser; :class:`sde.denoiser.Conditioned` fixes its condition for a batch.
+        denoiser: any denoiser; :class:`sde.denoisers.Conditioned` fixes its condition for a batch.
         eta: the share of noise: 1 is the reverse SDE, 0 the probability-flow ODE.
     """
 

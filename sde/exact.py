@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .denoisers import Denoiser
 from .processes import SDE
 from .shapes import event_dims, expand, sum_event
 

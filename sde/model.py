@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import MODEL_ROOMS, build
 from .data import Scaling
-from .denoiser import Denoiser
+from .denoisers import Denoiser
+from .instantiate import MODEL_ROOMS, build
 from .interop import read
-from .interop.reading import Settings
+from .interop.formats import Settings
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .noise import Noise, Stream
 from .processes import SDE

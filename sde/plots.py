@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from .data import Scaling
+from .evaluation.out_of_distribution import latent_norm, norm_of_prior, sample_means
 from .likelihood.diagnostics import Calibration, RoundTrip
-from .likelihood.out_of_distribution import latent_norm, norm_of_prior, sample_means
 from .processes import SDE
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Conditioned, Denoiser
+from .denoisers import Conditioned, Denoiser
 from .dynamics import Reverse
 from .noise import Noise, NoiseSource, Stream
 from .solvers import Solver

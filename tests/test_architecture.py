@@ -15,54 +15,36 @@ import sde
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sde"
 
-# A room imports from the rooms above it and from itself; a module belongs to the longest name that fits it.
+# A room is a folder or a file directly below the package; it imports from the rooms above it in this list and from
+# itself.
 ROOMS = [
-    "sde.version",
-    "sde.shapes",
-    "sde.noise",
-    "sde.brownian",
-    "sde.processes",
-    "sde.grids",
-    "sde.networks",
-    "sde.parametrisation",
-    "sde.denoiser",
-    "sde.learned_variance",
-    "sde.wrappers",
-    "sde.exact",
-    "sde.trace",
-    "sde.dynamics",
-    "sde.solvers",
-    "sde.objective",
-    "sde.sampling",
-    "sde.data",
-    "sde.files",
-    "sde.journal",
-    "sde.results",
-    "sde.store",
-    "sde.likelihood",
-    "sde.runtime",
-    "sde.ema",
-    "sde.checkpoint",
-    "sde.build",
-    "sde.interop",
-    "sde.training",
-    "sde.tuning",
-    "sde.model",
-    "sde.likelihood.job",
-    "sde.likelihood.measures",
-    "sde.likelihood.picture",
-    "sde.likelihood.side_by_side",
-    "sde.likelihood.parts",
-    "sde.likelihood.inputs",
-    "sde.likelihood.dequantiser_file",
-    "sde.likelihood.dequantiser_training",
-    "sde.likelihood.diagnostics",
-    "sde.likelihood.errors",
-    "sde.plots",
-    "sde.runs",
-    "sde.comparison",
-    "sde.likelihood.forecast",
-    "sde",
+    "version",
+    "shapes",
+    "noise",
+    "brownian",
+    "runtime",
+    "processes",
+    "grids",
+    "networks",
+    "denoisers",
+    "profiling",
+    "exact",
+    "trace",
+    "dynamics",
+    "solvers",
+    "sampling",
+    "objective",
+    "data",
+    "storage",
+    "instantiate",
+    "likelihood",
+    "tuning",
+    "interop",
+    "training",
+    "model",
+    "evaluation",
+    "comparison",
+    "plots",
 ]
 
 
@@ -95,20 +77,23 @@ def imports(name: str) -> Iterator[str]:
                 yield inner if inner in MODULES else base
 
 
-def room(name: str) -> str:
-    return max((r for r in ROOMS if name == r or name.startswith(r + ".")), key=len)
+def room(name: str) -> int:
+    """The place of a module's room in the list; the package itself stands below all of them."""
+    _, _, inner = name.partition(".")
+    return ROOMS.index(inner.partition(".")[0]) if inner else len(ROOMS)
 
 
-def test_every_module_has_a_room() -> None:
-    assert [name for name in MODULES if name != "sde" and room(name) == "sde"] == []
-    assert [r for r in ROOMS if not any(room(name) == r for name in MODULES)] == []
+def test_the_rooms_are_the_folders_and_files_of_the_package() -> None:
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert there - {"__init__"} == set(ROOMS)
+    assert len(ROOMS) <= 30
 
 
-@pytest.mark.parametrize("name", list(MODULES))
-def test_imports_point_downwards(name: str) -> None:
-    here = ROOMS.index(room(name))
-    upwards = {other for other in imports(name) if other in MODULES and ROOMS.index(room(other)) > here}
-    assert not upwards, f"{name} imports {sorted(upwards)}, which stand below it in the house"
+def test_imports_point_downwards() -> None:
+    upwards = [
+        (name, other) for name in MODULES for other in imports(name) if other in MODULES and room(other) > room(name)
+    ]
+    assert upwards == []
 
 
 def test_there_are_no_circles() -> None:
@@ -129,7 +114,7 @@ def test_there_are_no_circles() -> None:
 @pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "scripts").glob("*.py"))], ids=lambda p: p.stem)
 def test_no_file_is_long(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines: cut it along its meaning"
+    assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines: cut it along its meaning"
 
 
 def test_no_module_is_a_drawer_for_everything() -> None:
@@ -221,8 +206,10 @@ def test_every_public_name_exists() -> None:
 def names_of(tree: ast.Module) -> list[str] | None:
     """What a module's `__all__` lists."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and dotted(node.targets[0]) == "__all__":
-            return list(ast.literal_eval(node.value))
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if dotted(target) == "__all__":
+                return list(ast.literal_eval(node.value))
     return None
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoiser import Conditioned, Denoiser
+from sde.denoisers import Conditioned, Denoiser
 from sde.dynamics import Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.noise import Noise

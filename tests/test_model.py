@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import sde
-from sde.checkpoint import load_checkpoint, save_checkpoint
 from sde.data import Scaling
-from sde.ema import EMA
 from sde.exact import ExactDenoiser
 from sde.model import Model, from_checkpoint
 from sde.noise import Noise, Stream
+from sde.storage.checkpoint import load_checkpoint, save_checkpoint
+from sde.training.ema import EMA
 
 SHAPE = (1, 2, 3)
 SOLVER = sde.solvers.Heun(4, grid=sde.grids.LogSNR())
@@ -251,7 +251,9 @@ def test_averages_by_name_or_the_raw_weights(saved: Callable[..., Path]) -> None
 
 
 @pytest.mark.parametrize("part", ["process", "network", "denoiser", "scaling"])
-@pytest.mark.parametrize("name", ["os.system", "sde.files.write_atomically", "sde.checkpoint.os.system", "torch.load"])
+@pytest.mark.parametrize(
+    "name", ["os.system", "sde.storage.files.write_atomically", "sde.storage.checkpoint.os.system", "torch.load"]
+)
 def test_a_checkpoint_that_names_what_it_must_not_is_refused(
     saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, part: str, name: str
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.exact import Gaussian, Mixture
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP

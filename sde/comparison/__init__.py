@@ -20,10 +20,10 @@ __all__ = [
     "write_report",
 ]
 
-from .cells import Cell, plan
-from .errors import Estimate
-from .picture import work_precision
+from .metrics import Estimate
+from .plan import Cell, plan
+from .plots import work_precision
 from .problems import ExactProblem, Problem, TrainedProblem, digits_mixture, open_problem, read_mixture
 from .report import markdown, write_report
-from .rows import Row, Table, read_table
 from .run import Settings, compare
+from .table import Row, Table, read_table

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..build import build
-from ..checkpoint import resolve, run_directory
 from ..data import digits
-from ..denoiser import Denoiser
+from ..denoisers import Denoiser
 from ..exact import Mixture
-from ..files import sha256
+from ..instantiate import build
 from ..model import Model, load
 from ..noise import Noise, Stream
 from ..processes import SDE, VP
 from ..sampling import sample, state_like
 from ..solvers import RungeKutta
+from ..storage.checkpoint import resolve, run_directory
+from ..storage.files import sha256
 from ..version import __version__
 
 _MOST_STEPS = 1_000_000

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from ..files import write_atomically
-from .cells import FAILED, OK, REFUSED, TOO_SMALL
-from .picture import work_precision
-from .rows import Row
+from ..storage.files import write_atomically
+from .plan import FAILED, OK, REFUSED, TOO_SMALL
+from .plots import work_precision
+from .table import Row
 
 _MIB = 2.0**20
 

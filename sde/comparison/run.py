@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
 from ..sampling import Samples, sample, state_like
-from .cells import FAILED, OK, Cell
-from .cost import Memory, Metered, now
-from .errors import GROUPS, Estimate, moments, sliced_wasserstein, strong
+from .metrics import GROUPS, Estimate, moments, sliced_wasserstein, strong
+from .plan import FAILED, OK, Cell
 from .problems import Problem
-from .rows import Row
+from .table import Row
 
 # What a row takes over from its cell.
 _SHARED = ("solver", "grid", "calls", "tolerance", "steps", "config", "status", "reason", "stochastic")

@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..checkpoint import resolve
 from ..processes import SDE
-from . import diffusers, edm, openai, own, score_sde_checkpoint
-from .reading import Settings, Source
+from ..storage.checkpoint import resolve
+from . import diffusers, edm, openai, score_sde_checkpoint
+from . import native as own
+from .formats import Settings, Source
 
 
 class Importer(Protocol):

@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
-from ..build import MODEL_ROOMS, build
+from ..instantiate import MODEL_ROOMS, build
 from ..processes import SDE
 from .diffusers_unet import NETWORK, network, renamed
+from .formats import LazyTensor, Source, read_json, read_state
 from .matching import content
-from .reading import LazyTensor, Source, read_json, read_state
-from .settings import Checked
+from .validated import Checked
 
 WHAT = "a diffusers pipeline or UNet2DModel: a directory with model_index.json or config.json, and its weights"
 
@@ -106,9 +106,9 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
         "process": _process(scheduler),
         "network": network(unet, state),
         "denoiser": {
-            "_target_": "sde.learned_variance.LearnedVarianceDenoiser" if learned else "sde.NetworkDenoiser",
-            "parametrisation": {"_target_": f"sde.parametrisation.{_PREDICTIONS[prediction]}", "data_std": None},
-            "level": {"_target_": "sde.parametrisation.TimeLevel", "scale": float(_steps(scheduler)), "offset": -1.0},
+            "_target_": "sde.LearnedVarianceDenoiser" if learned else "sde.NetworkDenoiser",
+            "parametrisation": {"_target_": f"sde.{_PREDICTIONS[prediction]}", "data_std": None},
+            "level": {"_target_": "sde.TimeLevel", "scale": float(_steps(scheduler)), "offset": -1.0},
         },
         "wrappers": _wrappers(scheduler),
         "scaling": {"_target_": "sde.data.Scaling", "scale": 2 / 255, "shift": -1.0 - 1 / 255, "levels": 256},
@@ -221,10 +221,10 @@ def _wrappers(s: Checked) -> list[dict[str, Any]]:
             raise s.error("dynamic_thresholding_ratio", "a number from 0 to 1")
         if not most >= 1.0:
             raise s.error("sample_max_value", "at least 1, the end of the data's range")
-        return [{"_target_": "sde.wrappers.DynamicThreshold", "quantile": quantile, "maximum": most}]
+        return [{"_target_": "sde.DynamicThreshold", "quantile": quantile, "maximum": most}]
     if s.flag("clip_sample") and s["_class_name"] in _CLIPPING:
         most = s.number("clip_sample_range")
         if not most > 0.0:
             raise s.error("clip_sample_range", "a positive number")
-        return [{"_target_": "sde.wrappers.Clip", "low": -most, "high": most}]
+        return [{"_target_": "sde.Clip", "low": -most, "high": most}]
     return []

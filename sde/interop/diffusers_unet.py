@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import LazyTensor
-from .settings import Checked
+from .formats import LazyTensor
+from .validated import Checked
 
 # The arguments of UNet2DModel with their defaults, which a config may leave out.
 NETWORK: dict[str, Any] = {

@@ -9,7 +9,7 @@ class        prediction                           label                        p
 VPPrecond    noise                                :math:`(M - 1)\, t`          `VP` with its beta_min, beta_d
 VEPrecond    :math:`\sigma_t` times the score     :math:`\log(\sigma/2)`       `VE` with its sigma_min, sigma_max
 iDDPMPrecond noise                                step of the chain less 1     `ChainSDE` of the cosine chain of M steps
-EDMPrecond   :class:`sde.parametrisation.EDM`     :math:`\tfrac14 \log \sigma` `VE`, 0.002 to 80, as in its sampler
+EDMPrecond   :class:`sde.denoisers.EDM`     :math:`\tfrac14 \log \sigma` `VE`, 0.002 to 80, as in its sampler
 ============ ==================================== ============================ =======================================
 
 All of them are functions of :math:`\sigma` alone, so that `process=` may be any process: the label is that of the same
@@ -36,12 +36,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..build import MODEL_ROOMS, build
+from ..instantiate import MODEL_ROOMS, build
 from ..processes import SDE
 from .edm_unet import UNETS, largest, network, renamed
+from .formats import Source, tensors
 from .matching import content
-from .reading import Source, tensors
-from .settings import Checked
+from .validated import Checked
 
 WHAT = "an EDM network: the state dict of a VPPrecond, VEPrecond, iDDPMPrecond or EDMPrecond, with its arguments"
 
@@ -75,7 +75,7 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     size = s.whole("img_resolution")
     trained, prediction, level = _preconditioning(s)
     if process is not None:
-        level = {"_target_": "sde.parametrisation.MatchedLevel", "trained": trained, "level": level}
+        level = {"_target_": "sde.MatchedLevel", "trained": trained, "level": level}
     classes = s.whole("label_dim", largest(state)) if s["label_dim"] else None
     tree = {
         "process": trained,
@@ -115,9 +115,9 @@ def _settings(source: Source) -> Checked:
 def _preconditioning(s: Checked) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The trees of the process, of what the network predicts in it and of what it is told."""
     trees: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-    noise = {"_target_": "sde.parametrisation.NoisePrediction"}
-    label = "sde.parametrisation.TimeLevel"
-    log_label = "sde.parametrisation.LogSNRLevel"
+    noise = {"_target_": "sde.NoisePrediction"}
+    label = "sde.TimeLevel"
+    log_label = "sde.LogSNRLevel"
     if s["class_name"] == "VPPrecond":
         low = s.number("beta_min")
         betas = {"beta_min": low, "beta_max": low + s.number("beta_d"), "t_min": s.number("epsilon_t")}
@@ -129,9 +129,9 @@ def _preconditioning(s: Checked) -> tuple[dict[str, Any], dict[str, Any], dict[s
         trees = process, noise, {"_target_": label, "scale": float(steps), "offset": -1.0}
     elif s["class_name"] == "VEPrecond":
         level = {"_target_": log_label, "scale": 0.5, "offset": -math.log(2.0)}
-        trees = _ve(s, 0.0, math.inf), {"_target_": "sde.parametrisation.ScaledScorePrediction"}, level
+        trees = _ve(s, 0.0, math.inf), {"_target_": "sde.ScaledScorePrediction"}, level
     else:
-        prediction = {"_target_": "sde.parametrisation.EDM", "data_std": s.number("sigma_data")}
+        prediction = {"_target_": "sde.EDM", "data_std": s.number("sigma_data")}
         trees = _ve(s, 0.002, 80.0), prediction, {"_target_": log_label, "scale": 0.125}
     try:
         build(trees[0], rooms=MODEL_ROOMS)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..networks.embedding import split
-from .reading import LazyTensor
-from .settings import Checked
+from .formats import LazyTensor
+from .validated import Checked
 
 # Their arguments with the defaults.
 _COMMON: dict[str, Any] = {"label_dim": 0, "use_fp16": False, "augment_dim": 0, "label_dropout": 0, "dropout": 0.1}

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..build import MODEL_ROOMS, build
+from ..instantiate import MODEL_ROOMS, build
 from ..version import __version__
-from .reading import Source
+from .formats import Source
 
 
 def content(

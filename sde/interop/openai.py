@@ -8,7 +8,7 @@ sample with `v=1` by default and, in improved-diffusion with `sigma_small`, with
 Their timestep 0 ... N - 1 is the step i = 1 ... N of the chain, which :class:`sde.ChainSDE` has at t = i/N, so that the
 network is told :math:`N t - 1`, and with `rescale_timesteps` 1000/N times that. A respaced chain is a grid of
 times i/N, whose longer steps have the betas of the original's. Its last step, from i = 1 to the clean end, has no
-noise: it is the one that `denoise=True` adds. Their `clip_denoised` is :class:`sde.wrappers.Clip`.
+noise: it is the one that `denoise=True` adds. Their `clip_denoised` is :class:`sde.denoisers.clipping.Clip`.
 
 Pixels v are shown to the network as :math:`2 v/255 - 1`.
 
@@ -28,9 +28,9 @@ from typing import Any
 from torch import Tensor
 
 from ..processes import SDE
+from .formats import LazyTensor, Source
 from .matching import content
-from .reading import LazyTensor, Source
-from .settings import Checked
+from .validated import Checked
 
 WHAT = "a U-Net of improved-diffusion or guided-diffusion: its state dict, with the flags of its training"
 
@@ -91,7 +91,7 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     chain, level = _chain(s)
     trained = {"_target_": "sde.ChainSDE", "chain": chain}
     if process is not None:
-        level = {"_target_": "sde.parametrisation.MatchedLevel", "trained": trained, "level": level}
+        level = {"_target_": "sde.MatchedLevel", "trained": trained, "level": level}
     table = state.get("label_emb.weight")
     if s.flag("class_cond") and table is None:
         raise s.error("class_cond", "false for a file without label_emb.weight")
@@ -103,7 +103,7 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
         "network": network,
         "denoiser": {
             "_target_": f"sde.{denoiser}",
-            "parametrisation": {"_target_": f"sde.parametrisation.{prediction}"},
+            "parametrisation": {"_target_": f"sde.{prediction}"},
             "level": level,
         },
         "scaling": {"_target_": "sde.data.Scaling", "scale": 2 / 255, "shift": -1.0 - 1 / 255, "levels": 256},
@@ -126,7 +126,7 @@ def _chain(s: Checked) -> tuple[dict[str, Any], dict[str, Any]]:
     if schedule == "linear" and steps <= 20:
         raise s.error("diffusion_steps", "more than 20 of the linear schedule, whose betas reach 1 there")
     chain = {"_target_": f"sde.DiscreteChain.{schedule}", "n": steps}
-    return chain, {"_target_": "sde.parametrisation.TimeLevel", "scale": steps * scale, "offset": -scale}
+    return chain, {"_target_": "sde.TimeLevel", "scale": steps * scale, "offset": -scale}
 
 
 def _network(s: Checked, state: Mapping[str, LazyTensor], most: int, classes: int | None) -> dict[str, Any]:

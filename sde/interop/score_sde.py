@@ -28,7 +28,7 @@ Tree = dict[str, Any]
 
 
 def network(settings: Settings, logarithm: bool = True) -> Tree:
-    """The tree of the network, to be built by :func:`sde.build.build`.
+    """The tree of the network, to be built by :func:`sde.instantiate.build`.
 
     Args:
         settings: the section `model` of the original's settings, with `image_size`, `num_channels` and `centered` from

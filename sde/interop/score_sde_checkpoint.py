@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ..processes import SDE
+from .formats import LazyTensor, Source, tensors
 from .matching import content
-from .reading import LazyTensor, Source, tensors
 from .score_sde import frozen, network, weights
 
 WHAT = "a checkpoint of yang-song/score_sde_pytorch (a .pth with optimizer, model, ema and step)"

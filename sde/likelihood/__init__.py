@@ -1,9 +1,8 @@
 """Likelihoods: the log-density along the flow, variational bounds, and dequantisation."""
 
-from .bound import Bound, continuous_bound, density_bound
-from .bound_chain import chain_bound
-from .budget import ErrorBudget, Mean, error_budget
-from .dequantise import (
+from .bounds import Bound, continuous_bound, density_bound
+from .chain_bound import chain_bound
+from .dequantisation import (
     Dequantised,
     Dequantiser,
     DiscreteLogProb,
@@ -12,8 +11,8 @@ from .dequantise import (
     discrete_log_prob,
     importance_weighted,
 )
-from .ode import LogProb, log_prob
-from .pairing import Paired, paired
+from .error_budget import ErrorBudget, Mean, error_budget
+from .flow import LogProb, log_prob
 from .variational import VariationalDequantiser, train_dequantiser
 
 __all__ = [
@@ -22,8 +21,6 @@ __all__ = [
     "ErrorBudget",
     "Mean",
     "error_budget",
-    "Paired",
-    "paired",
     "Bound",
     "chain_bound",
     "continuous_bound",

@@ -46,7 +46,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Conditioned, Denoiser
+from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, WithLogDensity
 from ..noise import Noise, Stream
 from ..runtime import exact_float32
@@ -54,7 +54,7 @@ from ..sampling import evaluating
 from ..shapes import event_dims, expand, sum_event
 from ..solvers import Solver
 from ..trace import Hutchinson, Trace
-from .ode import default_solver, log_prob
+from .flow import default_solver, log_prob
 
 
 @dataclass(frozen=True)

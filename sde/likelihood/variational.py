@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..data import Scaling
 from ..noise import Noise, Stream
 from ..shapes import sum_event
-from .dequantise import Dequantiser, dequantise
+from .dequantisation import Dequantiser, dequantise
 
 _CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

@@ -23,7 +23,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .modes import in_forward_mode
+from .convolution import in_forward_mode
 
 Tensors = tuple[Tensor, ...]
 

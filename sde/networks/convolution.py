@@ -11,17 +11,29 @@ weights have gradients, and in forward mode, these layers are torch's.
 
 from __future__ import annotations
 
-__all__ = ["Conv1d", "Conv2d", "Conv3d"]
+__all__ = [
+    "in_forward_mode",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+]
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 
-from .modes import in_forward_mode
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are being taken in forward mode.
+
+    To be asked before a :class:`torch.autograd.Function` is applied: within a `jvp` of one torch ignores a second
+    forward mode, and so gives a wrong result.
+    """
+    return forward_ad._current_level >= 0
 
 
 class _Convolution(Function):

@@ -4,6 +4,7 @@ from .adams_bashforth import AdamsBashforth
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
 from .base import FixedStep, GridSteps, Progress, Run, Solver, Step
+from .coordinates import Arcsinh, LogNoise, Variable
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm_solver_pp import DPMSolverPP, DPMSolverPP2S
@@ -20,7 +21,6 @@ from .stochastic_runge_kutta import StochasticRungeKutta
 from .tableaus import BOGACKI_SHAMPINE, DORMAND_PRINCE, DORMAND_PRINCE_8, TSITOURAS, Tableau
 from .torch_sde import TorchSDE
 from .unipc import UniPC
-from .variables import Arcsinh, LogNoise, Variable
 
 __all__ = [
     "Solver",

@@ -12,10 +12,9 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..grids import Grid, Uniform
 from .base import Step
-from .coordinates import DriftCoordinates, Table
+from .coordinates import DriftCoordinates, LogNoise, Table
 from .euler import no_noise
 from .multistep import Multistep, adams
-from .variables import LogNoise
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..dynamics import Semilinear
 from .base import Step
-from .coordinates import NoiseCoordinates, Table
+from .coordinates import LogNoise, NoiseCoordinates, Table, Variable
 from .multistep import Multistep, adams
-from .variables import LogNoise, Variable
 
 
 @dataclass(frozen=True)

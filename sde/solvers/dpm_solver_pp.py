@@ -17,10 +17,9 @@ from ..dynamics import Semilinear, State
 from ..grids import Grid, LogSNR
 from ..noise import StepNoise
 from .base import GridSteps, Step, scalars
-from .coordinates import DataCoordinates, Table
+from .coordinates import DataCoordinates, LogNoise, Table, Variable
 from .euler import no_noise
 from .multistep import Multistep, adams
-from .variables import LogNoise, Variable
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from torch import Tensor
 from ..dynamics import Semilinear, State
 from ..noise import StepNoise
 from .base import Step
-from .coordinates import DataCoordinates, Table
+from .coordinates import DataCoordinates, LogNoise, Table, Variable
 from .euler import no_noise
 from .multistep import Multistep
-from .variables import LogNoise, Variable
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 __all__ = ["EqualError", "Gradient", "Pilot", "Tuning", "load_grid", "save_grid", "tune_grid"]
 
+from .cache import load_grid, save_grid
 from .equal_error import EqualError
 from .gradient import Gradient
-from .kept import load_grid, save_grid
 from .pilot import Pilot, Tuning
 from .tune import tune_grid

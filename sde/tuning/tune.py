@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..denoiser import Conditioned, Denoiser
+from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, Semilinear, State, WithLogDensity
 from ..grids import Explicit
 from ..noise import Noise, Stream

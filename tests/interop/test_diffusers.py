@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 import sde
-from sde.denoiser import Denoiser
+from sde.denoisers import Clip, Denoiser, DynamicThreshold
 from sde.dynamics import Reverse
 from sde.grids import Explicit
 from sde.interop import diffusers as importer
 from sde.interop import read
-from sde.interop.reading import Source
+from sde.interop.formats import Source
 from sde.noise import StepNoise
 from sde.sampling import sample
 from sde.solvers import DDIM, Ancestral, Solver
-from sde.wrappers import Clip, DynamicThreshold
 
 Edit = Callable[[Path], None]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 import sde
+from sde.denoisers import EDM, LogSNRLevel, MatchedLevel, NoisePrediction, ScaledScorePrediction, TimeLevel
 from sde.interop import edm
-from sde.interop.reading import Source
+from sde.interop.formats import Source
 from sde.model import Model, from_checkpoint
-from sde.parametrisation import EDM, LogSNRLevel, MatchedLevel, NoisePrediction, ScaledScorePrediction, TimeLevel
 from sde.processes import SDE
 
 CASES = ["edm_ddpmpp", "edm_adm", "edm_skip", "edm_vp_ddpmpp", "edm_ve_ncsnpp", "edm_iddpm_adm"]

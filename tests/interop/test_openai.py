@@ -13,17 +13,24 @@ import torch
 from torch import Tensor
 
 import sde
-from sde.denoiser import Conditioned, Denoiser, NetworkDenoiser
+from sde.denoisers import (
+    Clip,
+    Conditioned,
+    DataPrediction,
+    Denoiser,
+    LearnedVarianceDenoiser,
+    MatchedLevel,
+    NetworkDenoiser,
+    NoisePrediction,
+    TimeLevel,
+)
 from sde.dynamics import Reverse
 from sde.interop import openai
-from sde.interop.reading import Source
-from sde.learned_variance import LearnedVarianceDenoiser
+from sde.interop.formats import Source
 from sde.model import Model, from_checkpoint
 from sde.noise import StepNoise, Stream
-from sde.parametrisation import DataPrediction, MatchedLevel, NoisePrediction, TimeLevel
 from sde.processes import SDE
 from sde.solvers import DDIM, Ancestral, Solver
-from sde.wrappers import Clip
 
 LEARNED = ["openai_improved", "openai_guided"]
 CASES = [*LEARNED, "openai_fixed"]

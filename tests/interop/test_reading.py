@@ -16,11 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import sde
-from sde.checkpoint import save_checkpoint
 from sde.interop import IMPORTERS, read
+from sde.interop.formats import LazyTensor, Source, read_json, read_state, tensors
 from sde.interop.matching import content
-from sde.interop.reading import LazyTensor, Source, read_json, read_state, tensors
-from sde.interop.writing import write
+from sde.storage.checkpoint import save_checkpoint, write
 
 DTYPES = [
     torch.float64,

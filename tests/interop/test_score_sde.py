@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 import sde
-from sde.build import build
 from sde.dynamics import Reverse
+from sde.instantiate import build
 from sde.interop import score_sde_checkpoint
 from sde.model import Model
 from sde.noise import Noise, StepNoise, Stream

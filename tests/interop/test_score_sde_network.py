@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde.build import MODEL_ROOMS, build
+from sde.instantiate import MODEL_ROOMS, build
 from sde.interop import score_sde
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.dynamics import Reverse
 from sde.exact import Gaussian, Mixture
 from sde.grids import LogSNR

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde.denoiser import Denoiser, Wrapper
+from sde.denoisers import Denoiser, Wrapper
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.processes import SDE, VE, VP, SubVP

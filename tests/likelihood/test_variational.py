@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sde.data import Scaling
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.exact import Mixture
-from sde.likelihood.dequantise import UniformDequantiser, dequantise
-from sde.likelihood.ode import log_prob
+from sde.likelihood.dequantisation import UniformDequantiser, dequantise
+from sde.likelihood.flow import log_prob
 from sde.likelihood.variational import VariationalDequantiser, train_dequantiser
 from sde.noise import Noise
 from sde.processes import VP

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde.build import build
+from sde.instantiate import build
 from sde.networks import (
     FIR,
     MLP,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoiser import Conditioned, Denoiser
+from sde.denoisers import Conditioned, Denoiser
 from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob

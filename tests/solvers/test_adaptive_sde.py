@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde.brownian import BrownianPath
-from sde.denoiser import Conditioned, Denoiser
+from sde.denoisers import Conditioned, Denoiser
 from sde.dynamics import Dynamics, Reverse, State
 from sde.exact import Gaussian, Mixture
 from sde.noise import Noise, StepNoise, Stream

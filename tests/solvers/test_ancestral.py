@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde.denoiser import Denoiser, NetworkDenoiser
+from sde.denoisers import Denoiser, LearnedVarianceDenoiser, NetworkDenoiser
 from sde.dynamics import Reverse
 from sde.exact import Gaussian
-from sde.learned_variance import LearnedVarianceDenoiser
 from sde.noise import Noise, StepNoise, Stream
 from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 from sde.sampling import sample

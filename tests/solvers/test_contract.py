@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoiser import Conditioned, Denoiser
+from sde.denoisers import Conditioned, Denoiser
 from sde.dynamics import Dynamics, Reverse, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob

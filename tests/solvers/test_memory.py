@@ -58,7 +58,7 @@ def test_as_many_tensors_are_alive_late_as_early(
 SCRIPT = """
 import resource, sys, torch
 from sde.brownian import BrownianPath
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.dynamics import Reverse
 from sde.noise import Noise
 from sde.processes import VP

@@ -13,7 +13,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.dynamics import Reverse, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.grids import Explicit, Grid, Karras, LogSNR, Uniform

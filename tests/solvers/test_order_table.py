@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from orders import CLAIMS, Claim, measure, schedule
 from torch import Tensor
 
-from sde.comparison.orders import CLAIMS, Claim, measure, schedule
 from sde.dynamics import Reverse
 from sde.exact import Gaussian
 from sde.processes import SDE, VE, VP, SubVP

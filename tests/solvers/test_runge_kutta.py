@@ -12,7 +12,7 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.dynamics import Dynamics, Reverse, State, WithLogDensity
 from sde.exact import Mixture
 from sde.likelihood import log_prob

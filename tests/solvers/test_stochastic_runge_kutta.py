@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde.brownian import BrownianPath
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.dynamics import Dynamics, Reverse, State
 from sde.exact import Gaussian, Mixture
 from sde.grids import LogSNR

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde.brownian import BrownianPath
-from sde.denoiser import Denoiser
+from sde.denoisers import Denoiser
 from sde.exact import Gaussian, Mixture
 from sde.grids import Grid, Karras, LogSNR, Uniform
 from sde.noise import NoiseSource

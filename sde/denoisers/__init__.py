@@ -1,0 +1,41 @@
+"""Denoisers: a network, or closed formulas, that answer :math:`E[x_0 | x_t]`, and what wraps them."""
+
+__all__ = [
+    "EDM",
+    "Clip",
+    "Coefficients",
+    "Conditioned",
+    "DataPrediction",
+    "Denoiser",
+    "DynamicThreshold",
+    "LearnedVarianceDenoiser",
+    "Limited",
+    "LogSNRLevel",
+    "MatchedLevel",
+    "NetworkDenoiser",
+    "NoiseLevel",
+    "NoisePrediction",
+    "Parametrisation",
+    "PredictingDenoiser",
+    "Reading",
+    "ScaledScorePrediction",
+    "ScorePrediction",
+    "TimeLevel",
+    "VelocityPrediction",
+    "Wrapper",
+]
+
+from .base import Conditioned, Denoiser, Reading, Wrapper
+from .clipping import Clip, DynamicThreshold, Limited
+from .levels import LogSNRLevel, MatchedLevel, NoiseLevel, TimeLevel
+from .network import LearnedVarianceDenoiser, NetworkDenoiser, PredictingDenoiser
+from .parametrisation import (
+    EDM,
+    Coefficients,
+    DataPrediction,
+    NoisePrediction,
+    Parametrisation,
+    ScaledScorePrediction,
+    ScorePrediction,
+    VelocityPrediction,
+)

@@ -1,0 +1,120 @@
+r"""Files of learned dequantisers: the form of a checkpoint, with a dequantiser in place of a model.
+
+Keys: `format`, `dequantiser` (shape, levels, layers, width, alpha), `weights`, `checkpoint_sha256` (of the model that
+    it was trained for), `settings` (JSON text: those of the training). The SHA-256 of the file stands beside it, as
+    that of a checkpoint (:mod:`sde.storage.checkpoint`); no code runs when it is read.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check_free", "load_dequantiser", "save_dequantiser"]
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import Scaling
+from ..likelihood.variational import VariationalDequantiser
+from ..storage.checkpoint import load_checkpoint, write
+
+
+def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuses a path at which something would be lost by writing a dequantiser.
+
+    Args:
+        path: where one is to be written.
+        overwrite: let a dequantiser be lost that is there already.
+
+    Raises:
+        ValueError: if there is something, unless it is a dequantiser and may be lost.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory: expected the path of a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: give another out=, or overwrite=true to replace it")
+    if path.exists():
+        load_dequantiser(path)  # anything else stays
+
+
+def save_dequantiser(
+    path: str | os.PathLike[str], dequantiser: VariationalDequantiser, *, checkpoint_sha256: str, settings: str = "{}"
+) -> None:
+    """Writes a dequantiser, which appears whole or not at all.
+
+    Args:
+        path: the file, replaced where it is there; its directory exists.
+        dequantiser: what to write.
+        checkpoint_sha256: the digest of the checkpoint that it was trained for.
+        settings: JSON text that says how.
+    """
+    facts = {"shape": list(dequantiser.shape), "levels": dequantiser.levels, "layers": len(dequantiser.networks)}
+    content = {
+        "dequantiser": {**facts, "width": dequantiser.width, "alpha": dequantiser.alpha},
+        "weights": {name: value.detach().cpu() for name, value in dequantiser.state_dict().items()},
+        "checkpoint_sha256": checkpoint_sha256,
+        "settings": settings,
+    }
+    write(path, content)
+
+
+def load_dequantiser(
+    path: str | os.PathLike[str],
+    *,
+    shape: Sequence[int] | None = None,
+    scaling: Scaling | None = None,
+    device: torch.device | str = "cpu",
+) -> VariationalDequantiser:
+    """Reads a dequantiser, whose parameters then take no gradients, or refuses the file.
+
+    Args:
+        path: a file of :func:`save_dequantiser`.
+        shape: the event shape of the data that it has to fit; any by default.
+        scaling: the scaling of that data, whose number of levels counts; any by default.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if the file is truncated, altered or none of a dequantiser, or it is for data of another shape or
+            other levels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no dequantiser at {path}: expected a file that scripts/dequantise.py has written")
+    try:
+        content = load_checkpoint(path)
+        facts, weights = content["dequantiser"], content["weights"]
+        rule = _checked(facts, weights)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0].partition("; ")[0]
+        raise ValueError(
+            f"{path} holds no dequantiser that can be used: {reason}; expected a whole file of scripts/dequantise.py"
+        ) from error
+    wanted = rule.shape if shape is None else tuple(shape)
+    levels = rule.levels if scaling is None else scaling.levels
+    if (rule.shape, rule.levels) != (wanted, levels):
+        ours, theirs = (", ".join(map(str, sizes)) for sizes in (wanted, rule.shape))
+        raise ValueError(
+            f"{path} dequantises data of shape (B, {theirs}) with {rule.levels} levels, and this model is of "
+            f"{'continuous data' if levels is None else f'{levels} levels'} of shape (B, {ours}): train one for it"
+        )
+    return rule.to(device).requires_grad_(False)
+
+
+def _checked(facts: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> VariationalDequantiser:
+    """The dequantiser of these facts with these weights, built only if the two agree in size."""
+    shape, levels, layers, width, alpha = (facts[key] for key in ("shape", "levels", "layers", "width", "alpha"))
+    if 6 * layers != len(weights):
+        raise ValueError(f"{layers} layers have {6 * layers} tensors, and there are {len(weights)}")
+    with torch.device("meta"):
+        sizes = VariationalDequantiser(shape, levels, layers=layers, width=width, alpha=alpha).state_dict()
+    if {name: value.shape for name, value in sizes.items()} != {name: value.shape for name, value in weights.items()}:
+        raise ValueError(f"its weights are not those of {layers} layers of width {width} for the shape {tuple(shape)}")
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise ValueError("its weights are not finite")
+    rule = VariationalDequantiser(shape, levels, layers=layers, width=width, alpha=alpha)
+    rule.load_state_dict(weights)
+    return rule

@@ -1,0 +1,299 @@
+r"""Variational bounds in continuous time: log-likelihoods by expectations, without solving an equation.
+
+The model is the reverse SDE of a denoiser, started from the prior :math:`\pi`, and by Girsanov's theorem its bounds are
+integrals of denoising errors. **Of data**, through a decoder p(v | x) that stands at `t_min`:
+
+.. math::
+    \log p(v) \ge -\mathrm{KL}\big(q(x_T | x_0) \,\|\, \pi\big)
+        - \tfrac12 \int_{t_{\min}}^{t_{\max}} \frac{g^2}{\sigma^2}\, E\|\hat\varepsilon(x_t, t) - z\|^2\, dt
+        + E \log p(v \mid x_{t_{\min}}).
+
+**Of the density at** `t_min`, the one that :func:`sde.log_prob` computes for the flow, with paths that start at
+:math:`x_s = x`, s = `t_min`, and transitions :math:`x_t = \alpha_{t|s} x + \sigma_{t|s} z`:
+
+.. math::
+    \log p_s(x) \ge E \log \pi(x_T) + D \log \alpha_{T|s}
+        - \int_s^T g^2\, E\Big[ \tfrac12 \|s_\theta(x_t, t)\|^2
+            + \frac{s_\theta(x_t, t) \cdot z}{\sigma_{t|s}} \Big] dt .
+
+With the true score and the true :math:`p_T` as the prior the second is an equality for every x. Times are drawn with a
+density proportional to :math:`g^2/\sigma^2` (:class:`sde.objective.UniformLogSNR`), one from each of equal parts. Most
+of the scatter of an integrand is that of :math:`\|z\|^2`, whose mean D is known: what goes with it, by the draws before
+and after, is taken out.
+
+Song et al., Maximum Likelihood Training of Score-Based Diffusion Models, 2021, https://arxiv.org/abs/2101.09258,
+theorem 3; Kingma et al., Variational Diffusion Models, 2021, https://arxiv.org/abs/2107.00630, section 4.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Bound", "continuous_bound", "density_bound"]
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Scaling
+from ..denoisers import Conditioned, Denoiser
+from ..noise import Noise, Stream
+from ..objective import Times, UniformLogSNR
+from ..processes import SDE
+from ..sampling import evaluating, state_like
+from ..shapes import event_dims, expand, sum_event
+from .decoder import log_decoder
+
+# Repeats take ranges of their own of the counters that key a sample's noise, and within them so do the two ends.
+_RANGE = 2**40
+_DATA, _PRIOR = 2**38, 2**39
+
+
+@dataclass(frozen=True)
+class Bound:
+    r"""A lower bound on a log-likelihood and its terms, in nats, with shape (B,) unless it says otherwise.
+
+    Attributes:
+        nats: the bound, the sum of its three terms.
+        prior: what the noise end contributes.
+        diffusion: what the path contributes.
+        data: what the data end contributes; 0 in a bound on the density at `t_min`.
+        parts: the addends of `diffusion`, with shape (B, n): the steps of a chain from the data to the noise, or the
+            shares of the single draws of time.
+        standard_error: of `nats` over the draws; NaN for a single draw, which cannot tell.
+        nfe: network calls, int64.
+        bits_per_dim: the bound as an upper bound on bits per dimension of data.
+    """
+
+    nats: Tensor
+    prior: Tensor
+    diffusion: Tensor
+    data: Tensor
+    parts: Tensor
+    standard_error: Tensor
+    nfe: Tensor
+    bits_per_dim: Tensor
+
+
+def continuous_bound(
+    denoiser: Denoiser,
+    values: Tensor,
+    scaling: Scaling,
+    *,
+    draws: int = 100,
+    data_draws: int = 8,
+    times: Times | None = None,
+    stratified: bool = True,
+    std: float | None = None,
+    seed: int = 0,
+    index: Tensor | None = None,
+    repeat: int = 0,
+    condition: Mapping[str, Tensor] | None = None,
+) -> Bound:
+    r"""The continuous-time bound on the likelihood of data, through a decoder at `t_min`.
+
+    Of discrete data it bounds the log-probability of the levels, of continuous data the log-density in the model's
+    range. The decoder is the Gaussian of mean :math:`E[x_0|x]` (:mod:`sde.likelihood.decoder`).
+
+    Args:
+        denoiser: the model; it is run in evaluation mode.
+        values: data values as the data set gives them, with shape (B, \*).
+        scaling: their place in the model's range.
+        draws: how many times for each sample.
+        data_draws: how many states at `t_min` for each sample.
+        times: how times are drawn; :class:`sde.objective.UniformLogSNR` by default.
+        stratified: one time from each of `draws` equal parts of the interval, rather than from anywhere.
+        std: the decoder's standard deviation; :math:`\sigma/\alpha` at `t_min` by default.
+        seed: the seed of times and noise.
+        index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
+        repeat: which draw of all noise.
+        condition: tensors of leading size B, or scalars, handed to the denoiser by name.
+
+    Raises:
+        ValueError: if the values are none of this scaling, or a number of draws or `std` is not positive.
+    """
+    like, process = state_like(denoiser), denoiser.process
+    check(draws, data_draws, std=std)
+    x0 = scaling.to_model(values.cpu(), dtype=like.dtype).to(like.device)
+    index, nfe = keys(x0, index), x0.new_zeros(len(x0), dtype=torch.int64)
+    asked = Conditioned(denoiser, condition, nfe)
+    keyed, first = Noise(seed), repeat * _RANGE
+    low = torch.tensor(process.t_min, dtype=torch.float64)
+    wide = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
+    with torch.no_grad(), evaluating(denoiser):
+        prior = -prior_divergence(process, x0, process.t_max)
+        rows = []
+        for k, (t, weight) in enumerate(_times(process, times, keyed, index, first, draws, stratified)):
+            z = keyed.normal(Stream.PERTURB, index, torch.full_like(index, first + k), x0.shape[1:], x0.dtype)
+            mean, sigma = process.marginal(x0, t)
+            error = (asked.noise(mean + expand(sigma, x0) * z, t) - z).double().square()
+            scale = -0.5 * weight * process.g2(t) / process.var(t)
+            rows.append(torch.stack([scale, sum_event(error), _excess(z)]))
+        ends = []
+        for k in range(data_draws):
+            counter = torch.full_like(index, first + _DATA + k)
+            z = keyed.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
+            mean, sigma = process.marginal(x0, low)
+            ends.append(log_decoder(scaling, values, asked(mean + expand(sigma, x0) * z, low), wide))
+    scale, errors, excess = torch.stack(rows, 2)
+    unpredicted = _neighbours(errors / event_dims(x0)).clamp(0.0, 1.0)
+    path, data = scale * (errors - unpredicted.square() * excess), torch.stack(ends, 1)
+    error = (mean_error(path * draws, stratified).square() + mean_error(data, False).square()).sqrt()
+    return assemble(scaling, event_dims(x0), prior, path, data.mean(1), error, nfe)
+
+
+def density_bound(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    draws: int = 100,
+    times: Times | None = None,
+    stratified: bool = True,
+    prior: Any = None,
+    seed: int = 0,
+    index: Tensor | None = None,
+    repeat: int = 0,
+    condition: Mapping[str, Tensor] | None = None,
+    scaling: Scaling | None = None,
+    differentiable: bool = False,
+) -> Bound:
+    r"""The continuous-time bound on the log-density at `t_min`, the density that :func:`sde.log_prob` is of.
+
+    Every draw of time is used with z and -z, two calls: near `t_min` the variance of
+    :math:`s_\theta \cdot z/\sigma_{t|s}` grows without limit, that of half the difference does not.
+
+    Args:
+        denoiser: the model; it is run in evaluation mode.
+        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype.
+        draws, times, stratified, seed, index, repeat, condition: as in :func:`continuous_bound`.
+        prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`; it is averaged over as
+            many draws, where the process's own is integrated exactly.
+        scaling: the scaling that x came through, for bits/dim; :meth:`sde.data.Scaling.identity` by default.
+        differentiable: keep the graph, for gradients with respect to x, the condition and the parameters.
+
+    Raises:
+        ValueError: if the data are not what they should be, or the number of draws is not positive.
+    """
+    check(draws)
+    if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
+        raise ValueError(
+            f"density_bound: expected floating-point data of shape (B, *) with B >= 1 in the model's range, got "
+            f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation)"
+        )
+    process, dims = denoiser.process, event_dims(x)
+    index, nfe = keys(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    asked = Conditioned(denoiser, condition, nfe)
+    keyed, first = Noise(seed), repeat * _RANGE
+    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
+    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+        log_alpha, var = process.transition(low, high)
+        mean = expand(log_alpha.exp(), x) * x
+        ends = []
+        for k in range(0 if prior is None else draws):
+            counter = torch.full_like(index, first + _PRIOR + k)
+            z = keyed.normal(Stream.PERTURB, index, counter, x.shape[1:], x.dtype)
+            ends.append(prior.log_prob(mean + expand(var.sqrt(), x) * z).double())
+        if prior is None:
+            wide, square = process.prior_var(high).item(), sum_event(mean.double().square()) + dims * var.item()
+            ends.append(-0.5 * (square / wide + dims * math.log(2.0 * math.pi * wide)))
+        end = torch.stack(ends, 1)
+        rows = []
+        for k, (t, weight) in enumerate(_times(process, times, keyed, index, first, draws, stratified)):
+            z = keyed.normal(Stream.PERTURB, index, torch.full_like(index, first + k), x.shape[1:], x.dtype)
+            step, spread = process.transition(low, t)
+            centre, away = expand(step.exp(), x) * x, expand(spread.sqrt(), x) * z
+            plus, minus = asked.score(centre + away, t).double(), asked.score(centre - away, t).double()
+            squares = 0.25 * sum_event(plus.square() + minus.square())
+            slope = 0.5 * sum_event((plus - minus) * z) / spread.sqrt()
+            v = process.var(t)
+            rows.append(torch.stack([-weight * process.g2(t) / v, spread / v, v * squares, v * slope, _excess(z)]))
+        scale, rise, squares, slopes, excess = torch.stack(rows, 2)
+        # A score of slope -h/v in every direction has the multiple (h^2 rise/2 - h) of |z|^2 in its integrand.
+        h = _neighbours(-slopes.detach() / (excess + dims)).clamp(0.0, 1.0)
+        path = scale * (squares + slopes - (0.5 * h.square() * rise - h) * excess)
+    error = mean_error(path * draws, stratified)
+    if prior is not None:
+        error = (error.square() + mean_error(end, False).square()).sqrt()
+    start, diffusion = end.mean(1) + dims * log_alpha.item(), path.sum(1)
+    bits = (Scaling.identity() if scaling is None else scaling).bits_per_dim(start + diffusion, dims)
+    return Bound(start + diffusion, start, diffusion, torch.zeros_like(start), path, error, nfe, bits)
+
+
+def assemble(
+    scaling: Scaling, dims: int, prior: Tensor, parts: Tensor, data: Tensor, error: Tensor, nfe: Tensor
+) -> Bound:
+    """The bound on the likelihood of data that is made of these terms."""
+    diffusion = parts.sum(1)
+    nats = prior + diffusion + data
+    # Levels have probabilities, which no change of scale changes.
+    bits = scaling.bits_per_dim(nats, dims) if scaling.levels is None else -nats / (dims * math.log(2.0))
+    return Bound(nats, prior, diffusion, data, parts, error, nfe, bits)
+
+
+def prior_divergence(process: SDE, x0: Tensor, t: float) -> Tensor:
+    r""":math:`\mathrm{KL}(q(x_t|x_0) \,\|\, \pi)` in nats, float64 with shape (B,); both are Gaussian."""
+    end = torch.tensor(t, dtype=torch.float64)
+    alpha, var, v = process.alpha(end).item(), process.var(end).item(), process.prior_var(end).item()
+    ratio = var / v
+    return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
+
+
+def keys(x: Tensor, index: Tensor | None) -> Tensor:
+    """The positions that key the noise of a batch."""
+    index = torch.arange(len(x)) if index is None else index
+    if index.shape != (len(x),) or index.dtype != torch.int64:
+        raise ValueError(f"expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}")
+    return index.to(x.device)
+
+
+def mean_error(draws: Tensor, stratified: bool) -> Tensor:
+    r"""The standard error of the mean of draws along the second axis, with shape (B,); NaN for a single draw.
+
+    Of stratified ones, a single draw from each part, it is taken from the differences of neighbours: what differs
+    between two parts counts as noise, so that on average the error is never stated too small.
+    """
+    n, draws = draws.shape[1], draws.detach()
+    if n == 1:
+        return torch.full_like(draws[:, 0], math.nan)
+    var = 0.5 * draws.diff(dim=1).square().mean(1) if stratified else draws.var(1)
+    return (var / n).sqrt()
+
+
+def _excess(z: Tensor) -> Tensor:
+    r""":math:`\|z\|^2 - D`, which is 0 on average, float64 with shape (B,)."""
+    return sum_event(z.double().square()) - event_dims(z)
+
+
+def _neighbours(values: Tensor) -> Tensor:
+    """The mean of the draws before and after each, along the second axis; 0 where there is but one draw.
+
+    What it gives for a draw is independent of that draw's noise, so that a multiple of it can be taken of what is 0 on
+    average, and the mean stays what it is.
+    """
+    n = values.shape[1]
+    if n == 1:
+        return torch.zeros_like(values)
+    before, after = values[:, :-1], values[:, 1:]
+    return torch.cat([after[:, :1], 0.5 * (before[:, :-1] + after[:, 1:]), before[:, -1:]], dim=1)
+
+
+def _times(
+    process: SDE, times: Times | None, keyed: Noise, index: Tensor, first: int, draws: int, stratified: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """For each draw its times, float64 with shape (B,), and the weight with which an integrand there counts."""
+    u = keyed.uniform(Stream.TIME, index, torch.full_like(index, first), (draws,), torch.float64)
+    if stratified:
+        u = (torch.arange(draws, device=u.device) + u) / draws
+    rule, span = UniformLogSNR() if times is None else times, process.t_max - process.t_min
+    pairs = [rule(process, one) for one in u.unbind(1)]
+    return [(t, factor * span / draws) for t, factor in pairs]
+
+
+def check(*draws: int, std: float | None = None) -> None:
+    """Refuses numbers that make no bound."""
+    if min(draws) < 1:
+        raise ValueError(f"a bound takes at least one draw of each kind, got {' and '.join(map(str, draws))}")
+    if std is not None and not (math.isfinite(std) and std > 0.0):
+        raise ValueError(f"the decoder's standard deviation is finite and > 0, got std={std}")

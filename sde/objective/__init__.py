@@ -1,0 +1,17 @@
+"""Objectives: losses, their weightings over time, and how training times are drawn."""
+
+__all__ = [
+    "Objective",
+    "DenoisingScoreMatching",
+    "Weighting",
+    "Simple",
+    "Likelihood",
+    "Times",
+    "UniformTimes",
+    "UniformLogSNR",
+    "ChainTimes",
+]
+
+from .losses import DenoisingScoreMatching, Objective
+from .times import ChainTimes, Times, UniformLogSNR, UniformTimes
+from .weightings import Likelihood, Simple, Weighting

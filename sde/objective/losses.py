@@ -1,0 +1,67 @@
+r"""Objectives: denoising score matching in all its weightings.
+
+With :math:`x_t = \alpha_t x_0 + \sigma_t z` every loss here is an expectation over times and noise of
+
+.. math:: w(t)\, \| \hat\varepsilon(x_t, t) - z \|^2 = w(t)\, \sigma_t^2\, \| s(x_t, t) - \nabla \log q(x_t | x_0) \|^2.
+
+:math:`w = 1` is the simple loss of Ho et al. 2020 (equation 14); :math:`w = g^2/\sigma^2` is the likelihood
+weighting, with which half the summed loss, integrated over time, bounds the negative log-likelihood up to a constant
+(Song et al. 2021b, https://arxiv.org/abs/2101.09258, theorem 1). Because :math:`g^2/\sigma^2 = -d\lambda/dt` for
+every process, drawing times evenly in the log-SNR is the importance sampling that makes that loss's weight constant.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DenoisingScoreMatching", "Objective"]
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..shapes import expand
+from .times import Times, UniformTimes
+from .weightings import Simple, Weighting
+
+
+class Objective(ABC):
+    """What training minimises."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
+        """The loss of each sample.
+
+        Args:
+            denoiser: the model.
+            x0: clean data in the model's range, with shape (B, *).
+            u: uniforms in [0, 1) that choose the times, with shape (B,).
+            z: standard normals in the shape of x0.
+            condition: handed to the denoiser by name.
+
+        Returns:
+            The losses, with shape (B,).
+        """
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching(Objective):
+    r"""The denoising score-matching loss, :math:`w(t) \|\hat\varepsilon(x_t, t) - z\|^2`.
+
+    Args:
+        weighting: w(t).
+        times: how times are drawn.
+        mean: the mean over the event's dimensions; False gives half their sum, which with the likelihood weighting
+            is in nats per unit of time.
+    """
+
+    weighting: Weighting = Simple()
+    times: Times = UniformTimes()
+    mean: bool = True
+
+    def __call__(self, denoiser: Denoiser, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
+        process = denoiser.process
+        t, factor = self.times(process, u)
+        mean, std = process.marginal(x0, t)
+        error = (denoiser.noise(mean + expand(std, x0) * z, t, **condition) - z).flatten(1).square()
+        return self.weighting(process, t) * factor * (error.mean(1) if self.mean else 0.5 * error.sum(1))

@@ -1,0 +1,238 @@
+r"""Run directories: a training run from its config, and everything it leaves behind.
+
+A run directory holds `config.yaml`, `metrics.jsonl`, `checkpoints/` and `samples/`. The same config continues the
+run that is there; another one is refused. What does not change a result may differ: see :data:`FREE`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FREE", "Run", "assemble", "differences"]
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import DataSet
+from ..denoisers import Denoiser
+from ..instantiate import build, find
+from ..noise import Noise
+from ..runtime import choose_device
+from ..storage.checkpoint import load_checkpoint, resolve, save_checkpoint
+from ..storage.files import write_atomically
+from ..version import __version__
+from .batches import Batches
+from .ema import EMA
+from .loop import Report, Training, validate
+
+# Keys of the config that may change when a run is continued.
+FREE = ("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview")
+
+
+def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
+    """The denoiser that a config describes for a data set, and the plain tree from which a checkpoint rebuilds it.
+
+    What a network has to know of the data (`channels`, `features`, `rank`) is filled in where the config leaves it
+    null.
+
+    Args:
+        config: the trees `sde`, `network` and `denoiser`, and `trust`.
+        data: the data set.
+    """
+    trust = config.get("trust") or ()
+    facts = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
+    network_tree = dict(config["network"])
+    for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
+        if network_tree.get(key) is None:
+            network_tree[key] = facts[key]
+    scaling = data.scaling
+    tree = {
+        "process": config["sde"],
+        "network": network_tree,
+        "denoiser": config["denoiser"],
+        "scaling": {
+            "_target_": "sde.data.Scaling",
+            "scale": scaling.scale,
+            "shift": scaling.shift,
+            "levels": scaling.levels,
+        },
+        "shape": list(data.shape),
+        "classes": data.classes if config["conditional"] else None,
+    }
+    process = build(tree["process"], trust=trust)
+    network = build(network_tree, trust=trust)
+    return build(tree["denoiser"], trust=trust, network=network, process=process), tree
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = FREE) -> Iterator[str]:
+    """Yields a line for each key, dotted, in which two configs differ, the free ones left out."""
+    a, b = (dict(_flat({k: v for k, v in config.items() if k not in free})) for config in (old, new))
+    for key in sorted(a.keys() | b.keys()):
+        if a.get(key) != b.get(key):
+            yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+
+
+class Run:
+    """A training run in its directory.
+
+    Args:
+        directory: where; created where it is missing.
+        config: the whole config, a plain tree.
+        text: the config as the text to keep in `config.yaml`.
+        stored: the config that is there already, where there is one.
+
+    Raises:
+        ValueError: if the directory belongs to another config, or is in use for something else.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], config: Mapping[str, Any], text: str, stored: Mapping[str, Any] | None
+    ) -> None:
+        self.directory = Path(directory)
+        _check_numbers(config)
+        self.config = config
+        self._text = text
+        if stored is not None:
+            for difference in differences(stored, config):
+                raise ValueError(
+                    f"{self.directory} belongs to another config: {difference}; "
+                    "give another run_dir=, or the same settings"
+                )
+        elif self.directory.is_dir() and any(not p.name.startswith(".") for p in self.directory.iterdir()):
+            raise ValueError(
+                f"{self.directory} is not empty and holds no config.yaml, so it is no run directory; "
+                "give another run_dir="
+            )
+        self._losses: list[float] = []
+        self._kept: tuple[int, Path] | None = None  # the step that the newest checkpoint is of, and where it is
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of the metrics, one JSON object a line."""
+        return self.directory / "metrics.jsonl"
+
+    def start(self, data: DataSet) -> Training:
+        """Assembles the training and, where the directory has a checkpoint, goes on from it.
+
+        Nothing is written before everything that the config names has been made.
+        """
+        config, trust = self.config, self.config.get("trust") or ()
+        device = choose_device(config["device"])
+        denoiser, self._model = assemble(config, data)
+        denoiser.to(device)
+        noise = Noise(config["seed"])
+        self.data = data
+        self.objective = build(config["objective"], trust=trust)
+        training = Training(
+            denoiser,
+            self.objective,
+            Batches(data.train, data.scaling, config["batch_size"], noise),
+            build(config["optimizer"], params=denoiser.parameters()),
+            ema={"default": EMA(denoiser, config["ema"])},
+            warmup=config["warmup"],
+            clip=config["clip"],
+            seed=config["seed"],
+            conditional=config["conditional"],
+        )
+        if os.path.lexists(self.checkpoints / "last.pt"):
+            content = load_checkpoint(self.directory)
+            if content["data"] != data.fingerprint:
+                raise ValueError(
+                    f"{self.directory} was trained on other data than what {data.name} holds now; give another run_dir="
+                )
+            training.restore(content)
+            self._losses = list(content["losses"])
+            self._kept = training.step, self.checkpoints / resolve(self.directory).name
+        training.check()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.directory / "config.yaml", lambda file: file.write(self._text.encode()))
+        self._forget_after(training.step)
+        return training
+
+    def save(self, training: Training) -> Path:
+        """Writes a checkpoint, unless the newest one is of this very step.
+
+        That one stays as it is, byte for byte: results that were computed from it name it by its digest.
+        """
+        if self._kept is not None and self._kept[0] == training.step:
+            return self._kept[1]
+        content = {
+            "version": __version__,
+            "config": json.dumps({k: v for k, v in self.config.items() if k != "run_dir"}, indent=1),
+            "model": json.dumps(self._model, indent=1),
+            "data": self.data.fingerprint,
+            "losses": list(self._losses),
+            **training.state(),
+        }
+        self._kept = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        return self._kept[1]
+
+    def log(self, report: Report, training: Training) -> dict[str, float]:
+        """Takes in a step's report; now and then appends a line to the metrics.
+
+        Returns:
+            What was appended: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`,
+            `valid_loss`; empty between lines.
+        """
+        self._losses.append(report.loss)
+        line: dict[str, float] = {}
+        if report.step % self.config["log_every"] == 0:
+            line = {"step": report.step, "loss": math.fsum(self._losses) / len(self._losses)}
+            line |= {"grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
+            self._losses.clear()
+        if report.step % self.config["validate_every"] == 0 and self.data.valid is not None:
+            line |= {"step": report.step, "valid_loss": self.valid_loss(training)}
+        if line:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        return line
+
+    def valid_loss(self, training: Training) -> float:
+        """The loss of the averaged weights on the validation split, under noise that is always the same."""
+        noise = Noise(self.config["seed"])
+        batches = Batches(self.data.split("valid"), self.data.scaling, self.config["batch_size"], noise)
+        with training.ema["default"].applied_to(training.denoiser):
+            return validate(training.denoiser, self.objective, batches, conditional=training.conditional)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops the metrics of steps that are about to be taken again."""
+        if not self.metrics.exists():
+            return
+        lines = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    lines.append(line)
+            except ValueError:
+                break  # a line cut short by a kill; nothing after it counts
+        write_atomically(self.metrics, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuses settings of the loop that are no numbers or make no sense, by the name of their key."""
+    counts = ("steps", "batch_size", "log_every", "save_every", "validate_every", *(["keep"] if config["keep"] else []))
+    for key in counts:
+        if not (type(config[key]) is int and config[key] >= 1):
+            raise ValueError(f"{key}={config[key]!r}: expected a whole number >= 1")
+    for key in ("warmup", "seed"):
+        if type(config[key]) is not int:
+            raise ValueError(f"{key}={config[key]!r}: expected a whole number")
+    for key in ("clip", "ema"):
+        if type(config[key]) not in (int, float):
+            raise ValueError(f"{key}={config[key]!r}: expected a number")
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.loads(json.dumps(tree))

@@ -1,0 +1,279 @@
+"""Error budgets: that they cover the error they are for, part by part and in all, against exact densities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde.denoisers import Denoiser
+from sde.exact import Gaussian, Mixture
+from sde.likelihood import LogProb, log_prob
+from sde.likelihood.error_budget import ErrorBudget, error_budget, half_width
+from sde.processes import SDE, VE, VP, SubVP
+from sde.solvers import DEIS, Heun, RungeKutta
+from sde.trace import Exact, Hutchinson, Orthogonal, Trace
+
+DTYPE = torch.float64
+COARSE = RungeKutta(rtol=1e-3, atol=1e-3)
+
+
+def data(target: Mixture | Gaussian, process: SDE, n: int) -> Tensor:
+    return target.at(process, process.t_min).sample(n, generator=torch.Generator().manual_seed(6))
+
+
+def random_mixture(seed: int, dims: int) -> Mixture:
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(3, dims, generator=generator, dtype=DTYPE)
+    roots = torch.randn(3, dims, dims, generator=generator, dtype=DTYPE) / dims**0.5
+    covs = 0.5 * roots @ roots.mT + 0.02 * torch.eye(dims, dtype=DTYPE)
+    return Mixture(torch.rand(3, generator=generator, dtype=DTYPE) + 0.1, means, covs)
+
+
+def scored(d: Any, x: Tensor, **settings: Any) -> tuple[LogProb, ErrorBudget]:
+    """The result and its budget, from the same settings."""
+    budget_alone = {name: settings.pop(name) for name in ("rows", "repeats", "finer") if name in settings}
+    r = log_prob(d, x, **settings)
+    return r, error_budget(d, x, r, **settings, **budget_alone)
+
+
+# ---- coverage
+
+SLOW = (Hutchinson(4, gaussian=True), Orthogonal(4), Exact())
+COVERED = [Hutchinson(8), *(pytest.param(trace, marks=pytest.mark.slow) for trace in SLOW)]
+
+
+@pytest.mark.parametrize("trace", COVERED, ids=repr)
+def test_it_covers_the_error(trace: Trace) -> None:
+    """In at least 190 of 200 cases, 8 of each of 25 random mixtures in 5 dimensions, where 198 are promised: fewer
+    than 190 of 200 have a probability of 2e-4."""
+    covered, widths, errors = 0, [], []
+    for seed in range(25):
+        process: SDE = (VP(), SubVP(), VE())[seed % 3]
+        target = random_mixture(seed, 5)
+        x, end, d = data(target, process, 8), target.at(process, process.t_max), target.denoiser(process)
+        r, budget = scored(d, x, trace=trace, solver=COARSE, prior=end, seed=seed, rows=4)
+        error = (r.nats - target.log_prob(x, process, process.t_min)).abs()
+        covered += int((error <= budget.total).sum())
+        widths.append(budget.total)
+        errors.append(error)
+    assert covered >= 190
+    # A width that covered by being far too wide would be of no use.
+    ratio = float(torch.cat(widths).median() / torch.cat(errors).median())
+    assert ratio < 12.0
+
+
+def test_the_solver_s_width_covers_the_rows_that_were_not_solved_again(process: SDE, mixture: Mixture) -> None:
+    x, end, d = data(mixture, process, 100), mixture.at(process, process.t_max), mixture.denoiser(process)
+    r, budget = scored(d, x, trace=Exact(), solver=COARSE, prior=end, rows=8)
+    error = (r.nats - mixture.log_prob(x, process, process.t_min)).abs()
+    assert int((error <= budget.solver).sum()) >= 95
+    assert float(budget.solver.median()) < 20.0 * float(error.square().mean().sqrt())
+    assert torch.equal(budget.total, budget.solver)
+
+
+@pytest.mark.parametrize("solver", [Heun(30), DEIS(25)], ids=["Heun", "DEIS"])
+def test_a_solver_of_fixed_steps(mixture: Mixture, solver: Any) -> None:
+    """Its error is what it differs by from the usual solver at 1e-7, with a margin of Student's for the rest."""
+    x, end, d = data(mixture, VP(), 20), mixture.at(VP(), 1.0), mixture.denoiser(VP())
+    r, budget = scored(d, x, trace=Exact(), solver=solver, prior=end, rows=20)
+    error = (r.nats - mixture.log_prob(x, VP(), VP().t_min)).abs()
+    rms = float(error.square().mean().sqrt())
+    width = 2.8453 * rms / 0.9  # the 0.995 quantile of 20 degrees of freedom
+    torch.testing.assert_close(budget.solver, (error / 0.9).clamp(min=width), rtol=1e-3, atol=0.0)
+
+
+# ---- the parts
+
+
+def test_the_probes_width_is_student_s(mixture: Mixture) -> None:
+    x, d = data(mixture, VP(), 6), mixture.denoiser(VP())
+    for probes, quantile in ((2, 63.65674), (4, 5.840909), (24, 2.807336)):
+        r, budget = scored(d, x, trace=Hutchinson(probes), solver=COARSE, rows=2)
+        torch.testing.assert_close(budget.probes, quantile * r.standard_error, rtol=1e-5, atol=0.0)
+        assert budget.dequantisation is None
+        assert torch.equal(budget.total, budget.probes + budget.solver)
+    _, budget = scored(d, x, trace=Hutchinson(1), solver=COARSE, rows=2)
+    assert bool(budget.probes.isnan().all())
+    assert bool(budget.total.isnan().all())
+    for exact in (Exact(), Orthogonal(2)):
+        _, budget = scored(d, x, trace=exact, solver=COARSE, rows=2)
+        assert budget.probes.tolist() == [0.0] * 6
+
+
+def test_repeats_give_the_width_of_their_mean(mixture: Mixture) -> None:
+    x, d = data(mixture, VP(), 5), mixture.denoiser(VP())
+    repeats = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+    _, budget = scored(d, x, solver=COARSE, rows=2, repeats=repeats)
+    assert budget.dequantisation is not None
+    torch.testing.assert_close(budget.dequantisation, 9.92484 * repeats.std(0) / math.sqrt(3.0), rtol=1e-5, atol=0.0)
+    # One probe knows no error of its own, but draws with their own probes hold it.
+    assert torch.equal(budget.total, budget.dequantisation + budget.solver)
+    assert budget.mean.value == pytest.approx(float(repeats.mean()))
+
+
+def test_the_second_solution_has_a_tenth_of_the_tolerance_and_the_same_everything(mixture: Mixture) -> None:
+    x, d, end = data(mixture, VE(), 6), mixture.denoiser(VE()), mixture.at(VE(), 1.0)
+    index, rows = torch.tensor([9, 4, 7, 1, 0, 2]), torch.tensor([4, 1])
+    settings: dict[str, Any] = {"trace": Hutchinson(3), "seed": 5, "prior": end}
+    r, budget = scored(d, x, index=index, solver=COARSE, atol=1e-2, rows=rows, **settings)
+    finer = replace(COARSE, rtol=1e-4, atol=1e-4)
+    fine = log_prob(d, x[rows], index=index[rows], solver=finer, atol=1e-3, **settings)
+    error = (r.nats[rows] - fine.nats).abs() / 0.9
+    assert torch.equal(budget.rows, rows)
+    pooled = 9.92484 * error.square().mean().sqrt()
+    torch.testing.assert_close(budget.solver, pooled.expand(6), rtol=1e-5, atol=0.0)
+    given = error_budget(d, x, r, index=index, solver=COARSE, atol=1e-2, rows=rows, finer=COARSE, **settings)
+    assert float(given.solver.max()) < float(budget.solver.min())
+
+
+def test_float32_is_solved_again_in_float64(mixture: Mixture) -> None:
+    """So that its rounding is in the width, which the tolerance alone would not show."""
+    x, d, end = data(mixture, VP(), 8).float(), mixture.denoiser(VP()), mixture.at(VP(), 1.0)
+    tolerance = RungeKutta(rtol=1e-5, atol=1e-5)
+    r, budget = scored(d, x, trace=Exact(), solver=tolerance, prior=end)
+    error = (r.nats.double() - mixture.log_prob(x.double(), VP(), VP().t_min)).abs()
+    assert budget.solver.dtype == DTYPE
+    assert bool((error <= budget.solver).all())
+    fine = log_prob(d, x.double(), trace=Exact(), solver=RungeKutta(rtol=1e-6, atol=1e-6), prior=end).nats
+    seen = (r.nats.double() - fine).abs() / 0.9
+    wanted = seen.clamp(min=3.355387 * float(seen.square().mean().sqrt()))
+    torch.testing.assert_close(budget.solver, wanted, rtol=1e-5, atol=0.0)
+
+
+def test_rows_that_cannot_be_solved_again_tell_nothing(mixture: Mixture) -> None:
+    """A tenth of the tolerance takes more steps than the solver may: the width is unknown, the rest is there."""
+    x, d = data(mixture, VP(), 1), mixture.denoiser(VP())
+    fine = RungeKutta(rtol=1e-6, atol=1e-6)
+    most = -(-int(log_prob(d, x, solver=fine, trace=Exact()).nfe.max() - 2) // 6)  # two calls find the first step
+    r, budget = scored(d, x, solver=replace(fine, max_steps=most + 1), trace=Exact())
+    assert bool(r.nats.isfinite().all())
+    assert bool(budget.solver.isnan().all())
+    assert budget.probes.tolist() == [0.0]
+    assert budget.truncation.n == 0
+
+
+def test_the_default_rows_are_spread_over_the_finite_ones(mixture: Mixture) -> None:
+    x, d = data(mixture, VP(), 9), mixture.denoiser(VP())
+    r = log_prob(d, x, solver=COARSE, trace=Hutchinson(2))
+    failed = r.nats.clone()
+    failed[[0, 4]] = math.nan
+    r = replace(r, nats=failed, standard_error=torch.where(failed.isnan(), math.nan, r.standard_error))
+    budget = error_budget(d, x, r, solver=COARSE, trace=Hutchinson(2), rows=3)
+    assert budget.rows.tolist() == [1, 3, 6]
+    assert budget.total.isnan().tolist() == failed.isnan().tolist()
+    assert budget.solver.isnan().tolist() == failed.isnan().tolist()
+    assert budget.mean.n == 7
+    assert budget.mean.value == pytest.approx(float(failed.nanmean()))
+    everything = error_budget(d, x, r, solver=COARSE, trace=Hutchinson(2), rows=100)
+    assert everything.rows.tolist() == [1, 2, 3, 5, 6, 7, 8]
+
+
+# ---- per data set
+
+
+def test_the_mean_and_its_standard_error(mixture: Mixture) -> None:
+    x, d = data(mixture, VP(), 7), mixture.denoiser(VP())
+    r, budget = scored(d, x, trace=Exact(), solver=COARSE, rows=1)
+    assert budget.mean.value == pytest.approx(float(r.nats.mean()))
+    assert budget.mean.standard_error == pytest.approx(float(r.nats.std()) / math.sqrt(7.0))
+    assert budget.mean.half_width == pytest.approx(3.70743 * budget.mean.standard_error, rel=1e-5)
+    assert budget.truncation.n == 1
+    assert math.isnan(budget.truncation.half_width)
+
+
+@pytest.mark.parametrize("truth", [VP(), SubVP(), VE(sigma_max=5.0), VP(beta_max=3.0)], ids=repr)
+def test_the_prior_s_mismatch_is_the_mean_divergence(truth: SDE, gaussian: Gaussian) -> None:
+    """Against torch's, and as a bound on what the prior costs: KL(p_T || prior) for a Gaussian in closed form."""
+    x = gaussian.sample(4000, generator=torch.Generator().manual_seed(2))
+    r = LogProb(*(torch.zeros(4000, dtype=DTYPE) for _ in range(6)))
+    budget = error_budget(gaussian.denoiser(truth), x, r, trace=Exact(), solver=COARSE, rows=1)
+    location, std = truth.marginal(x, torch.tensor(truth.t_max, dtype=DTYPE))
+    scale = truth.prior_var(torch.tensor(truth.t_max, dtype=DTYPE)).sqrt()
+    normal = torch.distributions.Normal
+    wanted = torch.distributions.kl_divergence(normal(location, std), normal(torch.zeros_like(x), scale)).sum(1).mean()
+    assert budget.prior_mismatch == pytest.approx(float(wanted), rel=1e-6, abs=1e-12)
+    z = gaussian.at(truth, truth.t_max).sample(100_000, generator=torch.Generator().manual_seed(3))
+    cost = gaussian.log_prob(z, truth, truth.t_max) - truth.prior_log_prob(z)
+    assert float(cost.mean()) < budget.prior_mismatch + 4.0 * float(cost.std()) / math.sqrt(100_000)
+    other = gaussian.at(truth, truth.t_max)
+    assert math.isnan(
+        error_budget(gaussian.denoiser(truth), x, r, trace=Exact(), solver=COARSE, rows=1, prior=other).prior_mismatch
+    )
+
+
+@pytest.mark.parametrize("truth", [VP(t_min=0.01), SubVP(t_min=0.1), VE(sigma_min=0.1, t_min=0.05)], ids=repr)
+def test_the_truncation_is_the_change_of_the_density_in_data_space(truth: SDE, mixture: Mixture) -> None:
+    """Of y = x / alpha, whose density at both times is known."""
+    x, d = data(mixture, truth, 12), mixture.denoiser(truth)
+    end = mixture.at(truth, truth.t_max)
+    _, budget = scored(d, x, trace=Exact(), solver=RungeKutta(rtol=1e-6, atol=1e-6), prior=end, rows=12)
+    times = torch.tensor([truth.t_min, 3.0 * truth.t_min], dtype=DTYPE)
+    first, later = truth.alpha(times)
+    y = x / first
+    densities = [
+        mixture.log_prob(a * y, truth, float(t)) + 2.0 * a.log() for a, t in ((first, times[0]), (later, times[1]))
+    ]
+    change = densities[1] - densities[0]
+    assert budget.truncation.value == pytest.approx(float(change.mean()), abs=1e-4)
+    assert budget.truncation.standard_error == pytest.approx(float(change.std()) / math.sqrt(12.0), abs=1e-4)
+    assert abs(budget.truncation.value) > 1e-3
+
+
+def test_no_truncation_where_the_process_begins_at_0(gaussian: Gaussian) -> None:
+    process = VE(sigma_min=0.1, t_min=0.0)
+    _, budget = scored(gaussian.denoiser(process), data(gaussian, process, 3), trace=Exact(), solver=COARSE)
+    assert (budget.truncation.value, budget.truncation.standard_error) == (0.0, 0.0)
+
+
+def test_conditions_go_along_with_their_rows() -> None:
+    class Moved(Denoiser):
+        process = VP(t_min=0.1)
+
+        def forward(self, x_t: Tensor, t: Tensor, shift: Tensor, scale: Tensor | float) -> Tensor:
+            return torch.tanh(x_t + shift[:, None]) * scale
+
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=DTYPE)
+    condition: dict[str, Any] = {"shift": torch.linspace(-1.0, 1.0, 6, dtype=DTYPE), "scale": 0.5}
+    r, budget = scored(Moved(), x, trace=Exact(), solver=COARSE, condition=condition, rows=torch.tensor([5, 2]))
+    assert float(budget.solver.max()) < 0.02
+    assert budget.total.shape == r.nats.shape
+
+
+def test_half_width() -> None:
+    error = torch.tensor([0.0, 1.0, math.nan], dtype=DTYPE)
+    assert half_width(error, 1)[0] == 0.0
+    assert bool(half_width(error, 1)[1:].isnan().all())
+    assert float(half_width(error, 3)[1]) == pytest.approx(9.92484, rel=1e-5)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"repeats": torch.zeros(1, 4)}, r"repeats of shape \(R, 4\) with R >= 2, got \(1, 4\)"),
+        ({"repeats": torch.zeros(2, 3)}, r"repeats of shape \(R, 4\) with R >= 2, got \(2, 3\)"),
+        ({"rows": 0}, "rows >= 1 and a finite log-density, got rows=0 and 4 finite"),
+        ({"rows": torch.tensor([0, 4])}, r"rows within 0 to 3, got \[0, 4\]"),
+        ({"rows": torch.tensor([0, -1])}, r"rows within 0 to 3, got \[0, -1\]"),
+        ({"rows": torch.tensor([1, 1])}, "without duplicates"),
+        ({"rows": torch.tensor([1.0])}, "rows int64"),
+    ],
+)
+def test_refusals(mixture: Mixture, given: dict[str, Any], message: str) -> None:
+    x, d = data(mixture, VP(), 4), mixture.denoiser(VP())
+    r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(6)))
+    with pytest.raises(ValueError, match=message):
+        error_budget(d, x, r, trace=Exact(), solver=COARSE, **given)
+
+
+def test_the_result_of_other_data_is_refused(mixture: Mixture) -> None:
+    r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(6)))
+    with pytest.raises(ValueError, match=r"the result of these 5 samples, got one of shape \(4,\)"):
+        error_budget(mixture.denoiser(VP()), data(mixture, VP(), 5), r)

@@ -1,0 +1,262 @@
+"""Every config composes, is what the library takes, and is explained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+
+import sde
+from sde.data import DataSet, Scaling, Split
+from sde.evaluation.dequantiser_file import save_dequantiser
+from sde.evaluation.job_setup import dequantiser_of
+from sde.instantiate import build
+from sde.training.run import assemble
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+TOPS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def leaves(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    config = compose(name, overrides=[*overrides])
+    tree = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(tree, dict)
+    # The name of a run's directory asks Hydra for its choices, which only a running script has.
+    if "run_dir" in tree:
+        config.run_dir = "run"
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def test_these_are_the_configs() -> None:
+    assert TOPS == [
+        "bounds",
+        "compare",
+        "convert",
+        "dequantiser_training",
+        "diagnose",
+        "likelihood",
+        "paired",
+        "sample",
+        "train",
+    ]
+    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "network"]
+    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
+
+
+@pytest.mark.parametrize("leaf", leaves("sde"))
+def test_sde(leaf: str) -> None:
+    process = build(composed("train", f"sde={leaf}")["sde"])
+    kinds = {"vp": sde.VP(), "ve": sde.VE(), "subvp": sde.SubVP()}
+    if leaf in kinds:
+        assert process == kinds[leaf]
+    else:
+        chain = {"ddpm": sde.DiscreteChain.linear(), "ddpm_cosine": sde.DiscreteChain.cosine()}[leaf]
+        assert torch.equal(process.chain.betas, chain.betas)
+
+
+IMAGES = DataSet("images", Scaling.interval(4), *(Split(torch.ones(2, 3, 6, 6, dtype=torch.uint8)) for _ in range(2)))
+VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for _ in range(2)))
+
+
+@pytest.mark.parametrize("process", leaves("sde"))
+@pytest.mark.parametrize("leaf", leaves("denoiser"))
+def test_denoiser_and_sde(leaf: str, process: str) -> None:
+    """The defaults of every file are the library's own, and a fresh network answers finite readings."""
+    config = composed("train", f"denoiser={leaf}", f"sde={process}", "network=mlp", "network.width=8")
+    denoiser, _ = assemble(config, VECTORS)
+    x = torch.ones(2, 5)
+    for t in (denoiser.process.t_min, 0.5, denoiser.process.t_max):
+        for reading in (denoiser, denoiser.score, denoiser.noise, denoiser.velocity):
+            y = reading(x, torch.tensor(t))
+            assert y.shape == x.shape
+            assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("network"))
+def test_network(leaf: str) -> None:
+    data, facts = (VECTORS, {"features": 5}) if leaf == "mlp" else (IMAGES, {"channels": 3, "rank": 2})
+    with torch.device("meta"):  # the published sizes take gigabytes
+        denoiser, tree = assemble(composed("train", f"network={leaf}"), data)
+        x = torch.zeros(2, *data.shape)
+        assert denoiser(x, torch.tensor(0.5)).shape == x.shape
+    assert facts.items() <= tree["network"].items()
+
+
+@pytest.mark.parametrize("leaf", leaves("dequantise"))
+def test_dequantise(leaf: str, tmp_path: Path) -> None:
+    d = sde.exact.Gaussian(torch.zeros(3), torch.eye(3)).denoiser(sde.VP())
+    model = sde.Model(d, Scaling.interval(4), (3,))
+    overrides = [f"dequantise={leaf}"]
+    if leaf == "variational":
+        overrides += [f"dequantise.path={tmp_path / 'a.pt'}"]
+        rule = sde.likelihood.VariationalDequantiser((3,), 4, width=8)
+        save_dequantiser(tmp_path / "a.pt", rule, checkpoint_sha256="")
+    tree = composed("likelihood", *overrides)["dequantise"]
+    assert isinstance(dequantiser_of(tree, model), sde.likelihood.Dequantiser)
+
+
+@pytest.mark.parametrize("leaf", leaves("density"))
+def test_density(leaf: str) -> None:
+    d = sde.exact.Gaussian(torch.zeros(3), torch.eye(3)).denoiser(sde.VP())
+    x, index = torch.zeros(2, 3), torch.arange(2)
+    nats = build(composed("dequantiser_training", f"density={leaf}")["density"])(
+        d, x, seed=0, index=index, condition={}
+    )
+    assert nats.shape == (2,)
+    assert nats.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("objective"))
+def test_objective(leaf: str) -> None:
+    process = "ddpm" if leaf == "ddpm" else "vp"
+    config = composed("train", f"objective={leaf}", f"sde={process}", "network=mlp", "network.width=8")
+    denoiser, _ = assemble(config, VECTORS)
+    loss = build(config["objective"])(denoiser, torch.ones(2, 5), torch.tensor([0.1, 0.9]), torch.ones(2, 5))
+    assert loss.shape == (2,)
+    assert loss.isfinite().all()
+
+
+def test_the_ddpm_loss_takes_its_steps_from_the_chain() -> None:
+    assert composed("train", "experiment=ddpm", "sde.chain.n=77")["objective"]["times"]["n"] == 77
+    with pytest.raises(OmegaConfBaseException, match=r"sde\.chain\.n"):
+        composed("train", "sde=vp", "objective=ddpm")
+
+
+@pytest.mark.parametrize("leaf", leaves("optimizer"))
+def test_optimizer(leaf: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build(composed("train", f"optimizer={leaf}")["optimizer"], params=[weight])
+    assert type(optimizer).__name__.lower() == leaf
+
+
+@pytest.mark.parametrize("leaf", leaves("data"))
+def test_data(leaf: str, tmp_path: Path) -> None:
+    overrides = [f"data={leaf}"]
+    if leaf in {"moons", "checkerboard", "swissroll", "rings", "gaussians"}:
+        overrides += ["data.n_train=20", "data.n_test=10"]
+    if leaf == "images":
+        for i in range(4):
+            Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        overrides += [f"data.path={tmp_path}", "data.test_fraction=0.25"]
+    if leaf in {"arrays", "mnist"}:
+        x, y = np.zeros((1100, 4, 5), np.uint8), np.zeros(1100, np.int64)
+        np.savez(tmp_path / "a.npz", x_train=x, x_test=x[:3], y_train=y, y_test=y[:3])
+        overrides += [f"data.path={tmp_path / 'a.npz'}"]
+    data = build(composed("train", *overrides)["data"])
+    assert isinstance(data, DataSet)
+    assert data.name == {"images": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
+    # The data of a likelihood job is given by the same files.
+    assert composed("likelihood", *overrides)["data"] == composed("train", *overrides)["data"]
+
+
+def test_a_path_that_is_not_given_is_missing() -> None:
+    for leaf in ("images", "arrays", "mnist"):
+        assert OmegaConf.missing_keys(compose("train", overrides=[f"data={leaf}", "run_dir=x"])) == {"data.path"}
+
+
+@pytest.mark.parametrize("leaf", leaves("solver"))
+def test_solver(leaf: str) -> None:
+    for tree in (
+        composed("sample", f"solver={leaf}")["solver"],
+        composed("likelihood", f"solver={leaf}")["solver"],
+        composed("train", f"solver@preview.solver={leaf}")["preview"]["solver"],
+    ):
+        solver = build(tree)
+        assert isinstance(solver, sde.solvers.Solver)
+    if not isinstance(solver, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE):
+        d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+        name = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
+        short = build(composed("sample", f"solver={leaf}", f"{name}=3")["solver"])
+        assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("grid"))
+def test_grid(leaf: str) -> None:
+    grid = build(composed("sample", "solver=heun", f"grid@solver.grid={leaf}")["solver"]).grid
+    assert type(grid).__name__.lower() == leaf.replace("_", "")
+    assert len(grid.times(sde.VP(), 5, 1.0, 1e-3)) == 6
+
+
+@pytest.mark.parametrize("leaf", leaves("trace"))
+def test_trace(leaf: str) -> None:
+    assert isinstance(build(composed("likelihood", f"trace={leaf}")["trace"]), sde.Trace)
+
+
+@pytest.mark.parametrize("leaf", leaves("experiment"))
+def test_experiment(leaf: str) -> None:
+    config = composed("train", f"experiment={leaf}")
+    data = build(config["data"])
+    denoiser, _ = assemble(config, data)
+    build(config["objective"])
+    build(config["preview"]["solver"])
+    assert denoiser(torch.zeros(2, *data.shape), torch.tensor(0.5)).shape == (2, *data.shape)
+    # The chosen experiment can be changed further on the command line.
+    assert composed("train", f"experiment={leaf}", "steps=1")["steps"] == 1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("top", "override"),
+    [
+        ("train", "stepz=3"),
+        ("train", "sde.beta_mix=1"),
+        ("train", "network.widht=8"),
+        ("train", "preview.solver.step=3"),
+        ("sample", "solver.stepz=3"),
+        ("likelihood", "trace.probe=3"),
+    ],
+)
+def test_a_misspelt_key_is_an_error(top: str, override: str) -> None:
+    with pytest.raises(ConfigCompositionException, match="Could not override"):
+        compose(top, overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "group", ["sde", "network", "denoiser", "objective", "optimizer", "data", "solver@preview.solver"]
+)
+def test_a_misspelt_name_is_an_error(group: str) -> None:
+    with pytest.raises(Exception, match=r"Could not (find|override)"):
+        compose("train", overrides=[f"{group}=nothing_of_that_name"])
+
+
+def test_an_added_key_that_nothing_takes_is_an_error() -> None:
+    """`+sde.beta_mix=1` passes Hydra, but not the constructor."""
+    config = composed("train", "+sde.beta_mix=1")
+    with pytest.raises(ValueError, match="takes no argument 'beta_mix'"):
+        build(config["sde"])
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_every_key_is_explained_in_the_help(top: str) -> None:
+    """A key, or the group that fills it, stands in the help text with an explanation."""
+    text = (CONFIGS / f"{top}.yaml").read_text()
+    explained = set(re.findall(r"^ {8}(\w+) {2,}\w", text, re.MULTILINE))
+    keys = composed(top).keys()
+    by_group = {g for g in GROUPS if re.search(rf"^  - {g}(@\S+)?:", text, re.MULTILINE)}
+    assert keys - explained - by_group == set()
+    assert explained <= keys | by_group

@@ -1,0 +1,547 @@
+"""The command line: train, sample, likelihood; what goes on, what is refused, and with which words.
+
+The way that a user goes is gone in processes of their own. The refusals are told by the same scripts, run as
+`__main__` in this process, because most of a process's time goes into imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sde
+from sde.storage.checkpoint import load_checkpoint
+from sde.storage.files import sha256
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TINY = [
+    "network.width=8",
+    "network.multipliers=[1]",
+    "network.attention=[]",
+    "batch_size=8",
+    "device=cpu",
+    "log_every=1",
+]
+CHEAP = ["solver=heun", "solver.steps=2", "device=cpu"]
+PREVIEW = ["preview.n=4", "preview.solver.steps=2"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def process(folder: Path, script: str, *arguments: str) -> Result:
+    """A script in a process of its own."""
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def here(folder: Path, script: str, *arguments: str) -> Result:
+    """A script run as `__main__` in this process, with its own arguments, directory and streams."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, path, cwd, rng = sys.argv, list(sys.path), os.getcwd(), torch.get_rng_state()
+    sys.argv, sys.path[:0] = [f"{script}.py", *arguments], [str(SCRIPTS)]
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = lambda message, kind, *_: print(f"{kind.__name__}: {message}", file=err)
+            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    except SystemExit as stop:
+        # As the interpreter does at the end: a text goes to the error stream and means 1.
+        if isinstance(stop.code, str):
+            err.write(stop.code + "\n")
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        os.chdir(cwd)
+        torch.set_rng_state(rng)
+        sys.modules.pop("command", None)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The content of everything below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """Four steps on digits, and what the script said."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = [
+        "sde=vp",
+        *TINY,
+        *PREVIEW,
+        "steps=4",
+        "save_every=2",
+        "data.holdout=9",
+        "validate_every=2",
+        "run_dir=run",
+    ]
+    return folder, process(folder, "train", *arguments)
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Result], tmp_path: Path) -> Path:
+    """A copy of the trained run."""
+    shutil.copytree(trained[0] / "run", tmp_path / "run", symlinks=True)
+    return tmp_path / "run"
+
+
+def test_train(trained: tuple[Path, Result]) -> None:
+    folder, result = trained
+    assert (result.code, result.err) == (0, "")
+    written = "run/checkpoints/step_00000004.pt"
+    assert result.out.splitlines()[-1].startswith(f"trained to step 4; wrote {written}")
+    assert sorted(os.listdir(folder)) == ["run"]
+    names = {str(p.relative_to(folder / "run")) for p in (folder / "run").rglob("*") if p.is_file()}
+    steps = [f"checkpoints/step_0000000{i}.pt{end}" for i in (2, 4) for end in ("", ".sha256")]
+    assert {"config.yaml", "metrics.jsonl", "loss.png", "checkpoints/last.pt", *steps} <= names
+    assert [n for n in names if n.startswith("samples/")] == ["samples/step_00000004.png"]
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert ["valid_loss" in line for line in lines] == [False, True, False, True]
+    for name in ("loss.png", "samples/step_00000004.png"):
+        with Image.open(folder / "run" / name) as image:
+            image.load()
+    content = load_checkpoint(folder / "run")
+    assert json.loads(content["config"])["network"]["width"] == 8
+
+
+def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
+    """Sampling writes a picture and values; scoring an HDF5 file that a larger n continues row for row."""
+    sampled = process(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
+    assert (sampled.code, sampled.err) == (0, "")
+    png = run / "samples" / "step_00000004-Heun-seed3.png"
+    assert (
+        sampled.out.splitlines()[-1] == f"drew 5 samples of shape (1, 8, 8); wrote {png} and {png.with_suffix('.npz')}"
+    )
+    with Image.open(png) as image:
+        image.load()
+    with np.load(png.with_suffix(".npz")) as archive:
+        assert archive["x"].shape == (5, 1, 8, 8)
+        assert archive["x"].dtype == np.uint8
+        assert archive["x"].max() <= 16
+        assert archive["index"].tolist() == [0, 1, 2, 3, 4]
+        whole = archive["x"]
+    some = here(
+        run.parent, "sample", "ckpt=run/checkpoints/step_00000004.pt", *CHEAP, "n=2", "first=3", "seed=3", "out=s.png"
+    )
+    assert some.code == 0, some.err
+    with np.load(run.parent / "s.npz") as archive:
+        assert (archive["x"] == whole[3:]).all()
+        assert archive["index"].tolist() == [3, 4]
+
+    score = ["ckpt=run", *CHEAP, "batch_size=4"]
+    scored = process(run.parent, "likelihood", *score, "n=3", "repeats=2")
+    assert (scored.code, scored.err) == (0, "")
+    h5 = run / "likelihood" / "test.h5"
+    last = scored.out.splitlines()[-1]
+    assert last.startswith("digits test: ")
+    assert " bits/dim (mean and standard error over 3 samples" in last
+    assert last.endswith(f"wrote {h5}")
+    more = here(run.parent, "likelihood", *score, "n=6", "repeats=2")
+    assert more.code == 0, more.err
+    fresh = here(run.parent, "likelihood", *score, "n=6", "repeats=2", "out=fresh.h5")
+    assert fresh.code == 0, fresh.err
+    assert more.out.splitlines()[-1].rpartition("; ")[0] == fresh.out.splitlines()[-1].rpartition("; ")[0]
+    with h5py.File(h5) as resumed, h5py.File(run.parent / "fresh.h5") as undisturbed:
+        names = ["index", "repeat", "bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error", "nfe"]
+        assert sorted(resumed) == sorted(names)
+        assert sorted(zip(resumed["repeat"][:], resumed["index"][:])) == [(r, i) for r in (0, 1) for i in range(6)]
+        assert resumed.attrs["checkpoint_sha256"] == sha256(run / "checkpoints" / "last.pt")
+        assert resumed.attrs["seed"] == 0
+        assert resumed.attrs["dequantisation"] == "uniform"
+        for name in names:
+            np.testing.assert_allclose(resumed[name][:], undisturbed[name][:], rtol=1e-4, atol=1e-4)
+        model = sde.load(run)
+        x = sde.data.digits().test.values[:6]
+        bits = model.bits_per_dim(x, repeat=1, solver=sde.solvers.Heun(2, grid=sde.grids.LogSNR()))
+        found = resumed["bits_per_dim"][:][resumed["repeat"][:] == 1]
+        np.testing.assert_allclose(found, bits.numpy(), rtol=1e-4)
+    assert not [p for p in h5.parent.iterdir() if p != h5 and p.suffix != ".png"]
+
+
+SAME = ["sde=vp", *TINY, *PREVIEW, "save_every=2", "data.holdout=9", "validate_every=2"]
+
+
+def test_the_same_command_again_has_nothing_to_do_and_more_steps_go_on(run: Path) -> None:
+    before = files(run)
+    again = here(run.parent, "train", *SAME, "steps=4", "run_dir=run")
+    assert again.code == 0, again.err
+    assert again.out.splitlines()[-1].startswith("trained to step 4; wrote run/checkpoints/step_00000004.pt")
+    after = files(run)
+    assert after.keys() == before.keys()
+    for name in ("config.yaml", "metrics.jsonl"):
+        assert after[name] == before[name]
+    more = here(run.parent, "train", *SAME, "steps=6", "run_dir=run")
+    assert more.code == 0, more.err
+    assert more.out.splitlines()[-1].startswith("trained to step 6;")
+    straight = here(run.parent, "train", *SAME, "steps=6", "run_dir=straight")
+    assert straight.code == 0, straight.err
+    a, b = load_checkpoint(run), load_checkpoint(run.parent / "straight")
+    for part in ("weights", "ema"):
+        one, other = (c[part]["default"] if part == "ema" else c[part] for c in (a, b))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (run / "metrics.jsonl").read_bytes() == (run.parent / "straight" / "metrics.jsonl").read_bytes()
+
+
+def test_two_runs_of_one_seed_leave_the_same_checkpoint(trained: tuple[Path, Result], tmp_path: Path) -> None:
+    """In another process and another directory, bit for bit."""
+    again = here(tmp_path, "train", *SAME, "steps=4", "run_dir=elsewhere/run")
+    assert again.code == 0, again.err
+    a, b = (load_checkpoint(folder) for folder in (trained[0] / "run", tmp_path / "elsewhere" / "run"))
+    for part in ("weights", "optimizer"):
+        assert torch.equal(*(torch.cat([t.flatten() for t in tensors(c[part])]) for c in (a, b)))
+    assert sha256(trained[0] / "run/checkpoints/last.pt") == sha256(tmp_path / "elsewhere/run/checkpoints/last.pt")
+
+
+def tensors(tree: object) -> Iterator[torch.Tensor]:
+    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        if isinstance(value, torch.Tensor):
+            yield value.double()
+        else:
+            yield from tensors(value)
+
+
+def test_a_run_too_short_for_a_line_of_metrics(tmp_path: Path) -> None:
+    result = here(tmp_path, "train", *TINY, "log_every=50", "steps=1", "preview.n=0", "run_dir=run")
+    assert result.code == 0, result.err
+    assert (tmp_path / "run" / "checkpoints" / "step_00000001.pt").exists()
+
+
+def test_a_model_with_classes_is_trained_and_drawn_from(tmp_path: Path) -> None:
+    classes = ["conditional=true", "network.classes=10", "steps=1", "run_dir=run"]
+    result = here(tmp_path, "train", *TINY, *PREVIEW, *classes)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1].startswith("trained to step 1; wrote ")
+
+
+def test_points_in_the_plane(tmp_path: Path) -> None:
+    small = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
+    result = here(tmp_path, "train", *small, *PREVIEW, "steps=2", "log_every=1", "batch_size=8", "run_dir=run")
+    assert result.code == 0, result.err
+    scored = here(tmp_path, "likelihood", "ckpt=run", *CHEAP, "trace=exact", "out=a.h5")
+    assert scored.code == 0, scored.err
+    assert "moons test: " in scored.out
+    assert "over 9 samples" in scored.out
+
+
+# Refusals
+
+
+def refused(result: Result, *words: str) -> None:
+    """One line that begins with `error:` and says these words; no traceback."""
+    assert result.code != 0
+    lines = result.err.strip().splitlines()
+    assert "Traceback" not in result.err, result.err[-2000:]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: "), result.err
+    for word in words:
+        assert word in lines[0]
+    assert result.out == ""
+
+
+def told(result: Result, *words: str) -> None:
+    """Hydra's own refusals, which come before the script begins: some lines, and no traceback."""
+    assert result.code != 0
+    assert "Traceback" not in result.err, result.err[-2000:]
+    for word in words:
+        assert word in result.err
+    assert result.out == ""
+
+
+def test_misspelt_keys_and_names(tmp_path: Path) -> None:
+    told(here(tmp_path, "train", "stepz=3"), "stepz")
+    told(here(tmp_path, "train", "sde.beta_mix=3"), "beta_mix")
+    told(here(tmp_path, "train", "sde=vpp"), "sde/vpp", "subvp")
+    told(here(tmp_path, "sample", "ckpt=x", "solver=heunn"), "solver/heunn", "runge_kutta")
+    told(here(tmp_path, "likelihood", "ckpt=x", "repeat=3"), "repeat")
+    told(here(tmp_path, "train", "stepz"), "stepz")
+    refused(here(tmp_path, "train", *TINY, "+sde.beta_mix=3"), "'beta_mix'", "beta_min")
+    refused(here(tmp_path, "train", *TINY, "preview.solver._target_=sde.solvers.Huen"), "'sde.solvers.Huen'")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_misspelt_key_in_a_process_of_its_own(tmp_path: Path) -> None:
+    result = process(tmp_path, "train", "stepz=3")
+    told(result, "stepz")
+    assert result.code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("sde.beta_min=-1", "beta_min=-1"),
+        ("sde.beta_min=abc", "sde.VP"),
+        ("batch_size=0", "batch_size=0"),
+        ("batch_size=many", "batch_size"),
+        ("steps=many", "steps"),
+        ("log_every=0", "log_every"),
+        ("save_every=0", "save_every"),
+        ("keep=-1", "keep"),
+        ("ema=1", "decay"),
+        ("device=gpu", "device='gpu'"),
+        ("device=cuda:99", "device='cuda:99'"),
+        ("network.heads=3", "heads"),
+        ("preview.solver.steps=0", "steps"),
+        ("objective=ddpm", "sde.chain.n"),
+        ("conditional=true", "label"),
+        ("trust=nothing", "trust"),
+        ("sde._target_=sde.SDE", "sde.SDE"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path: Path, override: str, word: str) -> None:
+    arguments = [a for a in TINY if a.partition("=")[0] != override.partition("=")[0]]
+    if override.startswith("network.heads"):
+        arguments.remove("network.attention=[]")
+        arguments += ["network.attention=[0]"]
+    steps = [] if override.startswith("steps") else ["steps=1"]
+    refused(here(tmp_path, "train", *arguments, *steps, override, "run_dir=run"), word)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(run: Path) -> None:
+    before = files(run.parent)
+    for script, arguments in {
+        "train": [*TINY, "run_dir=new"],
+        "sample": ["ckpt=run"],
+        "likelihood": ["ckpt=run"],
+    }.items():
+        result = here(run.parent, script, *arguments, "device=cuda")
+        refused(result, "device='cuda' was asked for, but this machine has 0 CUDA devices")
+    assert files(run.parent) == before
+
+
+def test_bad_checkpoints(run: Path) -> None:
+    """Missing, empty, truncated, altered, something else: refused by both readers, with the newest sound one named."""
+    good = run / "checkpoints" / "step_00000004.pt"
+    whole = good.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    (run.parent / "nothing").mkdir()
+    sound = "the newest sound one beside it is"
+    for content, words in (
+        (b"", ["is empty", sound, "step_00000002.pt"]),
+        (whole[:-100], ["is truncated or altered", sound, "step_00000002.pt"]),
+        (bytes(flipped), ["is truncated or altered", sound, "step_00000002.pt"]),
+    ):
+        good.write_bytes(content)
+        before = files(run.parent)
+        for script in ("sample", "likelihood"):
+            refused(here(run.parent, script, "ckpt=run", *CHEAP), str(good), *words)
+        # The way on that the message names is open.
+        refused(here(run.parent, "train", *SAME, "steps=4", "run_dir=run"), str(good), *words)
+        assert files(run.parent) == before
+    good.write_bytes(whole)
+    before = files(run.parent)
+    for script in ("sample", "likelihood"):
+        refused(here(run.parent, script, "ckpt=gone.pt", *CHEAP), "no checkpoint at gone.pt")
+        refused(here(run.parent, script, "ckpt=nothing", *CHEAP), "nothing is a directory without checkpoints/last.pt")
+        refused(here(run.parent, script, *CHEAP), "ckpt is missing")
+    assert files(run.parent) == before
+
+
+def test_a_file_that_is_no_checkpoint(run: Path) -> None:
+    for script in ("sample", "likelihood"):
+        refused(here(run.parent, script, "ckpt=run/config.yaml", *CHEAP), "config.yaml is not a checkpoint")
+
+
+def test_bad_requests_of_samples_and_scores(run: Path) -> None:
+    """Nothing is left behind by a request that cannot be met, a result file with no rows included."""
+    before = files(run.parent)
+    refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "n=0"), "n=0")
+    refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "ema=fast"), "no EMA 'fast'", "default")
+    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "split=dev"), "no split 'dev'", "train, test")
+    assert files(run.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["data=moons", "n=2"], "(B, 1, 8, 8)"),
+        (["solver=ancestral", "n=2"], "Ancestral"),
+        (["n=100000"], "n=100000"),
+        (["repeats=0"], "repeats=0"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_a_score_that_cannot_be_had_does_not_stand_in_the_way_of_one_that_can(
+    run: Path, arguments: list[str], word: str
+) -> None:
+    cheap = [a for a in CHEAP if not (a.startswith("solver") and "solver=ancestral" in arguments)]
+    refused(here(run.parent, "likelihood", "ckpt=run", *cheap, *arguments), word)
+    good = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=1")
+    assert good.code == 0, good.err
+
+
+def test_the_scores_of_another_job_are_not_written_over(run: Path) -> None:
+    first = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2")
+    assert first.code == 0, first.err
+    before = files(run.parent)
+    other = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "seed=1")
+    refused(other, "test.h5 holds the results of another job", "seed")
+    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "out=run/config.yaml"), "config.yaml")
+    assert files(run.parent) == before
+
+
+def test_bad_data(tmp_path: Path) -> None:
+    x = np.random.RandomState(0).normal(size=(30, 5)).astype(np.float32)
+    x[17, 3] = np.nan
+    np.save(tmp_path / "nan.npy", x)
+    np.savez(
+        tmp_path / "levels.npz",
+        x_train=np.full((9, 5, 6), 7),
+        x_test=np.arange(30).reshape(1, 5, 6),
+    )
+    np.savez(tmp_path / "names.npz", images=np.zeros((9, 4, 4), np.uint8))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "levels.npz").read_bytes()[:200])
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    broken = tmp_path / "pictures" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    (tmp_path / "none").mkdir()
+    before = files(tmp_path)
+    tiny = [*TINY, "run_dir=run"]
+    for arguments, words in (
+        (["data=arrays", "data.path=nan.npy", "data.test=null", "network=mlp"], ["nan", "[", "3]"]),
+        (["data=arrays", "data.path=levels.npz", "data.levels=16"], ["array 'x_test'[0, 0, 2, 4] is 16", "levels=16"]),
+        (["data=arrays", "data.path=names.npz"], ["no array 'x_train'", "'images'"]),
+        (["data=arrays", "data.path=cut.npz"], ["cut.npz cannot be read"]),
+        (["data=arrays", "data.path=gone.npz"], ["gone.npz"]),
+        (["data=arrays"], ["data.path"]),
+        (["data=images", "data.path=pictures", "data.size=8"], ["pictures/1.png"]),
+        (["data=images", "data.path=none"], ["none holds no image"]),
+        (["data=images", "data.path=gone"], ["gone"]),
+    ):
+        rest = [a for a in tiny if not (a.startswith("network.") and "network=mlp" in arguments)]
+        refused(here(tmp_path, "train", *arguments, *rest), *words)
+    assert files(tmp_path) == before
+    # The first value that is not finite is named by its place.
+    result = here(tmp_path, "train", "data=arrays", "data.path=nan.npy", "data.test=null", "network=mlp", "run_dir=run")
+    refused(result, "[17, 3] is nan")
+
+
+def test_a_shape_that_does_not_fit_the_network(tmp_path: Path) -> None:
+    refused(here(tmp_path, "train", "data=moons", "network=unet", "run_dir=run"), "rank")
+    refused(here(tmp_path, "train", *TINY, "network.channels=3", "run_dir=run"), "(2, 1, 8, 8)", "channels=")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_of_another_run_or_of_something_else(run: Path) -> None:
+    (run.parent / "notes").mkdir()
+    (run.parent / "notes" / "a.txt").write_text("x")
+    before = files(run.parent)
+    refused(
+        here(run.parent, "train", *SAME, "steps=4", "run_dir=run", "seed=7"),
+        "run belongs to another config: seed was 0",
+    )
+    refused(
+        here(run.parent, "train", *SAME, "run_dir=run", "sde=ve"), "run belongs to another config: sde._target_ was"
+    )
+    refused(here(run.parent, "train", *SAME, "run_dir=notes"), "notes is not empty and holds no config.yaml")
+    assert files(run.parent) == before
+
+
+def test_a_config_file_that_is_no_config(run: Path) -> None:
+    for bad in ("{ not: [yaml", "", "- 1\n- 2\n"):
+        (run / "config.yaml").write_text(bad)
+        before = files(run)
+        refused(here(run.parent, "train", *SAME, "steps=4", "run_dir=run"), "config")
+        assert files(run) == before
+
+
+def test_a_loss_that_is_not_finite(run: Path) -> None:
+    """A learning rate beyond reason stops with the number of the step; what was saved before stays."""
+    arguments = [*SAME, "optimizer.lr=1e30", "warmup=0", "save_every=1", "preview.n=0", "run_dir=wild", "steps=9"]
+    result = here(run.parent, "train", *arguments)
+    assert result.code != 0
+    refused(result, "training stopped at step ", "the loss is ")
+    step = int(result.err.partition("at step ")[2].partition(":")[0])
+    assert load_checkpoint(run.parent / "wild")["step"] == step - 1
+
+
+def test_help(tmp_path: Path) -> None:
+    for script, words in {
+        "train": ["run_dir ", "save_every ", "scripts/train.py sde=ve", "subvp", "beta_min"],
+        "sample": ["ckpt ", "predictor_corrector"],
+        "likelihood": ["ckpt ", "atol ", "hutchinson"],
+    }.items():
+        result = here(tmp_path, script, "--help")
+        assert (result.code, result.err) == (0, "")
+        for word in words:
+            assert word in result.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_and_a_killed_scoring_go_on(trained: tuple[Path, Result], tmp_path: Path) -> None:
+    """SIGKILL in the middle of training; the same command again ends where an undisturbed run ends."""
+    arguments = [*SAME, "save_every=5", "steps=40", "preview.n=0"]
+    command = [sys.executable, str(SCRIPTS / "train.py"), *arguments, "run_dir=killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed/checkpoints/step_00000010.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert process(tmp_path, "train", *arguments, "run_dir=killed").code == 0
+    assert process(tmp_path, "train", *arguments, "run_dir=straight").code == 0
+    a, b = load_checkpoint(tmp_path / "killed"), load_checkpoint(tmp_path / "straight")
+    assert a["step"] == b["step"] == 40
+    assert all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "straight/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_interrupt_saves_what_there_is(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "train.py"), *TINY, "steps=100000", "run_dir=run"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert "interrupted after step" in out
+    assert "Traceback" not in err
+    assert load_checkpoint(tmp_path / "run")["step"] >= 1

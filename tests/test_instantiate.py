@@ -1,0 +1,185 @@
+"""What a config may name, what a checkpoint may name, and how mistakes are told."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sde
+from sde.instantiate import MODEL_ROOMS, build, find
+
+
+def test_a_tree_becomes_the_objects_it_describes() -> None:
+    tree = {
+        "_target_": "sde.solvers.Heun",
+        "steps": 7,
+        "grid": {"_target_": "sde.grids.Karras", "rho": 5.0},
+    }
+    assert build(tree) == sde.solvers.Heun(7, grid=sde.grids.Karras(5.0))
+    assert build({"a": [1, {"_target_": "sde.VP"}], "b": "sde.VP", "c": None}) == {
+        "a": [1, sde.VP()],
+        "b": "sde.VP",
+        "c": None,
+    }
+    assert build({"_target_": "sde.DiscreteChain.linear", "n": 30}).betas.equal(sde.DiscreteChain.linear(30).betas)
+    assert tree["_target_"] == "sde.solvers.Heun"
+
+
+def test_arguments_go_to_the_outermost_call() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    adam = build({"_target_": "torch.optim.Adam", "lr": 0.5}, params=[weight])
+    assert type(adam) is torch.optim.Adam
+    assert adam.param_groups[0]["lr"] == 0.5
+    assert build({"_target_": "sde.VP", "beta_max": 9.0}, beta_max=5.0) == sde.VP(beta_max=5.0)
+
+
+def test_a_misspelt_argument_is_told_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"sde\.VP takes no argument 'beta_mix': it takes beta_min, beta_max, t_min"):
+        build({"_target_": "sde.VP", "beta_mix": 1.0})
+    with pytest.raises(ValueError, match=r"Karras takes no argument 'roh'"):
+        build({"_target_": "sde.solvers.Heun", "steps": 3, "grid": {"_target_": "sde.grids.Karras", "roh": 1.0}})
+
+
+def test_a_missing_argument_is_told() -> None:
+    with pytest.raises(ValueError, match=r"sde\.networks\.MLP needs the argument 'features'"):
+        build({"_target_": "sde.networks.MLP"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sde.VPP", "sde.solver.Heun", "sde.VP.beta", "VP", "sde", "sde.solvers", "", "sde.", ".VP", "torch.optim.SGD"],
+)
+def test_a_misspelt_name_is_told(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"_target_ '{name}' is not known: expected .* sde, or one of torch.optim.Adam"
+    ):
+        build({"_target_": name})
+
+
+@pytest.mark.parametrize("name", [None, 3, ["sde.VP"], {"a": 1}])
+def test_a_name_is_a_string(name: Any) -> None:
+    with pytest.raises(ValueError, match="is not known"):
+        build({"_target_": name})
+
+
+def test_values_of_a_wrong_type_are_a_value_error_that_names_the_target() -> None:
+    with pytest.raises(ValueError, match=r"sde\.VP"):
+        build({"_target_": "sde.VP", "beta_min": "abc"})
+    with pytest.raises(ValueError, match=r"sde\.Denoiser"):
+        build({"_target_": "sde.Denoiser"})
+
+
+# Trust
+
+ATTACKS = [
+    "os.system",
+    "sde.storage.files.write_atomically",
+    "sde.storage.files.os.system",
+    "sde.storage.checkpoint.os.system",
+    "sde.storage.checkpoint.save_checkpoint",
+    "sde.storage.checkpoint.torch.load",
+    "sde.load",
+    "sde.model.load",
+    "sde.data.arrays",
+    "sde.data.arrays.arrays",
+    "sde.data.images",
+    "sde.data.scaling.math.sqrt",
+    "sde.networks.unet.torch.load",
+    "sde.networks.layers.nn.Linear",
+    "sde.denoisers.dataclass",
+    "sde.processes.chain.functools.partial",
+    "sde.instantiate.build",
+    "sde.instantiate.find",
+    "sde.instantiate.importlib.import_module",
+    "sde.storage.store.Store.open",
+    "sde.training.Training",
+    "torch.load",
+    "torch.optim.Adam",
+    "torch.hub.load",
+    "builtins.eval",
+    "builtins.open",
+    "sde.VP.__class__",
+    "sde.VP.__init__.__class__",
+    "sde.VP.__reduce__",
+    "sde.networks.UNet.load_state_dict",
+    "subprocess.run",
+    "antigravity.webbrowser.open",
+]
+
+
+@pytest.fixture
+def no_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records what must not be called."""
+    calls: list[str] = []
+
+    def trap(module: Any, name: str) -> None:
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: calls.append(name))
+
+    trap(os, "system")
+    trap(torch, "load")
+    trap(builtins, "eval")
+    return calls
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_the_tree_of_a_checkpoint_must_not_name(name: str, no_calls: list[str], tmp_path: Path) -> None:
+    modules = set(sys.modules)
+    for tree in (
+        {"_target_": name, "command": "true", "path": str(tmp_path / "x")},
+        {"_target_": name},
+        {"_target_": "sde.processes.VP", "beta_min": {"_target_": name}},
+        [{"deep": {"_target_": name}}],
+    ):
+        with pytest.raises(ValueError, match=rf"'{name}' is not known: expected a class or function defined in sde\."):
+            build(tree, rooms=MODEL_ROOMS)
+    assert no_calls == []
+    assert list(tmp_path.iterdir()) == []
+    assert not {"antigravity", "webbrowser"} & (set(sys.modules) - modules)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [a for a in ATTACKS if a.partition(".")[0] in {"os", "builtins", "subprocess", "antigravity"} or ".os." in a],
+)
+def test_a_config_must_not_name_it_either(name: str, no_calls: list[str]) -> None:
+    with pytest.raises(ValueError, match="is not known"):
+        build({"_target_": name, "command": "true"})
+    assert no_calls == []
+
+
+def test_what_the_tree_of_a_checkpoint_may_name() -> None:
+    assert find("sde.VP", rooms=MODEL_ROOMS) is sde.VP
+    assert find("sde.networks.UNet", rooms=MODEL_ROOMS) is sde.networks.UNet
+    assert find("sde.DiscreteChain.cosine", rooms=MODEL_ROOMS) == sde.DiscreteChain.cosine
+    assert find("sde.data.Scaling", rooms=MODEL_ROOMS) is sde.data.Scaling
+
+
+def test_a_package_of_ones_own_has_to_be_trusted_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "ownsde"
+    package.mkdir()
+    (package / "__init__.py").write_text("from os import system\n")
+    (package / "parts.py").write_text("from os import system\n\n\ndef make(size):\n    return ['made', size]\n")
+    (tmp_path / "ownsdeother.py").write_text("def make():\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tree = {"_target_": "ownsde.parts.make", "size": 3}
+    with pytest.raises(
+        ValueError, match=r"'ownsde\.parts\.make' is not known.*a package of your own has to be trusted"
+    ):
+        build(tree)
+    assert "ownsde" not in sys.modules
+    for rooms in (("sde",), MODEL_ROOMS):
+        assert build(tree, rooms=rooms, trust=["ownsde"]) == ["made", 3]
+        assert build({"a": [tree]}, rooms=rooms, trust=["ownsde.parts"]) == {"a": [["made", 3]]}
+        with pytest.raises(ValueError, match="is not known"):
+            build(tree, rooms=rooms, trust=["ownsde.part"])
+        for name in ("ownsde.parts.system", "ownsde.system", "ownsdeother.make", "ownsde.gone", "ownsde.parts.gone"):
+            with pytest.raises(ValueError, match="is not known"):
+                build({"_target_": name}, rooms=rooms, trust=["ownsde"])
+    with pytest.raises(ValueError, match=r"takes no argument 'sise': it takes size"):
+        build({"_target_": "ownsde.parts.make", "sise": 3}, trust=["ownsde"])

@@ -1,0 +1,362 @@
+"""Training: its state is a function of seed and step, so that a run stopped anywhere goes on bit for bit."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde
+from sde.data import Scaling, Split
+from sde.noise import Noise
+from sde.objective import DenoisingScoreMatching, Objective
+from sde.training import Batches, NonFiniteLoss, Report, Training, train, validate
+from sde.training.ema import EMA
+
+STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="module")
+def digits() -> sde.data.DataSet:
+    return sde.data.digits()
+
+
+def unet_training(digits: sde.data.DataSet, *, warmup: int = 3, conditional: bool = False) -> Training:
+    """A tiny U-Net with dropout on 40 digits, in batches of 16: an epoch ends in the middle of every fifth batch."""
+    classes = 10 if conditional else None
+    network = sde.networks.UNet(1, width=8, multipliers=(1, 2), blocks=1, dropout=0.3, classes=classes)
+    denoiser = sde.NetworkDenoiser(network, sde.VP(), level=sde.LogSNRLevel(50.0))
+    return Training(
+        denoiser,
+        DenoisingScoreMatching(),
+        Batches(digits.train.select(torch.arange(40)), digits.scaling, 16, Noise(3)),
+        torch.optim.Adam(denoiser.parameters(), lr=1e-2),
+        ema={"default": EMA(denoiser, 0.9), "slow": EMA(denoiser, 0.99)},
+        warmup=warmup,
+        seed=3,
+        conditional=conditional,
+    )
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested mappings and sequences, by path."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            yield from leaves(value, f"{path}/{i}")
+    else:
+        yield path, tree
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    one, other = dict(leaves(a)), dict(leaves(b))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        same = torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key]
+        assert same, key
+
+
+def saved(training: Training) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(training.state(), buffer)
+    buffer.seek(0)
+    state: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return state
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(digits: sde.data.DataSet, conditional: bool) -> None:
+    torch.manual_seed(0)
+    undisturbed = unet_training(digits, conditional=conditional)
+    states, reports = [saved(undisturbed)], []
+    for report in train(undisturbed, STEPS):
+        reports.append(report)
+        states.append(saved(undisturbed))
+    assert len({r.loss for r in reports}) == STEPS
+
+    for stop in (1, 2, 3, 5) if not conditional else (2,):
+        torch.manual_seed(99)  # the fresh process has other weights and another state of the global generator
+        resumed = unet_training(digits, conditional=conditional)
+        resumed.restore(states[stop])
+        assert list(train(resumed, STEPS)) == reports[stop:]
+        assert_same_bits(resumed.state(), states[STEPS])
+
+
+def test_dropout_is_at_work_in_the_test_above(digits: sde.data.DataSet) -> None:
+    """With another state of the global generator the second step comes out differently: restoring it matters."""
+    torch.manual_seed(0)
+    training = unet_training(digits)
+    for _ in train(training, 3):
+        pass
+    state, losses = saved(training), []
+    for seed in (1, 2):
+        training.restore(state)
+        torch.manual_seed(seed)
+        losses.append(training.advance().loss)
+    assert losses[0] != losses[1]
+
+
+def test_two_runs_of_one_seed_are_the_same_and_of_two_seeds_are_not(digits: sde.data.DataSet) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        training = unet_training(digits)
+        training.noise = Noise(seed)
+        results.append([r.loss for r in train(training, 2)])
+    assert results[0] == results[1]
+    assert results[0][0] != results[2][0]
+
+
+# Batches
+
+
+def numbers(n: int, labels: bool = True) -> Split:
+    """Samples that tell who they are."""
+    return Split(torch.arange(n, dtype=torch.float32)[:, None], torch.arange(n) if labels else None)
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (3, 8), (7, 1)])
+def test_batches_are_permutations_end_to_end(n: int, size: int) -> None:
+    batches = Batches(numbers(n), Scaling.identity(), size, Noise(0))
+    epochs = 24
+    values, labels = zip(*(batches[i] for i in range(epochs * n // size)))
+    order = torch.cat([label for label in labels if label is not None])
+    assert torch.equal(torch.cat(values)[:, 0], order.float())
+    whole = order[: len(order) // n * n].reshape(-1, n)
+    assert torch.equal(whole.sort(1).values, torch.arange(n).expand_as(whole))
+    assert len({tuple(row) for row in whole.tolist()}) > 1
+    # Read backwards, the batches are the same: they depend on nothing but their number.
+    for i in reversed(range(len(values))):
+        assert torch.equal(batches[i][0], values[i])
+
+
+def test_every_place_of_an_epoch_is_equally_likely() -> None:
+    n, epochs = 4, 1200
+    batches = Batches(numbers(n), Scaling.identity(), n, Noise(5))
+    orders = torch.stack([batches[i][0][:, 0].long() for i in range(epochs)])
+    rank = orders @ torch.tensor([64, 16, 4, 1])
+    counts = rank.unique(return_counts=True)[1].double()
+    assert len(counts) == math.factorial(n)
+    expected = epochs / math.factorial(n)
+    # Chi-square with 23 degrees of freedom: above 49.7 with probability 1e-3.
+    assert float(((counts - expected) ** 2 / expected).sum()) < 49.7
+
+
+def test_dequantisation_is_fresh_in_every_epoch_and_the_same_for_any_batch_size() -> None:
+    split, scaling = Split(torch.arange(6, dtype=torch.uint8).reshape(6, 1)), Scaling.interval(6)
+    sequences = [
+        torch.cat([Batches(split, scaling, size, Noise(1))[i][0] for i in range(12 // size)]) for size in (1, 3, 4)
+    ]
+    assert torch.equal(sequences[0], sequences[1])
+    assert torch.equal(sequences[0], sequences[2])
+    first, second = sequences[0][:6].sort(0).values, sequences[0][6:].sort(0).values
+    assert torch.equal(scaling.to_data(first), split.values)
+    assert torch.equal(scaling.to_data(second), split.values)
+    assert not torch.isclose(first, second).any()
+
+
+def test_a_batch_has_at_least_one_sample() -> None:
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Batches(numbers(3), Scaling.identity(), 0, Noise(0))
+
+
+# Steps
+
+
+class Line(sde.Denoiser):
+    """E[x0 | x_t] = weight, one number for each dimension."""
+
+    def __init__(self, dims: int = 2) -> None:
+        super().__init__()
+        self.process = sde.VP()
+        self.weight = torch.nn.Parameter(torch.zeros(dims))
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.weight.expand_as(x_t)
+
+
+@dataclass(frozen=True)
+class Given(Objective):
+    """The loss sum(weight * gradient), whose gradient at step k is what the list says; remembers what it was given."""
+
+    gradients: list[Tensor]
+    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def __call__(self, denoiser: Any, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
+        step = len(self.seen)
+        self.seen.append((x0, u, z))
+        loss: Tensor = (denoiser.weight * self.gradients[step % len(self.gradients)]).sum().expand(len(x0))
+        return loss
+
+
+def line_training(objective: Objective | None = None, n: int = 5, size: int = 4, **settings: Any) -> Training:
+    denoiser = Line()
+    split = Split(torch.arange(2.0 * n).reshape(n, 2))
+    return Training(
+        denoiser,
+        DenoisingScoreMatching() if objective is None else objective,
+        Batches(split, Scaling.identity(), size, Noise(0)),
+        torch.optim.SGD(denoiser.parameters(), lr=0.5, momentum=0.5),
+        ema={"default": EMA(denoiser, 0.5)},
+        **settings,
+    )
+
+
+def test_warm_up_clipping_and_the_report() -> None:
+    gradients = [torch.tensor(g) for g in ([0.3, 0.4], [3.0, 4.0], [0.0, -1.0], [0.6, 0.0])]
+    training = line_training(Given(gradients), warmup=2, clip=1.0)
+    weight, momentum = torch.zeros(2), torch.zeros(2)
+    for step, report in enumerate(train(training, 4), start=1):
+        gradient = gradients[step - 1]
+        rate = 0.5 * min(1.0, step / 2)
+        momentum = 0.5 * momentum + gradient / max(1.0, float(gradient.norm()))
+        loss = float((weight * gradient).sum())
+        weight = weight - rate * momentum
+        assert report.step == step == training.step
+        assert report.learning_rate == pytest.approx(rate)
+        assert report.grad_norm == pytest.approx(float(gradient.norm()), rel=1e-6)
+        assert report.loss == pytest.approx(loss, abs=1e-6)
+        torch.testing.assert_close(training.denoiser.get_parameter("weight").detach(), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_train_counts_earlier_steps_and_takes_none_too_many() -> None:
+    training = line_training()
+    assert [r.step for r in train(training, 3)] == [1, 2, 3]
+    assert [r.step for r in train(training, 5)] == [4, 5]
+    assert list(train(training, 5)) == []
+    assert list(train(training, 2)) == []
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_before_the_step(kind: str) -> None:
+    @dataclass(frozen=True)
+    class Breaks(Objective):
+        def __call__(self, denoiser: Any, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
+            loss: Tensor = (denoiser.weight - 1.0).square().sum().expand(len(x0))
+            if training.step == 2:
+                # The root of 0 is a finite loss with an infinite slope.
+                loss = loss * math.inf if kind == "loss" else loss + (denoiser.weight * 0.0).sum().sqrt()
+            return loss
+
+    training = line_training(Breaks())
+    reports: list[Report] = []
+    generator = train(training, 9)
+    reports += [next(generator), next(generator)]
+    before = saved(training)
+    with pytest.raises(NonFiniteLoss, match=r"step 3: the loss is (inf|[0-9.]+), the norm of its gradient (nan|inf)"):
+        next(generator)
+    assert training.step == 2
+    assert_same_bits(saved(training), before)
+    assert issubclass(NonFiniteLoss, ArithmeticError)
+
+
+def test_times_are_spread_evenly_and_noise_is_new_in_every_step() -> None:
+    objective = Given([torch.zeros(2)])
+    training = line_training(objective, size=8)
+    list(train(training, 200))
+    us = torch.stack([u for _, u, _ in objective.seen])
+    assert ((us >= 0) & (us < 1)).all()
+    gaps = us.sort(1).values.diff(dim=1)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 8), rtol=0, atol=1e-6)
+    offsets = us.min(1).values * 8  # uniform on [0, 1): mean 1/2 +- 0.02
+    assert len(offsets.unique()) == 200
+    assert abs(float(offsets.mean()) - 0.5) < 0.1
+    z = torch.stack([z for *_, z in objective.seen])
+    assert len(z.unique()) == z.numel()
+    assert abs(float(z.mean())) < 0.1
+    assert abs(float(z.std()) - 1.0) < 0.1
+
+
+def test_check_computes_the_loss_of_two_samples_and_changes_nothing() -> None:
+    objective = Given([torch.zeros(2)])
+    training = line_training(objective)
+    training.denoiser.train()
+    before, rng = saved(training), torch.get_rng_state()
+    training.check()
+    assert [len(x0) for x0, *_ in objective.seen] == [2]
+    assert training.denoiser.training
+    assert_same_bits(saved(training), before)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_check_runs_in_evaluation_mode() -> None:
+    training = line_training(Mean())
+    assert training.denoiser.training
+    training.check()
+
+
+def test_check_finds_a_network_that_does_not_fit(digits: sde.data.DataSet) -> None:
+    training = unet_training(digits)
+    training.batches = Batches(Split(torch.zeros(4, 3, 8, 8)), Scaling.identity(), 2, Noise(0))
+    with pytest.raises(ValueError, match=r"shape \(B, 1, n_1, n_2\), got \(2, 3, 8, 8\)"):
+        training.check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": -1}, "warmup=-1"),
+        ({"clip": 0.0}, "clip=0.0"),
+        ({"clip": math.nan}, "clip=nan"),
+        ({"conditional": True}, "needs labels"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        line_training(**settings)
+
+
+def test_a_state_without_an_average_that_is_wanted_is_refused() -> None:
+    training = line_training()
+    state = training.state()
+    training.ema["other"] = EMA(training.denoiser, 0.9)
+    with pytest.raises(ValueError, match="no EMA 'other': it has default"):
+        training.restore(state)
+
+
+# Validation
+
+
+@dataclass(frozen=True)
+class Mean(Objective):
+    """The first entry of x0, plus a share of the noise."""
+
+    noise: float = 0.0
+
+    def __call__(self, denoiser: Any, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
+        assert not denoiser.training
+        return x0[:, 0] + self.noise * (z[:, 0] + u) + condition.get("label", torch.zeros(()))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 20])
+def test_validation_sees_every_sample_once(size: int) -> None:
+    squares = Split(torch.arange(7.0).square()[:, None], torch.arange(7))
+    batches = Batches(squares, Scaling.identity(), size, Noise(0))
+    denoiser = Line()
+    assert validate(denoiser, Mean(), batches) == pytest.approx(91 / 7, rel=1e-6)
+    assert validate(denoiser, Mean(), batches, conditional=True) == pytest.approx(91 / 7 + 3, rel=1e-6)
+    assert denoiser.training
+
+
+def test_validation_has_the_same_noise_at_every_call() -> None:
+    batches = Batches(numbers(7), Scaling.identity(), 3, Noise(0))
+    first = validate(Line(), Mean(1.0), batches)
+    assert validate(Line(), Mean(1.0), batches) == first
+    assert validate(Line(), Mean(1.0), batches, seed=1) != first

@@ -1,0 +1,440 @@
+"""Run directories: the same config goes on, another one is refused, and files continue without seam."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sde
+from sde.data import DataSet
+from sde.storage.checkpoint import load_checkpoint
+from sde.storage.files import sha256
+from sde.training import NonFiniteLoss, Report, Training, train
+from sde.training.run import FREE, Run, assemble, differences
+
+CONFIG: dict[str, Any] = {
+    "sde": {"_target_": "sde.VP", "beta_min": 0.1, "beta_max": 20.0},
+    "network": {
+        "_target_": "sde.networks.UNet",
+        "channels": None,
+        "rank": None,
+        "width": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "dropout": 0.3,
+    },
+    "denoiser": {
+        "_target_": "sde.NetworkDenoiser",
+        "parametrisation": {"_target_": "sde.NoisePrediction", "data_std": 1.0},
+        "level": {"_target_": "sde.LogSNRLevel", "scale": 50.0},
+    },
+    "objective": {
+        "_target_": "sde.objective.DenoisingScoreMatching",
+        "weighting": {"_target_": "sde.objective.Likelihood"},
+        "times": {"_target_": "sde.objective.UniformLogSNR"},
+    },
+    "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-2},
+    "data": {"_target_": "sde.data.digits", "holdout": 0},
+    "run_dir": "run",
+    "steps": 7,
+    "batch_size": 16,
+    "seed": 0,
+    "device": "cpu",
+    "warmup": 3,
+    "clip": 1.0,
+    "ema": 0.9,
+    "conditional": False,
+    "log_every": 2,
+    "validate_every": 3,
+    "save_every": 2,
+    "keep": None,
+    "trust": [],
+    "preview": {"n": 0},
+}
+STEPS = 7
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSet:
+    """40 digits, so that an epoch ends in the middle of a batch, and 5 held out."""
+    whole = sde.data.digits()
+    few = [whole.train.select(torch.arange(*ends)) for ends in ((40,), (40, 44), (50, 55))]
+    return DataSet("few digits", whole.scaling, *few)
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The config with other entries; a dot in a name is written as two underscores."""
+    config = copy.deepcopy(CONFIG)
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        tree = config
+        for part in path:
+            tree = tree[part]
+        tree[last] = value
+    return config
+
+
+def open_run(folder: Path, config: dict[str, Any] | None = None) -> Run:
+    """The run in a folder as the script opens it, with JSON for YAML."""
+    config = CONFIG if config is None else config
+    there = folder / "config.yaml"
+    return Run(folder, config, json.dumps(config), json.loads(there.read_text()) if there.exists() else None)
+
+
+def go(
+    folder: Path,
+    data: DataSet,
+    config: dict[str, Any] | None = None,
+    *,
+    stop: int = STEPS,
+    save: bool = True,
+    seed: int = 0,
+) -> tuple[list[Report], Training]:
+    """One call of the training script, up to the step `stop`."""
+    run = open_run(folder, config)
+    torch.manual_seed(seed)
+    training = run.start(data)
+    reports = []
+    for report in train(training, stop):
+        reports.append(report)
+        run.log(report, training)
+    if save:
+        run.save(training)
+    return reports, training
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: DataSet) -> tuple[Path, list[Report]]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    reports, _ = go(folder, data)
+    torch.set_num_threads(threads)
+    return folder, reports
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 3), (4,), (6, 6)])
+def test_stopped_and_continued_through_its_files_it_is_the_undisturbed_run(
+    tmp_path: Path, data: DataSet, undisturbed: tuple[Path, list[Report]], stops: tuple[int, ...]
+) -> None:
+    """Every number of the newest checkpoint is the same, bit for bit, and so are the losses, in reports and metrics."""
+    folder, expected = undisturbed
+    reports: list[Report] = []
+    for i, stop in enumerate((*stops, STEPS)):
+        reports += go(tmp_path / "run", data, stop=stop, seed=0 if i == 0 else 99 + i)[0]
+    assert reports == expected
+    assert_same_bits(tmp_path / "run", folder)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 3, 4, 6]
+    assert metrics(tmp_path / "run") == metrics(folder)
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested mappings and sequences, by path."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            yield from leaves(value, f"{path}/{i}")
+    else:
+        yield path, tree
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """The newest checkpoints of two runs hold the same values."""
+    a, b = (dict(leaves(load_checkpoint(folder))) for folder in (one, other))
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key], key
+
+
+def test_steps_that_were_lost_are_taken_again_without_duplicates(
+    tmp_path: Path, data: DataSet, undisturbed: tuple[Path, list[Report]]
+) -> None:
+    folder, _ = undisturbed
+    go(tmp_path / "run", data, stop=4)
+    go(tmp_path / "run", data, stop=6, save=False)  # killed after step 6, the newest checkpoint being of step 4
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 3, 4, 6]
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo\n{"step": 4}\n')  # ... in the middle of a line, behind which nothing counts
+    open_run(tmp_path / "run").start(data)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 3, 4]
+    go(tmp_path / "run", data)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 3, 4, 6]
+    assert metrics(tmp_path / "run") == metrics(folder)
+    assert_same_bits(tmp_path / "run", folder)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path, data: DataSet) -> None:
+    go(tmp_path / "run", data, stop=3, save=False)
+    reports, _ = go(tmp_path / "run", data, stop=2)
+    assert [r.step for r in reports] == [1, 2]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2]
+
+
+def test_metrics(undisturbed: tuple[Path, list[Report]]) -> None:
+    """A loss is the mean since the last line; step 6 has loss and validation in one line."""
+    folder, reports = undisturbed
+    lines = {int(line["step"]): line for line in metrics(folder)}
+    for step in (2, 4, 6):
+        expected = math.fsum(r.loss for r in reports[step - 2 : step]) / 2
+        assert lines[step]["loss"] == expected
+        assert lines[step]["grad_norm"] == reports[step - 1].grad_norm
+        assert lines[step]["learning_rate"] == reports[step - 1].learning_rate
+    assert sorted(lines[3]) == ["step", "valid_loss"]
+    assert "valid_loss" in lines[6]
+    assert math.isfinite(lines[6]["valid_loss"])
+
+
+def test_the_validation_loss_is_that_of_the_averages(tmp_path: Path, data: DataSet) -> None:
+    _, training = go(tmp_path / "run", data, stop=3)
+    run = open_run(tmp_path / "run")
+    run.start(data)
+    value = run.valid_loss(training)
+    assert value == metrics(tmp_path / "run")[-1]["valid_loss"]
+    with torch.no_grad():
+        for parameter in training.denoiser.parameters():
+            parameter.zero_()
+    assert run.valid_loss(training) == value
+
+
+def test_with_more_steps_it_goes_on(tmp_path: Path, data: DataSet, undisturbed: tuple[Path, list[Report]]) -> None:
+    go(tmp_path / "run", data, changed(steps=3), stop=3)
+    reports, _ = go(tmp_path / "run", data, changed(steps=7), stop=7)
+    assert reports == undisturbed[1][3:]
+    assert json.loads((tmp_path / "run" / "config.yaml").read_text())["steps"] == 7
+    assert go(tmp_path / "run", data, changed(steps=7), stop=7)[0] == []
+    assert_same_bits(tmp_path / "run", undisturbed[0])
+
+
+def test_a_finished_run_that_is_asked_for_again_keeps_its_checkpoint_byte_for_byte(
+    tmp_path: Path, data: DataSet
+) -> None:
+    """Likelihoods name the checkpoint they are of by its digest: with another one they could not be resumed."""
+    go(tmp_path / "run", data)
+    before = snapshot(tmp_path)
+    for _ in range(2):
+        assert go(tmp_path / "run", data)[0] == []
+        assert snapshot(tmp_path) == before
+
+
+def test_the_directory_is_no_part_of_a_result(tmp_path: Path, data: DataSet) -> None:
+    """Two runs of one seed in two directories leave the same checkpoint, bit for bit."""
+    for name in ("a", "b"):
+        go(tmp_path / name, data, changed(run_dir=str(tmp_path / name)), stop=1)
+    assert sha256(tmp_path / "a" / "checkpoints" / "last.pt") == sha256(tmp_path / "b" / "checkpoints" / "last.pt")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 8}, "batch_size was 16 and is now 8"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"sde__beta_max": 10.0}, "sde.beta_max was 20.0 and is now 10.0"),
+        ({"network__multipliers": [1, 2, 2]}, r"network.multipliers was \[1, 2\] and is now \[1, 2, 2\]"),
+        ({"ema": 0.99, "warmup": 4}, "ema was 0.9 and is now 0.99"),
+        ({"network__extra": 1}, "network.extra was None and is now 1"),
+    ],
+)
+def test_another_config_is_refused_with_the_first_difference(
+    tmp_path: Path, data: DataSet, change: dict[str, Any], message: str
+) -> None:
+    go(tmp_path / "run", data, stop=0)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=rf"run belongs to another config: {message}; give another run_dir="):
+        open_run(tmp_path / "run", changed(**change))
+    assert snapshot(tmp_path) == before
+
+
+def test_what_changes_no_result_may_differ(tmp_path: Path, data: DataSet) -> None:
+    go(tmp_path / "run", data, stop=0)
+    other = {"steps": 9, "device": "auto", "log_every": 9, "save_every": 9, "validate_every": 9, "keep": 1}
+    more = {"run_dir": "elsewhere", "trust": ["math"], "preview": {"n": 3}}
+    assert {*other, *more} == set(FREE)
+    open_run(tmp_path / "run", changed(**other, **more)).start(data)
+
+
+def test_differences_are_told_by_dotted_key() -> None:
+    old, new = {"a": {"b": 1, "c": [1, 2]}, "steps": 1}, {"a": {"b": 2, "c": (1, 2)}, "steps": 2, "d": "x"}
+    assert list(differences(old, new)) == ["a.b was 1 and is now 2", "d was None and is now 'x'"]
+    assert list(differences(old, new, free=("a", "d"))) == ["steps was 1 and is now 2"]
+    assert list(differences(CONFIG, json.loads(json.dumps(CONFIG)))) == []
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path, data: DataSet) -> None:
+    (tmp_path / "run").mkdir()
+    open_run(tmp_path / "run")  # an empty one is welcome
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"run is not empty and holds no config\.yaml"):
+        open_run(tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == ["thesis.tex"]
+
+
+def test_other_data_is_refused(tmp_path: Path, data: DataSet) -> None:
+    go(tmp_path / "run", data, stop=1)
+    before = snapshot(tmp_path)
+    values = data.train.values.clone()
+    values[3, 0, 2, 2] ^= 1
+    other = DataSet(data.name, data.scaling, sde.data.Split(values, data.train.labels), data.test, data.valid)
+    with pytest.raises(ValueError, match="run was trained on other data than what few digits holds now"):
+        open_run(tmp_path / "run").start(other)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_sound_one_before_it_named(tmp_path: Path, data: DataSet) -> None:
+    go(tmp_path / "run", data, stop=1)
+    go(tmp_path / "run", data, stop=2)
+    newest = tmp_path / "run" / "checkpoints" / "step_00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"step_00000002\.pt is truncated.*sound one beside it is .*step_00000001\.pt"):
+        open_run(tmp_path / "run").start(data)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_run_whose_newest_checkpoint_was_taken_away_does_not_silently_start_anew(
+    tmp_path: Path, data: DataSet
+) -> None:
+    """What a reader of the message above may well do; the metrics of the steps before must not be lost."""
+    go(tmp_path / "run", data, stop=2)
+    go(tmp_path / "run", data, stop=3)
+    (tmp_path / "run" / "checkpoints" / "step_00000003.pt").unlink()
+    try:
+        training = open_run(tmp_path / "run").start(data)
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+    else:
+        message = f"goes on from step {training.step}"
+    assert "step_00000002.pt" in message or message == "goes on from step 2", message
+    assert metrics(tmp_path / "run")[0]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sde__beta_mix": 1.0}, "takes no argument 'beta_mix'"),
+        ({"optimizer__lrr": 1.0}, "takes no argument 'lrr'"),
+        ({"objective__weighting": {"_target_": "sde.objective.Likely"}}, "'sde.objective.Likely' is not known"),
+        ({"network": {"_target_": "sde.networks.MLP", "features": 3}}, "3 entries per sample"),
+        ({"conditional": True}, "label"),
+        ({"network__classes": 10}, "label"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"device": "cuda:77"}, "device='cuda:77'"),
+        ({"device": "gpu"}, "device='gpu' is not a device"),
+        ({"ema": 1.0}, "decay=1.0"),
+    ],
+)
+def test_nothing_is_written_before_all_that_the_config_names_fits(
+    tmp_path: Path, data: DataSet, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_run(tmp_path / "run", changed(**change)).start(data)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A loss that is not finite
+
+
+@dataclass(frozen=True)
+class Breaks(sde.objective.Objective):
+    """The simple loss, until a batch brings the third step's noise."""
+
+    training: list[Training]
+
+    def __call__(self, denoiser: Any, x0: Any, u: Any, z: Any, **condition: Any) -> Any:
+        loss = sde.objective.DenoisingScoreMatching()(denoiser, x0, u, z, **condition)
+        return loss * math.nan if self.training and self.training[0].step == 2 else loss
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path, data: DataSet) -> None:
+    run = open_run(tmp_path / "run")
+    torch.manual_seed(0)
+    training = run.start(data)
+    training.objective = Breaks([training])
+    for report in train(training, 2):
+        run.log(report, training)
+        run.save(training)
+    weights = copy.deepcopy(training.denoiser.state_dict())
+    with pytest.raises(NonFiniteLoss, match="step 3: the loss is nan"):
+        next(train(training, STEPS))
+    content = load_checkpoint(tmp_path / "run")
+    assert content["step"] == 2
+    for name, value in training.denoiser.state_dict().items():
+        assert torch.equal(value, weights[name])
+        assert torch.equal(value, content["weights"][name])
+
+
+# Assembling
+
+
+def test_a_network_is_told_the_facts_of_the_data_where_the_config_leaves_them_open(data: DataSet) -> None:
+    denoiser, tree = assemble(CONFIG, data)
+    assert tree["network"] | {"channels": 1, "rank": 2} == tree["network"]
+    assert tree["shape"] == [1, 8, 8]
+    assert json.loads(json.dumps(tree)) == tree
+    assert denoiser(torch.zeros(2, 1, 8, 8), torch.tensor(0.5)).shape == (2, 1, 8, 8)
+    moons = sde.data.moons(10, 10)
+    _, tree = assemble(changed(network={"_target_": "sde.networks.MLP", "features": None, "width": 8}), moons)
+    assert tree["network"]["features"] == 2
+    assert tree["scaling"]["levels"] is None
+    _, tree = assemble(changed(network={"_target_": "sde.networks.MLP", "features": 5, "width": 8}), moons)
+    assert tree["network"]["features"] == 5
+    assert CONFIG["network"]["channels"] is None
+
+
+def test_a_checkpoint_holds_all_that_it_takes_to_load_the_model(tmp_path: Path, data: DataSet) -> None:
+    _, training = go(tmp_path / "run", data, stop=2)
+    content = load_checkpoint(tmp_path / "run")
+    keys = {
+        "format",
+        "version",
+        "config",
+        "model",
+        "data",
+        "step",
+        "weights",
+        "ema",
+        "optimizer",
+        "rng",
+        "cuda_rng",
+        "losses",
+    }
+    assert set(content) == keys
+    assert content["version"] == sde.__version__
+    assert content["data"] == data.fingerprint
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(0.3)
+    training.denoiser.eval()
+    raw = sde.load(tmp_path / "run", ema=None).denoiser(x, t)
+    assert torch.equal(raw, training.denoiser(x, t))
+    with training.ema["default"].applied_to(training.denoiser):
+        assert torch.equal(sde.load(tmp_path / "run").denoiser(x, t), training.denoiser(x, t))
+    assert not torch.equal(sde.load(tmp_path / "run").denoiser(x, t), raw)

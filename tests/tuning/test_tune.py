@@ -1,0 +1,206 @@
+"""Tuned grids: better than the usual ones, for samples of the pilot and others, for samples and for likelihoods."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde import tune_grid
+from sde.denoisers import NetworkDenoiser
+from sde.exact import Mixture
+from sde.grids import Explicit, Karras, LogSNR, Quadratic, Uniform
+from sde.likelihood import log_prob
+from sde.networks import MLP
+from sde.noise import Noise, Stream
+from sde.processes import SDE, VE, VP
+from sde.sampling import sample
+from sde.shapes import expand
+from sde.solvers import (
+    DEIS,
+    AdamsBashforth,
+    Arcsinh,
+    EulerMaruyama,
+    GridSteps,
+    Langevin,
+    PredictorCorrector,
+    RungeKutta,
+    UniPC,
+)
+from sde.trace import Exact
+from sde.tuning import EqualError, Gradient, load_grid, save_grid
+
+FLOW = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def error(mixture: Mixture, process: SDE, solver: GridSteps, seed: int = 1) -> float:
+    """The root mean square distance from the exact flow, for 64 starts."""
+    d, index = mixture.denoiser(process), torch.arange(64)
+    x = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), (2,), torch.float64)
+    x = process.prior_var(torch.tensor(process.t_max, dtype=torch.float64)).sqrt() * x
+    ends = [sample(d, x_T=x, solver=s).x for s in (solver, RungeKutta(**FLOW))]
+    return float((ends[0] - ends[1]).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("process", [VP(), VE()], ids=repr)
+@pytest.mark.parametrize("solver", [UniPC(8, 3, variable=Arcsinh()), DEIS(8)], ids=repr)
+def test_a_tuned_grid_is_better_than_the_usual_ones(process: SDE, solver: GridSteps, mixture: Mixture) -> None:
+    """For samples that are not among those of the pilot. The chance of it being luck is none: everything is seeded."""
+    grid = tune_grid(mixture.denoiser(process), (256, 2), solver, tuning=Gradient(40))
+    assert (grid.points[0], grid.points[-1]) == (process.t_max, process.t_min)
+    assert len(grid.points) == 9
+    usual = [error(mixture, process, replace(solver, grid=g)) for g in (LogSNR(), Karras(), Quadratic(), Uniform())]
+    assert error(mixture, process, replace(solver, grid=grid)) < 0.8 * min(usual), usual
+
+
+@pytest.mark.parametrize("process", [VP(), VE()], ids=repr)
+def test_equal_errors_without_gradients(process: SDE, mixture: Mixture) -> None:
+    """Better than the grids that know nothing of the model, or as good; made for the order of the solver."""
+    solver = DEIS(24)
+    grid = tune_grid(mixture.denoiser(process), (32, 2), solver, tuning=EqualError())
+    assert (grid.points[0], grid.points[-1]) == (process.t_max, process.t_min)
+    usual = [error(mixture, process, replace(solver, grid=g)) for g in (LogSNR(), Karras(), Uniform())]
+    assert error(mixture, process, replace(solver, grid=grid)) < min(usual), usual
+
+
+def test_a_grid_for_likelihoods(mixture: Mixture) -> None:
+    """Tuned on 24 points, scored on 64 others against the exact log-density."""
+    process, solver = VP(), DEIS(12, 3)
+    d, generator = mixture.denoiser(process), torch.Generator().manual_seed(0)
+    pilot, x = mixture.at(process, process.t_min).sample(88, generator=generator).split([24, 64])
+    prior = mixture.at(process, process.t_max)
+    grid = tune_grid(d, data=pilot, solver=solver, trace=Exact(), tuning=Gradient(40))
+    exact = mixture.log_prob(x, process, process.t_min)
+
+    def mean_error(solver: GridSteps) -> float:
+        return float((log_prob(d, x, solver=solver, trace=Exact(), prior=prior).nats - exact).abs().mean())
+
+    usual = [mean_error(replace(solver, grid=g)) for g in (LogSNR(), Uniform(), Quadratic(), Karras())]
+    assert mean_error(replace(solver, grid=grid)) < 0.5 * min(usual), usual
+
+
+def test_the_pilot_is_not_the_sample(mixture: Mixture) -> None:
+    """Its starts are other draws of the prior than those of `sample` with the same seed."""
+    seen: list[Tensor] = []
+
+    class Seen(NetworkDenoiser):
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            seen.append(x_t)
+            return mixture.denoiser(VP())(x_t, t)
+
+        def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return (x_t - expand(self.process.alpha(t), x_t) * self(x_t, t)) / expand(self.process.sigma(t), x_t)
+
+        def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return -self.noise(x_t, t) / expand(self.process.sigma(t), x_t)
+
+    d = Seen(nn.Identity(), VP())
+    tune_grid(d, (4, 2), DEIS(3), tuning=EqualError(3, 20), dtype=torch.float64, seed=5)
+    start = seen[0]
+    seen.clear()
+    sample(d, (4, 2), solver=DEIS(3), seed=5, dtype=torch.float64)
+    assert not bool(torch.isclose(start, seen[0]).any())
+
+
+def test_a_network_in_float32_is_tuned_and_left_as_it_was() -> None:
+    """The gradient goes through a network; its parameters get none, and its mode and their flags stay."""
+    torch.manual_seed(0)
+    network = MLP(2, width=16, depth=1)
+    nn.init.normal_(network.outlet[2].weight, std=0.3)
+    d = NetworkDenoiser(network, VP()).train()
+    d.network.inlet.weight.requires_grad_(False)
+    flags = [p.requires_grad for p in d.parameters()]
+    grid = tune_grid(d, (8, 2), UniPC(5), tuning=Gradient(8))
+    assert len(grid.points) == 6
+    assert [p.requires_grad for p in d.parameters()] == flags
+    assert all(p.grad is None for p in d.parameters())
+    assert d.training
+
+
+def test_time_is_kept(mixture: Mixture) -> None:
+    """Out of time after the first few iterations, it returns what it has."""
+    begun = time.monotonic()
+    grid = tune_grid(mixture.denoiser(VP()), (4, 2), DEIS(5), tuning=Gradient(10**6), seconds=0.01)
+    assert len(grid.points) == 6
+    assert time.monotonic() - begun < 60.0
+
+
+def test_the_same_seed_gives_the_same_grid(mixture: Mixture) -> None:
+    d = mixture.denoiser(VP())
+    grids = [tune_grid(d, (8, 2), DEIS(4), tuning=Gradient(8), seed=seed) for seed in (0, 0, 1)]
+    assert grids[0] == grids[1]
+    assert grids[0] != grids[2]
+
+
+def test_one_step_has_nothing_to_tune(mixture: Mixture) -> None:
+    assert tune_grid(mixture.denoiser(VP()), (4, 2), DEIS(1)).points == (1.0, 1e-5)
+
+
+def test_conditions_reach_the_denoiser(mixture: Mixture) -> None:
+    class Told(NetworkDenoiser):
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            assert condition["label"].shape == (len(x_t),)
+            return mixture.denoiser(VP())(x_t, t)
+
+        def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            self(x_t, t, **condition)
+            return mixture.denoiser(VP()).score(x_t, t)
+
+        def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return -expand(self.process.sigma(t), x_t) * self.score(x_t, t, **condition)
+
+    d = Told(nn.Identity(), VP())
+    label = torch.tensor([0, 1, 1, 0])
+    tune_grid(d, (4, 2), DEIS(3), tuning=EqualError(3, 20), condition={"label": label}, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "solver", [EulerMaruyama(5), DEIS(5, eta=1.0), PredictorCorrector(EulerMaruyama(5), Langevin(0.1))]
+)
+def test_a_solver_with_noise_is_refused(mixture: Mixture, solver: GridSteps) -> None:
+    with pytest.raises(ValueError, match=r"deterministic solver|a solver with steps and a grid"):
+        tune_grid(mixture.denoiser(VP()), (4, 2), solver)
+
+
+def test_what_else_is_refused(mixture: Mixture) -> None:
+    d = mixture.denoiser(VP())
+    with pytest.raises(ValueError, match="a solver with steps and a grid, got RungeKutta"):
+        tune_grid(d, (4, 2), RungeKutta())  # type: ignore[arg-type]
+    for arguments in ({}, {"shape": (4, 2), "data": torch.zeros(4, 2)}):
+        with pytest.raises(ValueError, match=r"either a shape .* or data="):
+            tune_grid(d, solver=DEIS(3), **arguments)  # type: ignore[arg-type]
+    for settings in ({"iterations": 0}, {"starts": 0}):
+        with pytest.raises(ValueError, match="Gradient needs iterations >= 1 and starts >= 1"):
+            Gradient(**settings)
+    for settings in ({"order": 0}, {"points": 5}):
+        with pytest.raises(ValueError, match="EqualError needs order >= 1 and points >= 4"):
+            EqualError(**settings)
+
+
+def test_a_denoiser_that_is_not_finite_is_an_error() -> None:
+    class Broken(NetworkDenoiser):
+        def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return x_t * (math.nan if float(t) < 0.5 else 1.0)
+
+    with pytest.raises(FloatingPointError):
+        tune_grid(Broken(MLP(2, 8, 1), VP()), (4, 2), DEIS(4))
+
+
+def test_grids_are_kept(tmp_path: Path) -> None:
+    """Under the solver's settings, all but the grid; another solver, or another purpose, has none."""
+    solver, grid = UniPC(4, grid=Uniform()), Explicit([1.0, 0.5, 0.3, 0.1, 1e-5])
+    assert load_grid(tmp_path, solver) is None
+    path = save_grid(tmp_path, solver, grid)
+    assert path.parent == tmp_path / "grids"
+    assert load_grid(tmp_path, UniPC(4, grid=Karras())) == grid
+    for other in (UniPC(5), UniPC(4, 2), UniPC(4, variable=Arcsinh()), AdamsBashforth(4)):
+        assert load_grid(tmp_path, other) is None
+    assert load_grid(tmp_path, solver, data=True) is None
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"no tuned grid .* delete it"):
+        load_grid(tmp_path, solver)
