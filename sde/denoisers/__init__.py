@@ -17,7 +17,7 @@ __all__ = [
     "NoisePrediction",
     "Parametrisation",
     "PredictingDenoiser",
-    "Reading",
+    "Prediction",
     "ScaledScorePrediction",
     "ScorePrediction",
     "TimeLevel",
@@ -25,7 +25,7 @@ __all__ = [
     "Wrapper",
 ]
 
-from .base import Conditioned, Denoiser, Reading, Wrapper
+from .base import Conditioned, Denoiser, Wrapper
 from .clipping import Clip, DynamicThreshold, Limited
 from .levels import LogSNRLevel, MatchedLevel, NoiseLevel, TimeLevel
 from .network import LearnedVarianceDenoiser, NetworkDenoiser, PredictingDenoiser
@@ -35,6 +35,7 @@ from .parametrisation import (
     DataPrediction,
     NoisePrediction,
     Parametrisation,
+    Prediction,
     ScaledScorePrediction,
     ScorePrediction,
     VelocityPrediction,

@@ -26,33 +26,20 @@ import torch
 from torch import Tensor
 
 from ..shapes import expand
-from .base import Denoiser
+from .base import Denoiser, Wrapper
+from .parametrisation import Prediction, from_x0
 
 
-class Limited(Denoiser):
-    r"""A denoiser whose :math:`x_0` goes through a function :math:`\ell`, and all readings with it.
-
-    Args:
-        inner: the denoiser whose :math:`x_0` is limited.
-    """
-
-    def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner = inner
-        self.process = inner.process
-        self.calls = inner.calls
+class Limited(Wrapper):
+    r"""A denoiser whose :math:`x_0` goes through a function :math:`\ell`, and all predictions with it."""
 
     @abstractmethod
     def limit(self, x0: Tensor) -> Tensor:
         r"""The function :math:`\ell`, on data of shape (B, \*), one sample at a time."""
 
-    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.limit(self.inner(x_t, t, **condition))
-
-    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        score, fraction = self.inner.posterior(x_t, t, **condition)
-        alpha, var = expand(self.process.alpha(t), x_t), expand(self.process.var(t), x_t)
-        return (alpha * self.limit((x_t + var * score) / alpha) - x_t) / var, fraction
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        x0 = self.limit(self.inner.predict(Prediction.X0, x_t, t, **condition))
+        return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
 
 
 class Clip(Limited):
