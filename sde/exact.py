@@ -15,8 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser, Prediction
-from .denoisers.parametrisation import from_score, from_x0
+from .denoisers import Denoiser, Prediction, from_score, from_x0
 from .processes import SDE
 from .shapes import event_dims, expand, sum_event
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import sde
-from sde.denoisers import Prediction
-from sde.denoisers.parametrisation import from_score
+from sde.denoisers import Prediction, from_score
 from sde.objective import (
     ChainTimes,
     DenoisingScoreMatching,

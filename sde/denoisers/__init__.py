@@ -23,6 +23,8 @@ __all__ = [
     "TimeLevel",
     "VelocityPrediction",
     "Wrapper",
+    "from_score",
+    "from_x0",
 ]
 
 from .base import Conditioned, Denoiser, Wrapper
@@ -39,4 +41,6 @@ from .parametrisation import (
     ScaledScorePrediction,
     ScorePrediction,
     VelocityPrediction,
+    from_score,
+    from_x0,
 )

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoisers import Denoiser, Prediction
-from sde.denoisers.parametrisation import from_score
+from sde.denoisers import Denoiser, Prediction, from_score
 from sde.dynamics import Reverse
 from sde.exact import Gaussian, Mixture
 from sde.grids import LogSNR
