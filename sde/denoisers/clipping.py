@@ -8,8 +8,8 @@ Data in a known range, such as images in [-1, 1], cannot have a posterior mean o
 
 and the noise and the velocity follow from :math:`\tilde x_0` too, so that :math:`x_t = \alpha_t x_0 + \sigma_t
 \varepsilon` still holds. A step of ancestral sampling then has the mean of :math:`q(x_s | x_t, \tilde x_0)`, which is
-DDPM's rule. DDIM then recomputes the noise from :math:`\tilde x_0`. A DDIM step that combines :math:`\tilde x_0` with the
-network's own noise corresponds to no denoiser, because the two do not add up to :math:`x_t`.
+DDPM's rule. DDIM then recomputes the noise from :math:`\tilde x_0`. A DDIM step that combines :math:`\tilde x_0` with
+the network's own noise corresponds to no denoiser, because the two do not add up to :math:`x_t`.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Saharia et al., Photorealistic Text-to-Image Diffusion Models with
 Deep Language Understanding, 2022, https://arxiv.org/abs/2205.11487, section 2.3.
