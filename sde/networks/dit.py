@@ -29,6 +29,7 @@ from .attention import attend
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import linear, zeroed
+from .network import Network
 
 
 class _Block(nn.Module):
@@ -70,7 +71,7 @@ class _Last(nn.Module):
         return self.outer((1 + a) * self.norm(u) + b)
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """The diffusion transformer of Peebles and Xie (2023), called as `net(x, noise_level, label=...)`.
 
     The published sizes, here for latents of 4 channels with twice as many outputs and 1000 classes:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import linear, zeroed
+from .network import Network
 
 
 class _Block(nn.Module):
@@ -39,7 +40,7 @@ class _Block(nn.Module):
         return u + self.outer(self.dropout(F.silu(self.inner((1 + scale) * self.norm(u) + shift))))
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """A residual perceptron, called as `net(x, noise_level, label=...)`.
 
     Args:

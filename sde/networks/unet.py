@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import Normalisation, conv
+from .network import Network
 from .pyramids import InputPyramid, NoInputs, NoOutputs, OutputPyramid
 from .resampling import Resampling, StridedConv
 from .residual import Stage, Style
@@ -62,7 +63,7 @@ class Middle:
         return nn.ModuleList([Stage(style, channels, channels, each, self.norm) for each in (heads, None)])
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The U-Net, called as `net(x, noise_level, label=..., augment=...)`.
 
     Any spatial sizes will do, odd and unequal ones included, whatever the network was trained on: each level of the
