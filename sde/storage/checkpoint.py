@@ -168,8 +168,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         kind = f"format {content.get('format')!r}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(
-            f"{path} is not a checkpoint of this library: expected format {FORMAT}, got {kind}; convert the checkpoints "
-            "of other projects with scripts/convert.py"
+            f"{path} is not a checkpoint of this library: expected format {FORMAT}, got {kind}; scripts/convert.py "
+            "converts those of other projects"
         )
     return content
 
