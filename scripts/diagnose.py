@@ -13,7 +13,7 @@ from sde.evaluation.likelihood_job import score, states
 from sde.instantiate import build
 from sde.likelihood.diagnostics import calibration, round_trip
 from sde.model import from_checkpoint
-from sde.plots import diagnostics
+from sde.plots import save_diagnostics
 from sde.runtime import choose_device
 from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
 
@@ -41,7 +41,7 @@ def main(config: dict[str, Any]) -> None:
         found.append(row)
     out = Path(config["out"] or run_directory(path) / "likelihood" / f"{config['split']}-diagnostics.png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    diagnostics(out, trip, found)
+    save_diagnostics(out, trip, found)
     print(f"wrote {out}")
 
 

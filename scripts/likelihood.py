@@ -20,7 +20,7 @@ from sde.evaluation.sharding import Share
 from sde.evaluation.shards import done_in, opened
 from sde.instantiate import build
 from sde.model import from_checkpoint
-from sde.plots import likelihoods
+from sde.plots import save_likelihoods
 from sde.runtime import choose_device
 from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
 from sde.storage.store import read
@@ -78,7 +78,7 @@ def main(config: dict[str, Any]) -> None:
     if missing > 0:
         print(f"process {share.rank} of {share.world} is through; {missing} rows of others are missing")
         return
-    likelihoods(out, model.process, math.prod(model.shape), found)
+    save_likelihoods(out, model.process, math.prod(model.shape), found)
     if len(found) > 1:
         for statistic, detection in detect(*found.values()).items():
             print(f"AUROC by {statistic}: {detection}")

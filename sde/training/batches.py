@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +75,7 @@ class Batches(BatchSource):
         self.values, self.condition = split.values, dict(labels if condition is None else condition)
         self.size, self.noise = size, Noise(seed)
         if size < 1 or len(split) < 1:
-            raise ValueError(f"expected at least one sample and batch_size >= 1, got {len(split)} and {size}")
+            raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(split)} samples")
         for name, value in self.condition.items():
             if len(value) != len(split):
                 raise ValueError(f"condition {name!r}: expected leading size {len(split)}, got {tuple(value.shape)}")
@@ -111,7 +112,7 @@ class Iterated(BatchSource):
     """
 
     def __init__(self, batches: Iterable[Any], *, seed: int = 0) -> None:
-        if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        if isinstance(batches, Tensor | np.ndarray) or not isinstance(batches, Iterable):
             raise ValueError(
                 f"expected an iterable of batches, such as a DataLoader, got a {type(batches).__name__}: for data in "
                 "memory give sde.Batches(data, size), of a tensor or a split such as sde.data.digits().train"
