@@ -312,7 +312,7 @@ def _image_figure(image: Image.Image, times: Sequence[str] = ()) -> Any:
     width, height, margin = image.width, image.height, 40 if times else 0
     figure = _figure_class()(figsize=(width / DPI, (height + margin) / DPI), dpi=DPI)
     axes = figure.add_axes((0.0, margin / (height + margin), 1.0, height / (height + margin)))
-    axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest", aspect="auto")
     axes.set(xticks=[], yticks=[], frame_on=False)
     for i, time in enumerate(times):
         figure.text((i + 0.5) / len(times), 0.3 * margin / (height + margin), time, ha="center", fontsize=8)
