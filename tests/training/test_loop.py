@@ -410,6 +410,7 @@ def test_checking_uses_up_no_batch() -> None:
     assert training.model().shape == (2,)
     list(training.run(2))
     assert [float(x0.mean()) for x0, _ in objective.seen] == [0.0, 0.0, 1.0]
+    assert training.model().shape == (2,)
 
 
 @pytest.mark.parametrize("batches", [[], iter([torch.zeros(2, 2)])], ids=["empty", "one pass"])
