@@ -116,7 +116,7 @@ def test_continuous_data_is_not_dequantised() -> None:
     x = torch.tensor([[2.0, 3.0, 2.5]])
     r = [model.log_prob(x, seed=s, solver=SOLVER, trace=sde.ExactTrace()).nats for s in (0, 1)]
     assert torch.equal(r[0], r[1])
-    with pytest.raises(ValueError, match="expected a finite number"):
+    with pytest.raises(ValueError, match=r"nan.*finite"):
         model.log_prob(torch.tensor([[2.0, math.nan, 2.5]]))
 
 
@@ -139,7 +139,7 @@ def test_the_error_budget_is_that_of_its_own_log_densities() -> None:
     assert bool((one.solver[one.rows] >= 0.999 * seen).all())
     assert bool((one.solver >= 9.9 * (seen.square().mean().sqrt())).all())
     assert torch.equal(one.solver, five.solver)
-    with pytest.raises(ValueError, match="repeats >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"repeats.*0"):
         model.error_budget(x, repeats=0, **call)
 
 
@@ -152,7 +152,7 @@ def test_every_repeat_has_probes_of_its_own() -> None:
 
 def test_values_of_another_shape_or_that_are_no_levels_are_refused() -> None:
     model = gaussian(Scaling.interval(17))
-    with pytest.raises(ValueError, match=r"data of shape \(B, 1, 2, 3\), got \(8, 1, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"\(B, 1, 2, 3\).*\(8, 1, 3, 2\)"):
         model.log_prob(values(17).mT)
     with pytest.raises(ValueError, match="levels=17"):
         model.bits_per_dim(values(17) + 17)
