@@ -31,6 +31,7 @@ from .noise import Noise, Stream
 from .processes import SDE
 from .runtime import exact_float32
 from .sampling import encode, sample, state_like
+from .shapes import check_condition
 from .solvers import GridSteps, Solver
 from .storage.checkpoint import misfits, write
 from .tuning import load_grid, save_grid, tune_grid
@@ -97,12 +98,7 @@ class Model:
             name: torch.as_tensor(value, device=reference.device)
             for name, value in (self._labelled(condition, first, n) or {}).items()
         }
-        for name, value in condition.items():
-            if value.ndim and len(value) != n:
-                raise ValueError(
-                    f"condition {name!r}: expected a scalar or leading size {n}, one entry per sample, got shape "
-                    f"{tuple(value.shape)}"
-                )
+        check_condition(condition, n)
         batches = []
         for start in range(0, n, batch_size or n):
             rows = slice(start, min(start + (batch_size or n), n))

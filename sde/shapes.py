@@ -7,9 +7,10 @@ computed in float64 keeps its accuracy, and a float64 time never promotes a floa
 
 from __future__ import annotations
 
-__all__ = ["event_dims", "expand", "sum_event"]
+__all__ = ["check_condition", "event_dims", "expand", "sum_event"]
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -34,3 +35,13 @@ def sum_event(x: Tensor) -> Tensor:
 def event_dims(x: Tensor) -> int:
     """D, the number of dimensions of one sample of `x` with shape (B, *)."""
     return math.prod(x.shape[1:])
+
+
+def check_condition(condition: Mapping[str, Tensor], size: int) -> None:
+    """Raises a ValueError that names the first condition that is neither a scalar nor of leading size `size`."""
+    for name, value in condition.items():
+        if value.ndim and len(value) != size:
+            raise ValueError(
+                f"condition {name!r}: expected a scalar or leading size {size}, one entry per sample, got shape "
+                f"{tuple(value.shape)}"
+            )

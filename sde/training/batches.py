@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data import Scaling, Split
 from ..noise import Noise, Stream
+from ..shapes import check_condition
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Batches(BatchSource):
     Args:
         data: a split, or values with shape (N, \*).
         size: the number of samples in a batch.
-        condition: named tensors of leading size N; by default the labels of the split as `label`.
+        condition: named tensors of leading size N, or scalars; by default the labels of the split as `label`.
         seed: the seed of the order and of the dequantisation.
     """
 
@@ -76,9 +77,7 @@ class Batches(BatchSource):
         self.size, self.noise = size, Noise(seed)
         if size < 1 or len(split) < 1:
             raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(split)} samples")
-        for name, value in self.condition.items():
-            if len(value) != len(split):
-                raise ValueError(f"condition {name!r}: expected leading size {len(split)}, got {tuple(value.shape)}")
+        check_condition(self.condition, len(split))
         self._epoch: tuple[int, Tensor] | None = None
 
     def __getitem__(self, number: int) -> Batch:
@@ -92,7 +91,7 @@ class Batches(BatchSource):
         for epoch in epochs.unique().tolist():
             here = epochs == epoch
             index[here] = self._order(epoch)[places[here] % len(self.values)]
-        condition = {name: value[index] for name, value in self.condition.items()}
+        condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
         return Batch(self.values[index], condition, index, epochs)
 
     def _order(self, epoch: int) -> Tensor:
@@ -154,12 +153,7 @@ def _parsed(batch: Any, number: int) -> Batch:
         label = torch.as_tensor(condition)
         condition = {"label": label if label.is_floating_point() else label.long()}
     named = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
-    for name, value in named.items():
-        if value.ndim and len(value) != len(values):
-            raise ValueError(
-                f"condition {name!r}: expected leading size {len(values)}, one entry per sample, got shape "
-                f"{tuple(value.shape)}"
-            )
+    check_condition(named, len(values))
     index = torch.arange(len(values), device=values.device)
     return Batch(values, named, index, torch.full_like(index, number))
 

@@ -68,7 +68,8 @@ class Training:
         warmup: the number of steps over which the learning rate grows from 0.
         clip: the largest norm of the gradient; larger ones are scaled down.
         seed: the seed of times and noise.
-        conditions: the names of the conditions that the denoiser takes; all those of the batches by default.
+        conditions: the names of the conditions that the denoiser takes, [] for none; all those of the batches by
+            default.
 
     Attributes:
         step: the number of steps taken.
