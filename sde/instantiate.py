@@ -159,7 +159,10 @@ def describe(value: Any, *, without: Sequence[str] = ()) -> Any:
     if find(name, rooms=MODEL_ROOMS) is not type(value):
         raise ValueError(f"{name} is not a class that a checkpoint may name")
     names = [key for key in inspect.signature(type(value)).parameters if key not in without]
-    arguments = value.arguments if isinstance(value, Network) else {key: getattr(value, key, value) for key in names}
+    try:
+        arguments = value.arguments if isinstance(value, Network) else {key: getattr(value, key) for key in names}
+    except AttributeError as error:
+        raise ValueError(f"{name} does not record the arguments of its constructor: {error}") from error
     return {"_target_": name, **{key: describe(arguments[key]) for key in names}}
 
 

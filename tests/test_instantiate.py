@@ -274,6 +274,12 @@ def test_what_a_checkpoint_may_not_name_has_no_tree(value: Any) -> None:
         describe(value)
 
 
+def test_an_object_that_does_not_record_its_arguments_has_no_tree() -> None:
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    with pytest.raises(ValueError, match=r"sde\.Conditioned.*'nfe'"):
+        describe(sde.Conditioned(d, None, torch.zeros(1, dtype=torch.int64)), without=["inner", "condition"])
+
+
 def test_public_names_are_the_shortest_ones() -> None:
     names = {
         "sde.parametrisation.NoisePrediction": "sde.NoisePrediction",
