@@ -223,11 +223,11 @@ def test_keyed_draws_of_many_numbers_at_once() -> None:
 
 @pytest.mark.parametrize("t", [-1e-9, math.nan, math.inf])
 def test_times_without_a_path_are_refused(t: float) -> None:
-    with pytest.raises(ValueError, match="finite times t >= 0"):
+    with pytest.raises(ValueError, match=r"t >= 0.*t=\[.*(-1e-09|nan|inf)"):
         paths(2).normal(Stream.STEP, 0, 1.0, t)
 
 
 @pytest.mark.parametrize("levels", [0, 41])
 def test_the_depth_is_checked(levels: int) -> None:
-    with pytest.raises(ValueError, match=f"1 to 40 levels, got levels={levels}"):
+    with pytest.raises(ValueError, match=f"1 to 40.*levels={levels}"):
         BrownianPath(0, levels)

@@ -1,4 +1,4 @@
-"""Noise: the hash against its reference, the same numbers whatever the batch, and the moments of what it gives."""
+"""Noise: the hash against its reference, independence of the batch, and the moments of the numbers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_bits_are_the_reference(seed: int, stream: Stream) -> None:
 
 
 def test_streams_keep_their_numbers() -> None:
-    # A stream's number is part of the address of every draw already made.
+    # The number of a stream is part of the address of every draw.
     assert {s.name: s.value for s in Stream} == {
         "PRIOR": 1,
         "STEP": 2,
@@ -87,7 +87,7 @@ def test_golden_bits(address: tuple[int, Stream, int, int]) -> None:
 
 
 def test_golden_draws() -> None:
-    # Frozen: these numbers stand behind every seeded result that was ever published.
+    # These numbers must not change: every published result with a seed depends on them.
     noise, index, counter = Noise(42), torch.tensor(17), torch.tensor(3)
     normal = noise.normal(Stream.STEP, index, counter, (5,), torch.float64)
     assert normal.tolist() == pytest.approx(

@@ -1,4 +1,4 @@
-"""The processes against what the original implementation of Song et al. 2021 computed, in float32."""
+"""The processes against results of the original implementation of Song et al. 2021, in float32."""
 
 from __future__ import annotations
 
