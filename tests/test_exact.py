@@ -43,7 +43,7 @@ TARGETS: dict[str, Target] = {
     "empirical2": Empirical(POINTS),
 }
 
-# The clean log-densities once more, by torch's own distributions, and a box outside which each is below 1e-40.
+# The clean log-densities by torch.distributions, and boxes outside of which the densities are below 1e-40.
 CLEAN: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, Tensor]] = {
     "gaussian1": (Normal(GAUSSIAN[0][0], GAUSSIAN[1][0, 0].sqrt()).log_prob, f64([-10.0]), f64([11.0])),
     "gaussian2": (MultivariateNormal(*GAUSSIAN).log_prob, f64([-10.0, -8.0]), f64([11.0, 7.5])),
@@ -84,7 +84,7 @@ def quadrature(name: str, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor
         log_weight = torch.full((len(x0),), -math.log(len(x0)), dtype=torch.float64)
     else:
         log_prob, low, high = CLEAN[name]
-        # Gauss and Legendre over what the prior's box and fourteen widths of the likelihood have in common.
+        # Gauss-Legendre over the intersection of the box of the prior and 14 standard deviations of the likelihood.
         low = torch.maximum(low, (x - 14.0 * sigma) / alpha)
         high = torch.minimum(high, (x + 14.0 * sigma) / alpha)
         nodes, weights = gauss_legendre(160)
@@ -232,7 +232,7 @@ def test_far_tails_are_finite(name: str, process: SDE, t: float | str) -> None:
     target = TARGETS[name]
     time = f64([getattr(process, t) if isinstance(t, str) else t])[0]
     far = process.alpha(time) * 3.0 + 100.0 * process.sigma(time)
-    x = torch.stack([far, -far])[:, None].expand(2, target.like.shape[-1])
+    x = torch.stack([far, -far])[:, None].expand(2, target.reference.shape[-1])
     d = target.denoiser(process)
     x0, score = d(x, time), d.score(x, time)
     assert bool(target.log_prob(x, process, time).isfinite().all())
@@ -267,7 +267,7 @@ def test_uniform_in_its_tails(sigmas: float, process: SDE, t: float) -> None:
 
 
 def dense(d: int) -> tuple[Tensor, Tensor]:
-    """A mean and a covariance without symmetry; the eigenvectors of two dimensions can hide a transposed basis."""
+    """A mean and a covariance without special structure; in two dimensions a transposed basis may go unnoticed."""
     generator = torch.Generator().manual_seed(7)
     root = torch.randn(d, d, generator=generator, dtype=torch.float64)
     return torch.randn(d, generator=generator, dtype=torch.float64), root @ root.T
@@ -373,22 +373,22 @@ def test_an_exact_denoiser_is_a_module_without_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mixture(MIXTURE[0], MIXTURE[1][0], MIXTURE[2]), r"weights \(K,\), means \(K, D\)"),
-        (lambda: Mixture(MIXTURE[0][:2], *MIXTURE[1:]), r"got \(2,\), \(3, 2\), \(3, 2, 2\)"),
-        (lambda: Mixture(*MIXTURE[:2], MIXTURE[2][:, :1]), r"\(3, 1, 2\)"),
-        (lambda: Mixture(f64([0.5, 0.5, 0.0]), *MIXTURE[1:]), "weights must be positive"),
-        (lambda: Mixture(f64([0.5, 1.0, -0.5]), *MIXTURE[1:]), "weights must be positive"),
-        (lambda: Mixture(*MIXTURE[:2], -MIXTURE[2]), "positive semi-definite"),
-        (lambda: Gaussian(GAUSSIAN[0], f64([[1.0, 2.0], [2.0, 1.0]])), "an eigenvalue of -1"),
-        (lambda: Empirical(POINTS[:0]), r"K >= 1, got \(0, 2\)"),
-        (lambda: Empirical(POINTS[:, 0]), r"got \(5,\)"),
-        (lambda: Empirical(POINTS).log_prob(POINTS), "no density"),
-        (lambda: Uniform(HIGH, LOW), "low < high"),
-        (lambda: Uniform(LOW, HIGH[:1]), r"got \(2,\) and \(1,\)"),
-        (lambda: Uniform(LOW, LOW), "low < high"),
-        (lambda: Gaussian(*GAUSSIAN).log_prob(torch.zeros(4, 3)), r"2 dimensions, got samples of shape \(3,\)"),
-        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, VP()), "both a process and a time"),
-        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, t=0.5), "both a process and a time"),
+        (lambda: Mixture(MIXTURE[0], MIXTURE[1][0], MIXTURE[2]), r"Mixture.*\(3,\), \(2,\), \(3, 2, 2\)"),
+        (lambda: Mixture(MIXTURE[0][:2], *MIXTURE[1:]), r"Mixture.*\(2,\), \(3, 2\), \(3, 2, 2\)"),
+        (lambda: Mixture(*MIXTURE[:2], MIXTURE[2][:, :1]), r"Mixture.*\(3, 1, 2\)"),
+        (lambda: Mixture(f64([0.5, 0.5, 0.0]), *MIXTURE[1:]), r"weights.*0\.0\]"),
+        (lambda: Mixture(f64([0.5, 1.0, -0.5]), *MIXTURE[1:]), r"weights.*-0\.5\]"),
+        (lambda: Mixture(*MIXTURE[:2], -MIXTURE[2]), r"covs.* -0\.\d+$"),
+        (lambda: Gaussian(GAUSSIAN[0], f64([[1.0, 2.0], [2.0, 1.0]])), r"covs.* -1$"),
+        (lambda: Empirical(POINTS[:0]), r"Empirical.*\(0, 2\)"),
+        (lambda: Empirical(POINTS[:, 0]), r"Empirical.*\(5,\)"),
+        (lambda: Empirical(POINTS).log_prob(POINTS), r"Empirical.*var=0"),
+        (lambda: Uniform(HIGH, LOW), r"Uniform.*low < high"),
+        (lambda: Uniform(LOW, HIGH[:1]), r"Uniform.*\(2,\).*\(1,\)"),
+        (lambda: Uniform(LOW, LOW), r"Uniform.*low < high"),
+        (lambda: Gaussian(*GAUSSIAN).log_prob(torch.zeros(4, 3)), r"\b2\b.*\(3,\)"),
+        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, VP()), r"process=VP\(.*t=None"),
+        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, t=0.5), r"process=None.*t=0\.5"),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:
@@ -398,5 +398,5 @@ def test_refusals(make: Callable[[], object], message: str) -> None:
 
 def test_no_condition() -> None:
     d = TARGETS["gaussian2"].denoiser(VP())
-    with pytest.raises(TypeError, match="takes no condition, got label"):
+    with pytest.raises(TypeError, match="label"):
         d(POINTS, f64([0.5])[0], label=torch.tensor(1))
