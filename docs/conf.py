@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils.nodes import Element
@@ -12,6 +14,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
 import sde
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the table of orders, in the API of comparisons
 
 project = "sde"
 copyright = "2026, the authors of sde"

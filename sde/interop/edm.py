@@ -3,14 +3,14 @@ r"""Networks of NVlabs EDM (Karras et al. 2022): a state dict, and the arguments
 The four classes around a network differ in what it predicts and is told at :math:`\sigma = \sigma_t/\alpha_t`, the
 noise of a process without scale (table 1 of the paper):
 
-============ ==================================== ============================ =======================================
-class        prediction                           label                        process here
-============ ==================================== ============================ =======================================
-VPPrecond    noise                                :math:`(M - 1)\, t`          `VP` with its beta_min, beta_d
-VEPrecond    :math:`\sigma_t` times the score     :math:`\log(\sigma/2)`       `VE` with its sigma_min, sigma_max
-iDDPMPrecond noise                                step of the chain less 1     `ChainSDE` of the cosine chain of M steps
-EDMPrecond   :class:`sde.denoisers.EDM`     :math:`\tfrac14 \log \sigma` `VE`, 0.002 to 80, as in its sampler
-============ ==================================== ============================ =======================================
+============ ================================ ============================ =========================================
+class        prediction                       label                        process here
+============ ================================ ============================ =========================================
+VPPrecond    noise                            :math:`(M - 1)\, t`          `VP` with its beta_min, beta_d
+VEPrecond    :math:`\sigma_t` times the score :math:`\log(\sigma/2)`       `VE` with its sigma_min, sigma_max
+iDDPMPrecond noise                            step of the chain less 1     `ChainSDE` of the cosine chain of M steps
+EDMPrecond   :class:`sde.EDM`                 :math:`\tfrac14 \log \sigma` `VE`, 0.002 to 80, as in its sampler
+============ ================================ ============================ =========================================
 
 All of them are functions of :math:`\sigma` alone, so that `process=` may be any process: the label is that of the same
 :math:`\sigma`. iDDPMPrecond rounds :math:`\sigma` to the nearest of its M levels. Here the label goes on evenly
