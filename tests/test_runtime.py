@@ -14,7 +14,7 @@ from sde.runtime import choose_device, exact_float32, keep_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
-# Rounds of a dozen tensors of 8 MiB, all of them freed after each; prints the pages that the system had to hand out.
+# Rounds of a dozen tensors of 8 MiB, all freed after each round; prints the number of page faults.
 ROUNDS = """
 import resource, sys, torch
 from sde.runtime import keep_memory
@@ -35,9 +35,9 @@ def test_devices_are_chosen_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gpu", "is not a device: expected auto, cpu"), ("cuda:77", "use device=auto or device=cpu")]
+    ("name", "message"), [("gpu", "device='gpu'.*cpu"), ("cuda:77", "device='cuda:77'.*device=cpu")]
 )
-def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
+def test_a_missing_device_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_device(name)
 
@@ -57,19 +57,19 @@ def test_exact_float32_turns_tf32_off_and_puts_it_back() -> None:
 
 
 @pytest.mark.skipif(not GLIBC, reason="the setting is one of glibc")
-def test_memory_that_is_kept_is_not_handed_out_anew() -> None:
+def test_freed_memory_is_reused() -> None:
     def pages(mode: str) -> int:
         result = subprocess.run([sys.executable, "-c", ROUNDS, mode], capture_output=True, text=True, check=True)
         return int(result.stdout)
 
     once = 12 * 2**23 // 4096
-    kept = pages("keep")
-    if kept < once:
-        pytest.skip("this system hands out more than a page at a time")
-    assert kept < 1.5 * once
+    reused = pages("keep")
+    if reused < once:
+        pytest.skip("this system allocates more than a page at a time")
+    assert reused < 1.5 * once
     assert pages("default") > 2.0 * once
 
 
-def test_where_there_is_no_such_setting_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_memory()

@@ -344,7 +344,7 @@ def test_a_device_that_is_not_there(run: Path) -> None:
         "likelihood": ["ckpt=run"],
     }.items():
         result = here(run.parent, script, *arguments, "device=cuda")
-        refused(result, "device='cuda' was asked for, but this machine has 0 CUDA devices")
+        refused(result, "device='cuda'", "0 CUDA devices")
     assert files(run.parent) == before
 
 
