@@ -526,7 +526,7 @@ def test_finished_experiments_are_not_run_again(problem: ExactProblem, monkeypat
     again = list(compare(problem, planned, SMALL, done))
     assert ran == ["stuck"]
     assert all(a is b for a, b in zip(again[:3], rows))
-    # Another config of the same name and setting is another experiment.
+    # The same name and budget with another config is another experiment.
     changed = experiments({"euler": EULER}, problem.process, calls=[4], grids={"log_snr": UNIFORM})
     list(compare(problem, changed, SMALL, done))
     assert ran == ["stuck", "euler"]
