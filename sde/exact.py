@@ -169,7 +169,7 @@ class Mixture(Target):
         return self.weights.to(x).log() + log_normal, u, variance
 
 
-class Gaussian(Target):
+class Gaussian(Mixture):
     r"""A Gaussian :math:`\mathcal N(\mu, \Sigma)`: a mixture with one component.
 
     Args:
@@ -178,17 +178,7 @@ class Gaussian(Target):
     """
 
     def __init__(self, mean: Tensor, cov: Tensor) -> None:
-        self.reference = mean
-        self._mixture = Mixture(mean.new_ones(1), mean[None], cov[None])
-
-    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        return self._mixture.sample(n, generator=generator)
-
-    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
-        return self._mixture.log_density(x, alpha, var)
-
-    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self._mixture.denoise_and_score(x, alpha, var)
+        super().__init__(mean.new_ones(1), mean[None], cov[None])
 
 
 class Empirical(Target):

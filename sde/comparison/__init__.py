@@ -2,6 +2,7 @@
 
 __all__ = [
     "Cell",
+    "Entry",
     "Estimate",
     "ExactProblem",
     "Experiment",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 from .metrics import Estimate
-from .plan import Cell, Experiment, plan
+from .plan import Cell, Entry, Experiment, plan
 from .plots import work_precision
 from .problems import ExactProblem, Problem, TrainedProblem, digits_mixture, open_problem, read_mixture
 from .report import markdown, write_report

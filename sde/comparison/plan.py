@@ -7,7 +7,7 @@ instead.
 
 from __future__ import annotations
 
-__all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "Experiment", "plan"]
+__all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "Entry", "Experiment", "plan"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,32 +33,46 @@ FAILED = "failed"  # the run raised an error
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One solver with one budget or one tolerance.
+class Entry:
+    """One solver with one budget or one tolerance: the columns that an experiment and its row share.
 
     Attributes:
-        solver: the name of the solver in tables.
+        solver: the name of the solver in tables; `exact` for a set of exact samples.
         grid: the name of the grid; empty if the solver has no grid or uses its own.
         calls: the budget in network calls; 0 for a tolerance.
         tolerance: the relative and absolute tolerance; 0 for a budget.
         steps: the number of steps within the budget; 0 for a tolerance.
         config: the config of the solver, as JSON.
-        method: the solver; None if the experiment cannot run.
-        status: OK, TOO_SMALL or REFUSED.
-        reason: why the experiment cannot run.
+        status: `ok`, `too small` (the budget is below the calls of one step), `refused` or `failed`.
+        reason: why the status is not `ok`.
         stochastic: whether the solver draws noise.
     """
 
     solver: str
-    grid: str
-    calls: int
-    tolerance: float
-    steps: int
-    config: str
-    method: Solver | None
+    grid: str = ""
+    calls: int = 0
+    tolerance: float = 0.0
+    steps: int = 0
+    config: str = ""
     status: str = OK
     reason: str = ""
     stochastic: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, int, float, str]:
+        """The solver, grid, budget, tolerance and config, which identify the entry."""
+        return self.solver, self.grid, self.calls, self.tolerance, self.config
+
+
+@dataclass(frozen=True)
+class Experiment(Entry):
+    """An entry of the plan, with its solver.
+
+    Attributes:
+        method: the solver; None if the experiment cannot run.
+    """
+
+    method: Solver | None = None
 
 
 Cell = Experiment  # the name in version 0.1.0
@@ -109,7 +123,7 @@ def plan(
     solver = build(tree, trust=trust)
     if not isinstance(solver, Solver):
         raise ValueError(f"solver {name!r}: expected the config of a solver, got {tree.get('_target_')!r}")
-    blank = Experiment(name, "", 0, 0.0, 0, "", None, stochastic=solver.eta > 0.0 or solver.draws)
+    blank = Experiment(name, stochastic=solver.eta > 0.0 or solver.draws)
     if _has_grid(tree) or tree.get("steps") is not None:
         for grid, node in grids.items() if grids and _has_grid(tree) else [("", None)]:
             config = partial(_with_steps, tree, node)

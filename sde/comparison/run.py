@@ -11,7 +11,7 @@ __all__ = ["Settings", "compare"]
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +22,9 @@ from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
 from ..sampling import Samples, sample, state_like
 from .metrics import GROUPS, Estimate, moments, sliced_wasserstein, strong
-from .plan import FAILED, OK, Experiment
+from .plan import FAILED, OK, Entry, Experiment
 from .problems import Problem
 from .table import Row
-
-# The columns that a row copies from its experiment.
-_SHARED = ("solver", "grid", "calls", "tolerance", "steps", "config", "status", "reason", "stochastic")
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def compare(
         if experiment.method is not None and experiment.stochastic and floor is None:
             floor = Row("exact", stochastic=True)
             yield previous.get(floor.key) or _measure_floor(floor, problem, settings, truth)
-        row = Row(**{name: getattr(experiment, name) for name in _SHARED})
+        row = Row(**{f.name: getattr(experiment, f.name) for f in fields(Entry)})
         old = previous.get(row.key)
         yield old if old is not None and old.status == OK else _measure(row, experiment, problem, settings, truth)
 

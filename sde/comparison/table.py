@@ -27,25 +27,20 @@ import numpy as np
 from ..storage.files import Lock, remove_temporaries, write_atomically
 from ..storage.results import seal
 from ..training.run import differences
+from .plan import Entry
 
 _BLOCK_SIZE = 512
 _KINDS: dict[str, Any] = {"str": h5py.string_dtype(), "int": np.int64, "float": np.float64, "bool": np.bool_}
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Entry):
     """The results of one experiment. Missing results are NaN; `*_low` and `*_high` are the ends of a 95 % band.
 
+    The other columns are those of :class:`Entry`. The row of the solver `exact` has the distances
+    of a second set of exact samples, the Monte-Carlo floor.
+
     Attributes:
-        solver: the name of the solver; `exact` for a second set of exact samples, the Monte-Carlo floor of distances.
-        grid: the name of the grid; empty if the solver has no grid or uses its own.
-        calls: the budget in network calls; 0 for a tolerance.
-        tolerance: the relative and absolute tolerance; 0 for a budget.
-        steps: the number of steps within the budget.
-        config: the config of the solver, as JSON.
-        status: `ok`, `too small` (the budget is below the calls of one step), `refused` or `failed`.
-        reason: why the status is not `ok`.
-        stochastic: whether the solver draws noise.
         nfe: the mean number of network calls of a sample.
         nfe_max: the largest number of network calls of a sample.
         strong: the strong error, in standard deviations of the data.
@@ -59,15 +54,6 @@ class Row:
         own_memory: the peak memory outside network calls, in bytes.
     """
 
-    solver: str
-    grid: str = ""
-    calls: int = 0
-    tolerance: float = 0.0
-    steps: int = 0
-    config: str = ""
-    status: str = "ok"
-    reason: str = ""
-    stochastic: bool = False
     nfe: float = math.nan
     nfe_max: int = 0
     strong: float = math.nan
@@ -89,11 +75,6 @@ class Row:
     network_seconds: float = math.nan
     memory: int = 0
     own_memory: int = 0
-
-    @property
-    def key(self) -> tuple[str, str, int, float, str]:
-        """The solver, grid, budget, tolerance and config, which identify the row."""
-        return self.solver, self.grid, self.calls, self.tolerance, self.config
 
 
 class Table:
