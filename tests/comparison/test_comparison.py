@@ -386,7 +386,7 @@ def test_an_experiment_has_its_solver_grid_and_budget() -> None:
     # Without grids the solver uses its own.
     (default,) = experiments({"heun": HEUN}, sde.VP(), calls=[6], grids={})
     assert (default.grid, default.method) == ("", sde.solvers.Heun(3))
-    # `steps: null` stands for an adaptive method.
+    # `steps: null` is an adaptive method.
     (experiment,) = experiments(
         {"t": {**EULER, "_target_": f"{__name__}.Either", "steps": None, "rtol": 1.0, "atol": 1.0}},
         sde.VP(),
@@ -784,15 +784,15 @@ def test_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = {(h.get_color(), h.get_marker()) for h in legend.legend_handles[: len(solvers)]}
     assert len(looks) == len(solvers)
     first = figure.axes[0]
-    drawn = {line.get_color(): line.get_xydata().tolist() for line in first.lines if len(line.get_xydata())}
+    curves = {line.get_color(): line.get_xydata().tolist() for line in first.lines if len(line.get_xydata())}
     colours = {label: h.get_color() for label, h in zip(labels, legend.legend_handles)}
-    assert drawn[colours["euler"]] == [[5.0, 0.5], [20.0, 0.2]]
-    assert drawn[colours["rk"]] == [[26.5, 0.01]]
+    assert curves[colours["euler"]] == [[5.0, 0.5], [20.0, 0.2]]
+    assert curves[colours["rk"]] == [[26.5, 0.01]]
     assert first.get_xscale() == first.get_yscale() == "log"
     slopes = [line.get_xydata() for line in first.lines if line.get_linestyle() == ":"]
     orders = [math.log(d[0, 1] / d[1, 1]) / math.log(d[1, 0] / d[0, 0]) for d in slopes]
     assert orders == pytest.approx([1.0, 2.0, 3.0])
-    # The largest error, 12.3, is cut off, unless there are none but large ones.
+    # The largest error, 12.3, is cut off, unless all errors are large.
     assert first.get_ylim()[1] == 10.0
     work_precision([replace(r, **banded("strong", 100.0 * r.strong, 1.0)) for r in ROWS[:4]], tmp_path / "b.png")
     assert figures[1].axes[0].get_ylim()[1] > 1230.0

@@ -68,9 +68,9 @@ def test_a_comparison_repeated_and_extended(folder: Path) -> None:
     # A longer list adds rows to the file; the tables show only the solvers of this command.
     more = here(folder, "compare", *QUICK, *FEW, "solvers=[euler]", "out=a")
     assert more.code == 0, more.err
-    found, _ = read_table(folder / "a" / "compare.h5")
-    assert repr(found[: len(rows)]) == repr(rows)
-    assert [(r.solver, r.calls) for r in found[len(rows) :]] == [("euler", 1), ("euler", 6)]
+    extended, _ = read_table(folder / "a" / "compare.h5")
+    assert repr(extended[: len(rows)]) == repr(rows)
+    assert [(r.solver, r.calls) for r in extended[len(rows) :]] == [("euler", 1), ("euler", 6)]
     assert "heun" not in (folder / "a" / "compare.md").read_text()
 
 
