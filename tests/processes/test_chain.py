@@ -152,8 +152,13 @@ def test_wrong_betas_are_refused(betas: list[float], message: str) -> None:
 @pytest.mark.parametrize("i", [-1, 61, torch.tensor([3, 61]), torch.tensor([-1, 3])])
 def test_steps_outside_the_chain_are_refused(i: int | torch.Tensor) -> None:
     chain, x = DiscreteChain.linear(60), torch.zeros(2, 1)
-    for call in (lambda: chain.transition(x, i), lambda: chain.marginal(x, i), lambda: chain.posterior(x, x, i)):
-        with pytest.raises(ValueError, match=r"\b60\b.* (-1|61)\b"):
+    calls = (
+        (1, lambda: chain.transition(x, i)),
+        (0, lambda: chain.marginal(x, i)),
+        (1, lambda: chain.posterior(x, x, i)),
+    )
+    for smallest, call in calls:
+        with pytest.raises(ValueError, match=rf"\b{smallest} to 60\b.* (-1|61)\b"):
             call()
 
 
