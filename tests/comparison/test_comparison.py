@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -645,7 +646,7 @@ def test_a_table_is_continued_and_a_row_of_the_same_key_replaced(tmp_path: Path)
 def test_a_table_of_other_settings_and_what_is_no_table_are_left_alone(tmp_path: Path) -> None:
     with Table(tmp_path / "a.h5", {"n": 3, "sde": {"beta": 1}}) as table:
         table.add(row())
-        with pytest.raises(BlockingIOError, match="only writer"):
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
             Table(tmp_path / "a.h5", {"n": 3, "sde": {"beta": 1}})
     whole = (tmp_path / "a.h5").read_bytes()
     with pytest.raises(ValueError, match=r"other settings: sde\.beta was 1 and is now 2; give another out="):
@@ -658,13 +659,13 @@ def test_a_table_of_other_settings_and_what_is_no_table_are_left_alone(tmp_path:
     altered[len(altered) // 2] ^= 1
     for content in (b"", b"text", whole[:-10], bytes(altered)):
         (tmp_path / "b.h5").write_bytes(content)
-        with pytest.raises(ValueError, match="cut short or altered"):
+        with pytest.raises(ValueError, match=r"b\.h5.*(SDERES1|SHA-256)"):
             Table(tmp_path / "b.h5", {})
         assert (tmp_path / "b.h5").read_bytes() == content
     from sde.storage.store import Store
 
     Store.open(tmp_path / "c.h5", {"x": np.float64}, identity={}).close()
-    with pytest.raises(ValueError, match="not a comparison's"):
+    with pytest.raises(ValueError, match=r"c\.h5.*solver"):
         Table(tmp_path / "c.h5", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5", "c.h5"]
 
