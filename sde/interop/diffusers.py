@@ -125,7 +125,7 @@ def _check_pipeline(source: Source, index: Mapping[str, Any]) -> None:
 
 
 def _network_settings(source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the network, from the user, the file and the defaults, in this order."""
+    """The settings of the network, by precedence from the user, the file and the defaults."""
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
         raise ValueError(f"{source.path}: config.json describes a {kind}: expected a UNet2DModel")
@@ -138,7 +138,7 @@ def _network_settings(source: Source, config: Mapping[str, Any]) -> dict[str, An
 
 
 def _scheduler_settings(source: Source) -> dict[str, Any]:
-    """The settings of the scheduler, from the user, the file and the defaults, in this order."""
+    """The settings of the scheduler, by precedence from the user, the file and the defaults."""
     user, root = source.settings, source.path
     files = [path for path in (root / "scheduler" / _SCHEDULER_FILE, root / _SCHEDULER_FILE) if path.is_file()]
     if not files and user is None:
