@@ -125,46 +125,46 @@ def arrays(
     return DataSet(path.stem if name is None else name, scaling, train_split, splits["test"], valid_split)
 
 
-def _number_of_levels(array: Array, levels: int | None, what: str) -> int | None:
+def _number_of_levels(array: Array, levels: int | None, name: str) -> int | None:
     """The number of levels of discrete values; None for continuous values."""
     if levels is None and array.dtype == np.uint8:
         return 256
     if levels is None and array.dtype.kind != "f":
         raise ValueError(
-            f"{what} has dtype {array.dtype}, which does not determine the number of levels: set levels= to one more "
+            f"{name} has dtype {array.dtype}, which does not determine the number of levels: set levels= to one more "
             "than the largest possible value (65536 for 16-bit images)"
         )
     return levels
 
 
-def _values(array: Array, levels: int | None, what: str) -> torch.Tensor:
+def _values(array: Array, levels: int | None, name: str) -> torch.Tensor:
     """The values as a tensor with shape (N, C, *spatial) or (N, D), in the dtype of the scaling."""
-    array = _channels_first(array, what)
+    array = _channels_first(array, name)
     if levels is None:
         with np.errstate(over="ignore"):  # overflow gives inf, which the check refuses
             values = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-        Scaling.identity().check(values, what)
+        Scaling.identity().check(values, name)
         return values
     dtype = np.float64 if array.dtype.kind == "f" else np.uint8 if array.dtype == np.uint8 else np.int64
     scaling = Scaling.interval(levels)
     values = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
-    scaling.check(values, what)
+    scaling.check(values, name)
     return values.to(scaling.dtype)
 
 
-def _labels(array: Array, n: int, what: str) -> torch.Tensor:
+def _labels(array: Array, n: int, name: str) -> torch.Tensor:
     if array.dtype.kind not in "iu" or array.shape not in ((n,), (n, 1)):
         raise ValueError(
-            f"{what} has dtype {array.dtype} and shape {array.shape}: expected integer labels with "
+            f"{name} has dtype {array.dtype} and shape {array.shape}: expected integer labels with "
             f"shape ({n},) or ({n}, 1), one per sample"
         )
     return torch.from_numpy(array.astype(np.int64).reshape(-1))
 
 
-def _channels_first(array: Array, what: str) -> Array:
+def _channels_first(array: Array, name: str) -> Array:
     """The values with their channel axis second, by the rule of the module."""
     if array.ndim < 2:
-        raise ValueError(f"{what} has shape {array.shape}: expected (N, ...); store N numbers as (N, 1)")
+        raise ValueError(f"{name} has shape {array.shape}: expected (N, ...); store N numbers as (N, 1)")
     if array.ndim == 2:
         return array
     first, last = array.shape[1] <= 4, array.shape[-1] <= 4
@@ -173,7 +173,7 @@ def _channels_first(array: Array, what: str) -> Array:
     if array.ndim == 3 and not first:
         return array[:, None]
     raise ValueError(
-        f"{what} has shape {array.shape}, in which {'two axes' if first else 'no axis'} could be the channels: "
+        f"{name} has shape {array.shape}, in which {'two axes' if first else 'no axis'} could be the channels: "
         "expected (N, D), (N, H, W), or at most 4 entries in exactly one of the second and the last axis"
     )
 

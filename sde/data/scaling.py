@@ -82,7 +82,7 @@ class Scaling:
 
     @classmethod
     def identity(cls) -> Scaling:
-        """Scaling of continuous data by 1: model values are data values."""
+        """The identity for continuous data: model values are data values."""
         return cls(scale=1.0, shift=0.0)
 
     @classmethod

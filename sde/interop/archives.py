@@ -55,7 +55,7 @@ def open_zip(path: Path) -> Any:
         size = _size(kind, key, dtype, numel)
         place = places.get(f"{folder}/data/{key}")
         if place is None:
-            raise ValueError(f"its pickle asks for storage {key!r}, which the archive does not hold")
+            raise ValueError(f"its pickle refers to storage {key!r}, which is not in the archive")
         if size != place.size:
             raise ValueError(f"it claims {numel} elements of {dtype} for storage {key!r} of {place.size} bytes")
         read = functools.cache(lambda: _flat(_bytes(path, place), dtype))
@@ -74,7 +74,7 @@ def open_legacy(path: Path) -> Any:
         kind, dtype, key, _, numel, view = identity
         size = _size(kind, key, dtype, numel)
         if view is not None or sizes.setdefault(key, size) != size:
-            raise ValueError(f"its pickle asks for storage {key!r} in a way that torch.save does not")
+            raise ValueError(f"its pickle refers to storage {key!r} in a way that torch.save does not")
         read = functools.cache(lambda: _flat(_bytes(path, places[key]), dtype))
         return storages.setdefault(key, Storage(numel, read))
 
@@ -85,12 +85,12 @@ def open_legacy(path: Path) -> Any:
         value = evaluate(stream, persistent)
         keys = evaluate(stream, no_storage)
         if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(sizes):
-            raise ValueError(f"its pickle asks for {len(sizes)} storages, which are not the {len(keys)} that it lists")
+            raise ValueError(f"its pickle refers to {len(sizes)} storages and lists {len(keys)} others")
         start, end = stream.tell(), len(stream)
         for key in keys:
             size, numel = sizes[key], storages[key].numel
             if start + 8 + size > end or struct.unpack("<q", stream[start : start + 8])[0] != numel:
-                raise ValueError(f"it claims {numel} elements for storage {key!r}, which the file does not hold")
+                raise ValueError(f"it claims {numel} elements for storage {key!r}, which are not in the file")
             places[key] = _Place(start + 8, size, None)
             start += 8 + size
     return value
@@ -144,17 +144,17 @@ def _places(file: io.FileIO, members: Sequence[zipfile.ZipInfo]) -> dict[str, _P
     for member in sorted(members, key=lambda member: member.header_offset):
         name = member.filename
         if name.startswith("/") or "\\" in name or ".." in name.split("/") or name in places:
-            raise ValueError(f"its member {name!r} lies outside of it, or twice in it")
+            raise ValueError(f"its member {name!r} has a path outside of the archive, or occurs twice")
         stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
         if not stored or member.flag_bits & 1:
             raise ValueError(f"its member {name!r} is compressed or encrypted, and torch.save does neither")
         file.seek(member.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise ValueError(f"its member {name!r} has no header where the directory says")
+            raise ValueError(f"its member {name!r} has no header at the offset in the directory")
         start = member.header_offset + 30 + sum(struct.unpack("<2H", header[26:]))
         if member.header_offset < taken or start + member.file_size > end:
-            raise ValueError(f"its member {name!r} overlaps another, or ends behind the file")
+            raise ValueError(f"its member {name!r} overlaps another, or ends after the file")
         taken = start + member.file_size
         places[name] = _Place(start, member.file_size, member.CRC)
     return places
@@ -174,7 +174,7 @@ def _bytes(path: Path, place: _Place) -> bytearray:
         file.seek(place.start)
         read = file.readinto(data)
     if read != place.size or (place.crc is not None and zlib.crc32(data) != place.crc):
-        raise ValueError(f"{path} is truncated or altered: {place.size} bytes at {place.start} are not what they were")
+        raise ValueError(f"{path} is truncated or altered: {place.size} bytes at {place.start} are damaged")
     return data
 
 

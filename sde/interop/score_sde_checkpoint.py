@@ -82,7 +82,7 @@ def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in zip(names, shadow):
         if value.shape != tuple(raw[name].shape):
             raise ValueError(
-                f"{source.path}: ema has a parameter of shape {value.shape} where {name} stands, of shape "
+                f"{source.path}: ema has a parameter of shape {value.shape} for {name}: expected "
                 f"{tuple(raw[name].shape)}"
             )
     return {name: value.read() for name, value in zip(names, shadow)}

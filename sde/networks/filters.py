@@ -52,8 +52,9 @@ class Box(Filter):
 
 @dataclass(frozen=True)
 class FIR(Filter):
-    """A smooth filter along each axis, with zero padding (Zhang 2019, arXiv:1904.11486; Karras et al. 2020,
-    arXiv:1912.04958).
+    """A smooth filter along each axis with zero padding.
+
+    See Zhang (2019, arXiv:1904.11486) and Karras et al. (2020, arXiv:1912.04958).
 
     Args:
         taps: the weights of the filter up to scale, symmetric and of even number.

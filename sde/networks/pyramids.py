@@ -1,9 +1,9 @@
-r"""Pyramids of the input and the output along the levels of a U-Net (Song et al. 2021, arXiv:2011.13456, appendix H,
-after Karras et al. 2020, arXiv:1912.04958).
+r"""Pyramids that connect all levels of a U-Net to its input and output.
 
 An input pyramid passes coarser and coarser versions of the input to the levels of the encoder. An output pyramid sums
 finer and finer versions of the output over the levels of the decoder. The two classes create one joint per level: a
-module that maps the pyramid p and the features h of the level to a new p and h.
+module that maps the pyramid p and the features h of the level to a new p and h. See Song et al. (2021,
+arXiv:2011.13456, appendix H), after Karras et al. (2020, arXiv:1912.04958).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PyramidFeatures = tuple[Tensor, Tensor]
 
 
 class InputPyramid(ABC):
-    """The use of the input at the levels of the encoder below the first."""
+    """Connections from the input to the deeper levels of the encoder."""
 
     @abstractmethod
     def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
@@ -51,7 +51,7 @@ class InputPyramid(ABC):
 
 
 class OutputPyramid(ABC):
-    """The output of a U-Net, computed from p after the finest level."""
+    """Connections from the levels of the decoder to the output, which is computed from p after the finest level."""
 
     @abstractmethod
     def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
@@ -140,8 +140,9 @@ class OutputSkip(OutputPyramid):
 
 @dataclass(frozen=True)
 class OutputResidual(OutputPyramid):
-    """Sums the features over the levels: p <- c (R(p) + h), h <- p, with c the network's `skip_scale`. At the coarsest
-    level p <- conv_3(a(norm(h))).
+    """Sums the features over the levels: p <- c (R(p) + h), h <- p, with c the network's `skip_scale`.
+
+    At the coarsest level p <- conv_3(a(norm(h))).
 
     Args:
         resampling: R, with a convolution.

@@ -70,8 +70,9 @@ class Filtered(Resampling):
 
 @dataclass(frozen=True)
 class FilteredConv(Resampling):
-    """A smooth filter and a convolution of size 3, with zero padding of the data but none between the two (Karras et
-    al. 2020, arXiv:1912.04958).
+    """A smooth filter and a convolution of size 3, with zero padding of the data but none between the two.
+
+    See Karras et al. (2020, arXiv:1912.04958).
 
     Args:
         taps: the weights of the filter, as in :class:`FIR`.
@@ -88,8 +89,9 @@ class FilteredConv(Resampling):
 
 @dataclass(frozen=True)
 class InResidual(Resampling):
-    """A residual block with a filter in the shortcut and, after the first activation, in the branch (Brock et al. 2019,
-    arXiv:1809.11096).
+    """A residual block with a filter in the shortcut and, after the first activation, in the branch.
+
+    See Brock et al. (2019, arXiv:1809.11096).
 
     Args:
         filter: the filter.

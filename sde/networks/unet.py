@@ -20,7 +20,7 @@ the levels, and pyramids of the data:
 - ADM (Dhariwal and Nichol 2021, arXiv:2105.05233): `scale_shift`, heads of 64 channels, residual blocks that resample;
 - the forms of both in EDM (Karras et al. 2022, arXiv:2206.00364): `label_first` and `augment`.
 
-The files in `configs/network` hold their settings.
+The files in `configs/network` contain their settings.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class UNet(nn.Module):
         resampling: the layers between two levels; `StridedConv()` by default.
         upsampling: the layers between two levels of the decoder; `resampling` by default.
         middle: the blocks between encoder and decoder; `Middle()` by default.
-        input_pyramid: the use of the data at the levels of the encoder; none by default.
-        output_pyramid: the contribution of the levels of the decoder to the output; only the finest by default.
+        input_pyramid: connections from the data to the levels of the encoder; none by default.
+        output_pyramid: connections from the levels of the decoder to the output; only the finest by default.
         inlet: channels of the first convolution; `width` by default.
         features: F, the length of the context; 4 `width` by default.
         null_class: whether there is an additional label, number `classes`, for "no label".

@@ -6,7 +6,7 @@ old content or the whole new content. Without the first fsync, a power cut may l
 the second one, it may undo the rename.
 
 A killed process may leave a temporary file `.NAME.XXXXXXXXXXXXXXXX.tmp` (16 hexadecimal digits) behind.
-`remove_temporaries` deletes these files. Only the single writer may call it, which holds a `Lock`.
+`remove_temporaries` deletes these files. Only the single writer, which holds a `Lock`, may call it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if sys.platform != "win32":
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Replaces the file at `path` by what `write` writes; if anything fails, the old file is unchanged.
+    """Replaces the file at `path` by the output of `write`; if anything fails, the old file is unchanged.
 
     A symbolic link at `path` is itself replaced; its target is unchanged.
 

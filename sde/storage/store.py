@@ -1,7 +1,7 @@
 r"""HDF5 results that survive a killed process, can be read while they are written, and resume without loss.
 
 There is one row per (index, repeat) and one column per quantity. Appending to an HDF5 file is not safe: a kill can
-damage the whole file, and nobody can read it meanwhile. Therefore no HDF5 file is ever changed in place:
+damage the whole file, and no other process can read an open file. Therefore no HDF5 file is ever changed in place:
 
     PATH           a finished snapshot, sorted by (repeat, index); replaced as a whole (`sde.storage.files`)
     PATH.journal   the rows since that snapshot, one record per `append`, fsynced (`sde.storage.journal`)

@@ -170,12 +170,12 @@ def large_pickle(path: Path) -> None:
     zipped(path, {"archive/data.pkl": b"\x80\x02X" + struct.pack("<I", 2**26) + bytes(2**26) + b"."})
 
 
-@hostile("parent.pth", "outside of it")
+@hostile("parent.pth", "outside of the archive")
 def parent(path: Path) -> None:
     zipped(path, {"archive/data.pkl": b"\x80\x02}.", "archive/../../canary": b"x"})
 
 
-@hostile("absolute.pth", "outside of it")
+@hostile("absolute.pth", "outside of the archive")
 def absolute(path: Path) -> None:
     zipped(path, {"archive/data.pkl": b"\x80\x02}.", "/tmp/canary": b"x"})
 

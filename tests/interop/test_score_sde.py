@@ -418,7 +418,7 @@ def test_averages_that_do_not_fit_are_refused(checkpoint: Path) -> None:
         sde.load(checkpoint)
     content["ema"]["shadow_params"] = [last, *content["ema"]["shadow_params"]]
     torch.save(content, checkpoint)
-    with pytest.raises(ValueError, match=r"net\.pth: ema has a parameter of shape \(3,\) where all_modules"):
+    with pytest.raises(ValueError, match=r"net\.pth: ema .*\(3,\).* all_modules"):
         sde.load(checkpoint)
 
 
