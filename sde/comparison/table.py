@@ -24,12 +24,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..storage import hdf5
 from ..storage.files import Lock, remove_temporaries, write_atomically
-from ..storage.results import seal
 from ..training.run import differences
 from .plan import Entry
 
-_BLOCK_SIZE = 512
 _KINDS: dict[str, Any] = {"str": h5py.string_dtype(), "int": np.int64, "float": np.float64, "bool": np.bool_}
 
 
@@ -150,25 +149,20 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[Row], dict[str, Any]]
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is truncated, altered, or not that of a comparison.
     """
-    content = Path(path).read_bytes()
-    if content != seal(content[_BLOCK_SIZE:]):
-        raise ValueError(f"{path} is no comparison's file, or was cut short or altered: give another out=")
-    try:
-        with h5py.File(h5py.h5f.open_file_image(content)) as file:
-            settings = json.loads(file.attrs["settings"])
-            columns = [
-                file[f.name].asstr()[:].tolist() if f.type == "str" else file[f.name][:].tolist() for f in fields(Row)
-            ]
-        return [Row(*values) for values in zip(*columns, strict=True)], settings
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is sealed as a result file, but not a comparison's: {error}") from error
+
+    def content(file: h5py.File, size: int) -> tuple[list[Row], dict[str, Any]]:
+        columns = [
+            file[f.name].asstr()[:].tolist() if f.type == "str" else file[f.name][:].tolist() for f in fields(Row)
+        ]
+        return [Row(*values) for values in zip(*columns, strict=True)], json.loads(file.attrs["settings"])
+
+    return hdf5.decode(Path(path), content)
 
 
 def _encode(rows: list[Row], settings: str) -> bytes:
-    with h5py.File("image", "w", driver="core", backing_store=False, userblock_size=_BLOCK_SIZE) as file:
+    def fill(file: h5py.File) -> None:
         file.attrs["settings"] = settings
         for f in fields(Row):
             file.create_dataset(f.name, data=[getattr(row, f.name) for row in rows], dtype=_KINDS[str(f.type)])
-        file.flush()
-        image = file.id.get_file_image()
-    return seal(image[image.index(b"\x89HDF") :])
+
+    return hdf5.encode(fill)

@@ -182,7 +182,7 @@ def test_old_files_are_read(hf: ModuleType, pipeline: Path, tmp_path: Path) -> N
 
 
 def test_a_network_alone_needs_to_be_told_its_chain(pipeline: Path) -> None:
-    with pytest.raises(ValueError, match=r"unet has no scheduler_config.json .*give settings=.*beta_schedule.*or \{\}"):
+    with pytest.raises(ValueError, match=r"unet.*scheduler_config\.json.*settings=.*beta_schedule.*\{\}"):
         read(pipeline / "unet")
     x, t = normal(2, 3, 8, 8), torch.tensor(0.3)
     whole, alone = sde.load(pipeline), sde.load(pipeline / "unet", settings={})
@@ -196,7 +196,7 @@ def test_a_network_alone_needs_to_be_told_its_chain(pipeline: Path) -> None:
     with torch.no_grad():
         assert torch.equal(told.denoiser(x, t), whole.denoiser(x, t))
     assert isinstance(sde.load(pipeline, settings={"clip_sample": False}).denoiser, sde.NetworkDenoiser)
-    with pytest.raises(ValueError, match=r"settings= has 'clip_samples', which is none of .*clip_sample"):
+    with pytest.raises(ValueError, match=r"settings= .*'clip_samples'.*clip_sample,"):
         read(pipeline, settings={"clip_samples": False})
     assert read(pipeline, settings={"sample_size": [16, 4]})["model"].count("16") == 1
 
@@ -470,7 +470,7 @@ REFUSALS: dict[str, tuple[list[Edit], str]] = {
     "conditional": ([network(_class_name="UNet2DConditionModel")], "describes a UNet2DConditionModel"),
     "latents": (
         [edited("model_index.json", _class_name="LDMPipeline", vqvae=["diffusers", "VQModel"])],
-        r"a UNet2DModel and a scheduler alone, got LDMPipeline .*'vqvae'",
+        r"UNet2DModel.*LDMPipeline.*'vqvae'",
     ),
     "another network": (
         [edited("model_index.json", unet=["diffusers", "UNet2DConditionModel"])],
@@ -500,7 +500,7 @@ REFUSALS: dict[str, tuple[list[Edit], str]] = {
                 block_out_channels=[8, 8, 8],
             )
         ],
-        "down_block_types=.*one way between all levels",
+        "down_block_types=.*downsample_type='conv'",
     ),
     "levels": ([network(block_out_channels=[8, 8, 16])], "one entry for each of down_block_types"),
     "new setting": ([network(turbo=True)], "the setting 'turbo' of its network is not known"),
@@ -510,7 +510,7 @@ REFUSALS: dict[str, tuple[list[Edit], str]] = {
     "outputs": ([network(out_channels=6)], "out_channels=6 .*expected 3, for variance_type='fixed_small'"),
     "no outputs": ([scheduler(variance_type="learned_range")], "out_channels=3 .*expected 6, for .*'learned_range'"),
     "variance": ([scheduler(variance_type="learned")], "variance_type='learned' .*'learned_range'"),
-    "widths": ([network(block_out_channels=[10**12, 16])], "block_out_channels=.*the longest side of a weight"),
+    "widths": ([network(block_out_channels=[10**12, 16])], "block_out_channels=.* 1 to 32"),
     "no width": ([network(block_out_channels=[0, 16])], "block_out_channels="),
     "no list": ([network(block_out_channels=8)], "block_out_channels=8 .*a list of 1 to"),
     "text": ([network(block_out_channels=["8", 16])], "block_out_channels=.*no such entry as '8'"),
@@ -522,14 +522,14 @@ REFUSALS: dict[str, tuple[list[Edit], str]] = {
     "dropout": ([network(dropout="much")], "dropout='much' .*a finite number"),
     "other weights": ([network(layers_per_block=2)], "does not hold the .* missing .*check settings="),
     "other widths": ([network(block_out_channels=[8, 24])], "of another shape"),
-    "no weights": ([without("unet/diffusion_pytorch_model.safetensors")], "has no weights in one file"),
+    "no weights": ([without("unet/diffusion_pytorch_model.safetensors")], "unet.*diffusion_pytorch_model"),
     "no chain": ([scheduler(_class_name="ScoreSdeVeScheduler")], "_class_name='ScoreSdeVeScheduler'"),
     "zero snr": ([scheduler(rescale_betas_zero_snr=True)], "rescale_betas_zero_snr=True"),
     "schedule": ([scheduler(beta_schedule="laplace")], "beta_schedule='laplace' .*'squaredcos_cap_v2'"),
     "prediction": ([scheduler(prediction_type="flow_prediction")], "prediction_type='flow_prediction'"),
     "steps": ([scheduler(num_train_timesteps=10**12)], "num_train_timesteps=1000000000000"),
-    "betas": ([scheduler(beta_end=1.5)], "the betas of its scheduler make no chain: .*betas must stay below 1"),
-    "negative betas": ([scheduler(beta_start=-0.1)], "the betas of its scheduler make no chain"),
+    "betas": ([scheduler(beta_end=1.5)], "n=1000.*1.5"),
+    "negative betas": ([scheduler(beta_start=-0.1)], "betas.*-0.1"),
     "trained betas": ([scheduler(trained_betas=[0.1, 0.2])], "trained_betas=.*as many as num_train_timesteps=1000"),
     "no betas": ([scheduler(trained_betas=[None])], "trained_betas=.*no such entry as None"),
     "range": ([scheduler(clip_sample_range=0)], "clip_sample_range=0 .*a positive number"),

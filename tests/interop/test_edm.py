@@ -105,7 +105,7 @@ def test_the_process_and_its_conventions(recorded: Callable[[str], Any], tmp_pat
 def test_the_table_of_an_iddpm_chain_is_compared(recorded: Callable[[str], Any], tmp_path: Path) -> None:
     r = recorded("edm_iddpm_adm")
     for change in ({"C_2": 0.01}, {"M": 999}):
-        with pytest.raises(ValueError, match="u is not what the settings say: check M, C_1 and C_2"):
+        with pytest.raises(ValueError, match=r"u .*M, C_1 and C_2"):
             load(r, tmp_path, **change)
     del r.state["u"]  # it is no weight: parameters alone do
     assert load(r, tmp_path).process.t_min == 1 / 1000
@@ -166,13 +166,13 @@ def test_a_file_of_safetensors_serves_too(recorded: Callable[[str], Any], tmp_pa
         ("edm_adm", {"label_dim": 10**9}, "label_dim=1000000000 is not supported"),
         ("edm_adm", {"augment_dim": 0}, "context.augment.weight"),
         ("edm_adm", {"sigma_min": "0"}, "sigma_min='0' is not supported"),
-        ("edm_adm", {"sigma_min": 90}, "make no process: VE needs"),
+        ("edm_adm", {"sigma_min": 90}, "VE.*sigma_min=90"),
         ("edm_adm", {"sigma_data": math.nan}, "sigma_data=nan is not supported"),
-        ("edm_iddpm_adm", {"C_1": 1.0}, "make no process: betas: each must lie in"),
-        ("edm_iddpm_adm", {"M": 1}, "make no process: a chain of one step"),
-        ("edm_vp_ddpmpp", {"beta_d": -1.0}, "make no process: VP needs"),
+        ("edm_iddpm_adm", {"C_1": 1.0}, "betas.* 0 at step 1 "),
+        ("edm_iddpm_adm", {"M": 1}, "n >= 2"),
+        ("edm_vp_ddpmpp", {"beta_d": -1.0}, "VP.*beta_max=-0.9"),
         ("edm_ddpmpp", {"label_dim": 5}, r"map_label.bias for vectors of that length, got \(16, 4\) and \(16,\)"),
-        ("edm_ddpmpp", {"resample_filter": [1, 3, 3, 1]}, "resample_filter is not what the settings say"),
+        ("edm_ddpmpp", {"resample_filter": [1, 3, 3, 1]}, "conv0.resample_filter"),
         ("edm_ddpmpp", {"resample_filter": "box"}, "resample_filter='box' is not supported"),
         ("edm_ddpmpp", {"encoder_type": "cat"}, "encoder_type='cat' is not supported: .*'residual'"),
         ("edm_ddpmpp", {"embedding_type": "fourier"}, "context.embedding.parts"),
@@ -191,7 +191,7 @@ def test_wrong_settings_are_one_error(
 def test_settings_are_asked_for(recorded: Callable[[str], Any], tmp_path: Path) -> None:
     r, path = recorded("edm_adm"), tmp_path / "network.pt"
     torch.save(r.state, path)
-    with pytest.raises(ValueError, match="give settings="):
+    with pytest.raises(ValueError, match="settings="):
         edm.read(Source(path), None)
     with pytest.raises(ValueError, match="lack 'class_name'"):
         edm.read(Source(path, {"img_resolution": 8}), None)
@@ -254,7 +254,7 @@ def test_no_two_weights_share_a_place(recorded: Callable[[str], Any], tmp_path: 
         ("edm_iddpm_adm", "model.out_conv.bias", (), r"outlet.2.bias \(\) instead of"),
         ("edm_iddpm_adm", "model.out_conv.bias", (3,), r"outlet.2.bias \(2,\) instead of"),
         ("edm_adm", "model.map_label.weight", (), r"got \(\)"),
-        ("edm_adm", "model.enc.4x4_down.conv0.resample_filter", (1, 1, 4, 4), "is not what the settings say"),
+        ("edm_adm", "model.enc.4x4_down.conv0.resample_filter", (1, 1, 4, 4), "conv0.resample_filter"),
         ("edm_ve_ncsnpp", "model.map_noise.freqs", (5,), r"context.embedding.parts \(3, 5\) instead of"),
     ],
 )

@@ -267,7 +267,7 @@ def test_it_opens_by_its_path(recorded: Callable[[str], Any], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("openai_guided", {"num_chanels": 32}, "'num_chanels' is none of the flags of a model: image_size, "),
+        ("openai_guided", {"num_chanels": 32}, "'num_chanels'.*image_size, "),
         ("openai_guided", {"num_channels": 64}, "does not hold the .* weights"),
         ("openai_guided", {"num_channels": 10**9}, "num_channels=1000000000 is not supported"),
         ("openai_guided", {"num_res_blocks": 10**9}, "num_res_blocks=1000000000 is not supported"),
@@ -287,7 +287,7 @@ def test_it_opens_by_its_path(recorded: Callable[[str], Any], tmp_path: Path) ->
         ("openai_guided", {"use_scale_shift_norm": False}, "of another shape"),
         ("openai_guided", {"resblock_updown": False}, "does not hold the .* weights"),
         ("openai_improved", {"resblock_updown": True}, "does not hold the .* weights"),
-        ("openai_guided", {"num_head_channels": 24}, "head_channels must divide"),
+        ("openai_guided", {"num_head_channels": 24}, "head_channels=24 .*64 channels"),
         ("openai_improved", {"num_heads_upsample": 2}, "num_heads_upsample=2 is not supported: expected num_heads=4"),
         ("openai_improved", {"noise_schedule": "sqrt"}, "noise_schedule='sqrt' is not supported"),
         ("openai_improved", {"diffusion_steps": 0}, "diffusion_steps=0 is not supported"),
@@ -315,7 +315,7 @@ def test_flags_that_leave_the_model_as_it_is(recorded: Callable[[str], Any], tmp
 
 def test_settings_are_asked_for(recorded: Callable[[str], Any], tmp_path: Path) -> None:
     torch.save(recorded("openai_fixed").state, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="give settings="):
+    with pytest.raises(ValueError, match="settings="):
         openai.read(Source(tmp_path / "model.pt"), None)
     with pytest.raises(ValueError, match="lack 'image_size'"):
         openai.read(Source(tmp_path / "model.pt", {"num_channels": 32}), None)

@@ -353,7 +353,7 @@ def test_settings_are_found_beside_it_and_may_be_given(checkpoint: Path) -> None
     settings = settings_of(checkpoint)
     other = checkpoint.with_name("other.json")
     checkpoint.with_suffix(".json").rename(other)
-    with pytest.raises(ValueError, match=r"net\.pth does not hold the settings.*settings=.*net\.json"):
+    with pytest.raises(ValueError, match=r"net\.pth .*settings=.*net\.json"):
         sde.load(checkpoint)
     nested = {"model": settings["model"], "data": {k: v for k, v in settings.items() if k != "model"}}
     for given in (settings, other, str(other), nested):
@@ -382,8 +382,8 @@ def test_the_raw_weights_and_their_averages_are_two(checkpoint: Path) -> None:
     ("model", "words"),
     [
         ({"nf": 32}, "of another shape"),
-        ({"nf": 10**18}, "describe no model|another shape"),
-        ({"nf": "wide"}, "describe no model"),
+        ({"nf": 10**18}, "its settings|another shape"),
+        ({"nf": "wide"}, "its settings"),
         ({"num_res_blocks": 10**9}, "the settings describe a (module|weight)"),
         ({"num_res_blocks": 2}, "net.pth"),
         ({"ch_mult": [1]}, "net.pth"),
@@ -418,7 +418,7 @@ def test_averages_that_do_not_fit_are_refused(checkpoint: Path) -> None:
         sde.load(checkpoint)
     content["ema"]["shadow_params"] = [last, *content["ema"]["shadow_params"]]
     torch.save(content, checkpoint)
-    with pytest.raises(ValueError, match=r"net\.pth: ema has a parameter of shape \(3,\) where all_modules"):
+    with pytest.raises(ValueError, match=r"net\.pth: ema .*\(3,\).* all_modules"):
         sde.load(checkpoint)
 
 
@@ -434,7 +434,7 @@ def test_the_process_follows_from_the_settings(checkpoint: Path) -> None:
     assert tree(checkpoint, trained)["process"]["_target_"] == "sde.SubVP"
     with pytest.raises(ValueError, match=r"training\.sde is 'vdm'"):
         tree(checkpoint, {**trained, "training": {"sde": "vdm"}})
-    with pytest.raises(ValueError, match=r"scale_by_sigma.*expected process=sde\.VE"):
+    with pytest.raises(ValueError, match=r"process=sde\.VE.*scale_by_sigma"):
         tree(checkpoint, exploding, sde.VP())
 
 

@@ -179,18 +179,18 @@ def test_settings_of_no_such_network_are_refused(changed: dict[str, object], mes
 def test_settings_that_are_missing_are_named() -> None:
     lacking = settings()
     del lacking["model"]["nf"]
-    with pytest.raises(ValueError, match="the settings' section model lacks 'nf'"):
+    with pytest.raises(ValueError, match=r"model .*'nf'"):
         score_sde.network(lacking)
 
 
 def test_weights_that_do_not_fit_the_settings_are_refused(recorded: Recorded) -> None:
     state, names = recorded.state, list(recorded.state)
-    with pytest.raises(ValueError, match="belong to no module that the settings describe"):
+    with pytest.raises(ValueError, match=r"all_modules\.99\.weight"):
         score_sde.weights(recorded.settings, {**state, "all_modules.99.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="belong to no module that the settings describe"):
+    with pytest.raises(ValueError, match="'extra'"):
         score_sde.weights(recorded.settings, {**state, "extra": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"'weight' in module \d+, which is not there"):
+    with pytest.raises(ValueError, match=r"'weight' in module \d+"):
         score_sde.weights(recorded.settings, {key: state[key] for key in names if key != names[-2]})
     last = names[-1].rpartition(".")[0]
-    with pytest.raises(ValueError, match="more modules than there are"):
+    with pytest.raises(ValueError, match=r"more modules .* \d+"):
         score_sde.weights(recorded.settings, {key: value for key, value in state.items() if not key.startswith(last)})

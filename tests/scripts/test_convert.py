@@ -82,9 +82,9 @@ def test_what_cannot_be_converted_is_told_in_a_line_and_leaves_nothing(source: P
     for keys, *words in (
         ([], "source is missing: give source=..."),
         (["source=gone.pth"], "no checkpoint at gone.pth"),
-        (["source=nothing"], "nothing is of no known kind"),
+        (["source=nothing"], "score_sde_pytorch"),
         (["source=text.pth"], "text.pth is not a checkpoint"),
-        ([f"source={source}", "settings=bad.json"], "bad.json is no JSON file"),
+        ([f"source={source}", "settings=bad.json"], "bad.json is not a JSON file"),
         ([f"source={source}", "settings=gone.json"], "gone.json"),
         ([f"source={source}", "settings={model: {}}"], "lack", "is missing"),
         ([f"source={source}", "sde=subvp", "sde.beta_min=-1"], "beta_min=-1"),
