@@ -225,11 +225,11 @@ class WithLogDensity(Semilinear):
 
     def drift(self, state: State, t: Tensor) -> State:
         x, log_density = state
-        score, divergence = self.predict(Prediction.SCORE, state, t)
+        score, divergence = self.trace(lambda y: self.flow.predict(Prediction.SCORE, (y,), t)[0], x)
         f, c = self.linear(t), self.score_coefficient(t)
         return (
             expand(f, x) * x + expand(c, x) * score,
-            expand(c, log_density) * divergence - event_dims(x) * expand(f, log_density),
+            -(expand(c, log_density) * divergence + event_dims(x) * expand(f, log_density)),
         )
 
     def predict(self, what: Prediction, state: State, t: Tensor) -> State:

@@ -6,6 +6,7 @@ __all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,13 +113,14 @@ def sample(
         if state is not None:
             x = state.to(reference)
         elif prior is not None:
-            draws = [prior.sample(1, generator=keyed.generator(Stream.PRIOR, i)) for i in range(first, first + batch)]
-            x = torch.cat(draws).to(reference)
+            generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
+            x = torch.cat([prior.sample(1, generator=generator) for generator in generators]).to(reference)
         else:
             end = torch.tensor(process.t_max, dtype=torch.float64)
             z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
-        (x,) = run((x,), (keyed if noise is None else noise).batch(index, event, reference.dtype))
+        draws = (keyed if noise is None else noise).batch(index, event, reference.dtype)
+        _, (x,) = deque(run.trajectory((x,), draws), maxlen=1).pop()
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
     return Samples(x, *conditioned.counts)

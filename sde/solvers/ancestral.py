@@ -9,14 +9,13 @@ from __future__ import annotations
 __all__ = ["Ancestral"]
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from ..dynamics import Reverse, State
 from ..noise import StepNoise, Stream
-from .base import GridSteps, Step, drawn, on_grid
-from .euler_maruyama import affine_step, one_entry
+from .base import GridSteps, Step, affine_step, intervals, require_noise
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,10 @@ class Ancestral(GridSteps):
 
     v: float | None = None
 
-    needs: ClassVar[type] = Reverse
-    eta: ClassVar[float] = 1.0
+    needs = Reverse
+    eta = 1.0
+    serves_noise = True
+    serves_log_density = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,15 +55,16 @@ class Ancestral(GridSteps):
                 f"denoiser has learned, got v={self.v}"
             )
 
-    def refusal(self, dynamics: Any) -> str | None:
-        if dynamics.eta != 1.0:
+    def incompatibility(self, dynamics: Any) -> str | None:
+        reason = super().incompatibility(dynamics)
+        if reason is None and dynamics.eta != 1.0:
             return (
                 f"ancestral sampling draws from the posterior, which is the reverse SDE (eta=1), got eta={dynamics.eta}"
             )
-        return one_entry(dynamics)
+        return reason
 
     def method(self, dynamics: Reverse, times: Tensor) -> Step:
-        t, s, _ = on_grid(times)
+        t, s, _ = intervals(times)
         log_alpha, var = dynamics.process.transition(s, t)
         small = var * dynamics.process.var(s) / dynamics.process.var(t)
         a = (-log_alpha).exp()
@@ -85,7 +87,7 @@ def _learned_step(
         score, v = dynamics.denoiser.score_and_variance(state[0], befores[k])
         x = x.add_(score, alpha=b[k])
         if std[k]:
-            z = drawn(noise).normal(Stream.STEP, k, before[k], after[k])
+            z = require_noise(noise).normal(Stream.STEP, k, before[k], after[k])
             x = x.add_(z if v is None else z * (v * half_log_ratio[k]).exp(), alpha=std[k])
         return (x,), None
 

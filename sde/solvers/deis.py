@@ -8,14 +8,13 @@ from __future__ import annotations
 __all__ = ["DEIS"]
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
 from ..dynamics import Semilinear
 from .base import Step
-from .coordinates import LogNoise, NoiseCoordinates, Table, Variable
-from .multistep import Multistep, adams
+from .coordinates import Arcsinh, LogNoise, NoiseCoordinates, Table
+from .multistep import Multistep
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class DEIS(Multistep):
         eta: the share of noise of the dynamics that `sample` makes for it.
     """
 
-    variable: Variable = field(default=LogNoise(), kw_only=True)
+    variable: LogNoise | Arcsinh = field(default=LogNoise(), kw_only=True)
     eta: float = field(default=0.0, kw_only=True)
 
-    needs: ClassVar[type] = Semilinear
+    needs = Semilinear
+    serves_noise = True
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        coordinates = NoiseCoordinates()
-        table = Table(coordinates, self.variable, dynamics.process, times, dynamics.eta)
-        return adams(coordinates, table, table.weights(self.order), self.order, self.start, dynamics, times)
+        table = Table(NoiseCoordinates(), self.variable.of, dynamics.process, times, dynamics.eta)
+        return self.adams(table, table.weights(self.order), dynamics)

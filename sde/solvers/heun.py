@@ -10,7 +10,6 @@ __all__ = ["Heun"]
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch import Tensor
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise, Stream
 from ..processes import SDE
-from .base import GridSteps, Step, combine, drawn, on_grid, scalars
-from .euler import no_noise
-from .euler_maruyama import one_entry
+from .base import GridSteps, Step, intervals, linear_combination, require_noise, scalars
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,6 @@ class Heun(GridSteps):
     churn_max: float = math.inf
     churn_noise: float = 1.0
 
-    eta: ClassVar[float] = 0.0
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.churn < math.inf:
@@ -72,26 +67,23 @@ class Heun(GridSteps):
             raise ValueError(f"Heun needs churn_noise >= 0, got churn_noise={self.churn_noise}")
 
     @property
-    def draws(self) -> bool:  # type: ignore[override]
+    def draws(self) -> bool:
         return self.churn > 0.0
 
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics) or (one_entry(dynamics) if self.draws else None)
-
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
-        t, s, _ = on_grid(times)
+        t, s, _ = intervals(times)
         higher, scale, spread = self._raised(dynamics.process, t)
         points, ends, steps = higher.unbind(), s.unbind(), scalars(s - higher)
         before, after = t.tolist(), higher.tolist()
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             if after[k] > before[k]:
-                z = drawn(noise).normal(Stream.CORRECTOR, k, before[k], after[k])
+                z = require_noise(noise).normal(Stream.CORRECTOR, k, before[k], after[k])
                 x = (scale[k] * x[0] + spread[k] * z,)
             h = steps[k]
             first = dynamics.drift(x, points[k])
-            second = dynamics.drift(combine((1.0, x), (h, first)), ends[k])
-            return combine((1.0, x), (0.5 * h, first), (0.5 * h, second)), None
+            second = dynamics.drift(linear_combination((1.0, x), (h, first)), ends[k])
+            return linear_combination((1.0, x), (0.5 * h, first), (0.5 * h, second)), None
 
         return step
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 __all__ = ["DPMSolver2", "DPMSolver3", "Midpoint"]
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise
-from .base import GridSteps, Step, combine, on_grid, scalars
-from .euler import no_noise
+from .base import GridSteps, Step, intervals, linear_combination, scalars
 
 
 @dataclass(frozen=True)
@@ -38,18 +36,13 @@ class Midpoint(GridSteps):
         grid: the rule for their times.
     """
 
-    eta: ClassVar[float] = 0.0
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
-
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
-        t, s, h = on_grid(times)
+        t, s, h = intervals(times)
         points, middle, steps = t.unbind(), (0.5 * (t + s)).unbind(), scalars(h)
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            halfway = combine((1.0, x), (0.5 * steps[k], dynamics.drift(x, points[k])))
-            return combine((1.0, x), (steps[k], dynamics.drift(halfway, middle[k]))), None
+            halfway = linear_combination((1.0, x), (0.5 * steps[k], dynamics.drift(x, points[k])))
+            return linear_combination((1.0, x), (steps[k], dynamics.drift(halfway, middle[k]))), None
 
         return step
 
@@ -74,11 +67,7 @@ class DPMSolver2(GridSteps):
         ValueError: when it is bound, if a time has no noise, where the log-SNR is infinite.
     """
 
-    eta: ClassVar[float] = 0.0
-    needs: ClassVar[type] = Semilinear
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
+    needs = Semilinear
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         nodes = _Nodes(dynamics, times, (0.0, 0.5))
@@ -86,8 +75,8 @@ class DPMSolver2(GridSteps):
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             u = dynamics.propagate(x, -nodes.log_alpha[k, 0])
-            u_1 = combine((1.0, u), (half[k], nodes.noise(k, 0, u)))
-            u_s = combine((1.0, u), (whole[k], nodes.noise(k, 1, u_1)))
+            u_1 = linear_combination((1.0, u), (half[k], nodes.noise(k, 0, u)))
+            u_s = linear_combination((1.0, u), (whole[k], nodes.noise(k, 1, u_1)))
             return dynamics.propagate(u_s, nodes.log_alpha[k, 2]), None
 
         return step
@@ -115,11 +104,7 @@ class DPMSolver3(GridSteps):
         ValueError: when it is bound, if a time has no noise, where the log-SNR is infinite.
     """
 
-    eta: ClassVar[float] = 0.0
-    needs: ClassVar[type] = Semilinear
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
+    needs = Semilinear
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         nodes = _Nodes(dynamics, times, (0.0, 1 / 3, 2 / 3))
@@ -130,9 +115,9 @@ class DPMSolver3(GridSteps):
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             u = dynamics.propagate(x, -nodes.log_alpha[k, 0])
             first = nodes.noise(k, 0, u)
-            second = nodes.noise(k, 1, combine((1.0, u), (third[k], first)))
-            u_2 = combine((1.0, u), (two_thirds[k] - bend_2[k], first), (bend_2[k], second))
-            u_s = combine((1.0, u), (whole[k] - bend_s[k], first), (bend_s[k], nodes.noise(k, 2, u_2)))
+            second = nodes.noise(k, 1, linear_combination((1.0, u), (third[k], first)))
+            u_2 = linear_combination((1.0, u), (two_thirds[k] - bend_2[k], first), (bend_2[k], second))
+            u_s = linear_combination((1.0, u), (whole[k] - bend_s[k], first), (bend_s[k], nodes.noise(k, 2, u_2)))
             return dynamics.propagate(u_s, nodes.log_alpha[k, 3]), None
 
         return step
@@ -162,7 +147,7 @@ class _Nodes:
                 f"steps in log-SNR cannot begin or end at t={at:.6g}, where this process has no noise or no signal; "
                 "use times with both, or a solver that steps in t, such as Midpoint"
             )
-        start, _, self.h = on_grid(ell)
+        start, _, self.h = intervals(ell)
         between = [process.time(2.0 * (start + share * self.h)) for share in shares[1:]]
         t = torch.stack([times[:-1], *between, times[1:]], 1)
         self.kappa = torch.exp(-0.5 * process.log_snr(t))

@@ -10,7 +10,7 @@ __all__ = ["Corrector", "Langevin", "PredictorCorrector", "SongLangevin"]
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
-from .base import FixedStep, Step, drawn
-from .euler_maruyama import one_entry
+from .base import FixedStep, Step, require_noise
 
 
 class Corrector(ABC):
@@ -65,7 +64,7 @@ class Langevin(Corrector):
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            source = drawn(noise)
+            source = require_noise(noise)
             for j in range(self.steps):
                 x = state[0].add(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=gain[k])
                 z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
@@ -104,7 +103,7 @@ class SongLangevin(Corrector):
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            source = drawn(noise)
+            source = require_noise(noise)
             for j in range(self.steps):
                 (score,) = dynamics.predict(Prediction.SCORE, state, points[k])
                 z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
@@ -133,8 +132,9 @@ class PredictorCorrector(FixedStep):
     corrector: Corrector
     corrector_first: bool = False
 
-    needs: ClassVar[type] = Semilinear
-    draws: ClassVar[bool] = True
+    needs = Semilinear
+    serves_noise = True
+    draws = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.predictor, FixedStep) or self.predictor.draws:
@@ -147,11 +147,8 @@ class PredictorCorrector(FixedStep):
     def eta(self) -> float:
         return self.predictor.eta
 
-    def refusal(self, dynamics: Any) -> str | None:
-        fits = isinstance(dynamics, self.predictor.needs)
-        if not fits:
-            return f"its predictor needs a dynamics with the parts of {self.predictor.needs.__name__}"
-        return one_entry(dynamics) or self.predictor.refusal(dynamics)
+    def incompatibility(self, dynamics: Any) -> str | None:
+        return super().incompatibility(dynamics) or self.predictor.incompatibility(dynamics)
 
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:
         return self.predictor.times(dynamics, start, stop)

@@ -12,7 +12,7 @@ __all__ = ["ScipyODE"]
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import Progress, Run, Solver, rows
-from .euler import no_noise
-from .runge_kutta import check_on_failure, check_tolerances, finite
+from .base import Progress, Run, Solver, check_tolerances, finite, rows
 
 _NO_GRADIENTS = "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
@@ -48,21 +46,15 @@ class ScipyODE(Solver):
     max_steps: int = 10_000
     on_failure: Literal["raise", "mark"] = "raise"
 
-    eta: ClassVar[float] = 0.0
-
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
             raise ValueError(f"ScipyODE: method is one of {', '.join(_METHODS)}, got {self.method!r}")
-        check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps)
-        check_on_failure(type(self).__name__, self.on_failure)
+        check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps, self.on_failure)
         if self.on_failure == "mark" and not self.per_sample:
             raise ValueError(
                 "ScipyODE: on_failure='mark' marks single samples, but without per_sample=True the batch is one "
                 "system, which fails as a whole; set per_sample=True"
             )
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
 
     def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
         return _ScipyRun(self, dynamics, start, stop)

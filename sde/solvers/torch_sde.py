@@ -14,7 +14,7 @@ __all__ = ["TorchSDE"]
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +23,7 @@ from ..brownian import along_path
 from ..dynamics import Dynamics, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from .base import Progress, Run, Solver, drawn, rows
-from .euler_maruyama import one_entry
-from .runge_kutta import check_tolerances
+from .base import FixedRun, Progress, Run, Solver, check_tolerances, require_noise, rows
 
 _METHODS = {
     "euler": ("ito",),
@@ -72,7 +70,9 @@ class TorchSDE(Solver):
     max_steps: int = 10_000
     sde_type: str | None = None
 
-    eta: ClassVar[float] = 1.0
+    eta = 1.0
+    serves_noise = True
+    serves_log_density = False
 
     def __post_init__(self) -> None:
         types = _METHODS.get(self.method)
@@ -90,34 +90,19 @@ class TorchSDE(Solver):
             )
         check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps)
 
-    def refusal(self, dynamics: Any) -> str | None:
-        return one_entry(dynamics)
-
     def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
         if self.steps is None:
             return _AdaptiveRun(self, dynamics, start, stop)
-        return _GridRun(self, dynamics, self.grid.times(dynamics.process, self.steps, start, stop))
+        times = self.grid.times(dynamics.process, self.steps, start, stop)
 
+        def step(k: int, x: State, memory: Any, noise: StepNoise | None) -> tuple[State, Any]:
+            before, after = times[k : k + 2].tolist()
+            system = _System(self, dynamics, x[0], before, after, noise, k)
+            # Longer than the interval, which torchsde cuts it to: one step.
+            y, memory = system.integrate(x[0], memory or (), dt=2.0 * abs(after - before))
+            return (y,), memory
 
-@dataclass(frozen=True)
-class _GridRun(Run):
-    solver: TorchSDE
-    dynamics: Dynamics
-    times: Tensor
-
-    def init(self, x: State, noise: StepNoise | None) -> Progress:
-        return Progress(self.times[0].expand(len(x[0])), x, 0, (), noise)
-
-    def finished(self, progress: Progress) -> bool:
-        return progress.k == len(self.times) - 1
-
-    def step(self, progress: Progress) -> Progress:
-        k, before = progress.k, progress.x[0]
-        start, stop = self.times[k : k + 2].tolist()
-        system = _System(self.solver, self.dynamics, before, start, stop, progress.noise, k)
-        # Longer than the interval, which torchsde cuts it to: one step.
-        x, memory = system.integrate(before, progress.memory, dt=2.0 * abs(stop - start))
-        return Progress(self.times[k + 1].expand(len(x)), (x,), k + 1, memory, progress.noise)
+        return FixedRun(times, step)
 
 
 @dataclass(frozen=True)
@@ -138,7 +123,7 @@ class _AdaptiveRun(Run):
     def step(self, progress: Progress) -> Progress:
         """One system from beginning to end."""
         index, *waiting = progress.memory
-        path = along_path(drawn(progress.noise)).select(index) if self.dynamics.stochastic else None
+        path = along_path(require_noise(progress.noise)).select(index) if self.dynamics.stochastic else None
         (before,) = rows(progress.x, index)
         whose = f" (sample {int(index)})" if len(index) == 1 else ""
         system = _System(self.solver, self.dynamics.select(index), before, self.start, self.stop, path, 0, whose)
@@ -230,7 +215,7 @@ class _System:
             self._check_step(float(ta), h)
         increment = area = self.still
         if self.dynamics.stochastic:
-            source, span = drawn(self.noise), (self.sign * float(ta), self.sign * float(tb))
+            source, span = require_noise(self.noise), (self.sign * float(ta), self.sign * float(tb))
             increment = source.normal(Stream.STEP, self.k, *span).reshape(self.shape) * math.sqrt(h)
             if return_U:
                 area = source.normal(Stream.AREA, self.k, *span).reshape(self.shape) * math.sqrt(h / 12.0)

@@ -27,42 +27,40 @@ from torch import Tensor
 
 from ..noise import Noise, Stream
 from ..shapes import event_dims
-from .base import BoundTrace, Field, Trace, at_point, check_count, products
+from .base import BoundTrace, Trace, check_count, vjp
 
 
 @dataclass(frozen=True)
 class Probes(BoundTrace):
-    """Estimates by given probes.
+    """Quadratic forms of fixed probes.
 
     Args:
         probes: with shape (P, B, *); each has a mean square of 1 in every direction.
         chunk: how many products run at once.
-        unexplored: 1 for independent probes, 1 - P / D for those of one frame.
+        finite_population: the factor of the variance of their mean, 1 for independent probes and 1 - P / D for those
+            of one frame.
     """
 
     probes: Tensor = field(repr=False)
     chunk: int = 8
-    unexplored: float = 1.0
+    finite_population: float = 1.0
 
     @property
     def estimates(self) -> int:
         return len(self.probes)
 
     def standard_error(self, estimates: Tensor) -> Tensor:
-        if self.unexplored == 0.0:
+        if self.finite_population == 0.0:
             return torch.zeros_like(estimates[:, 0])
         if estimates.shape[1] == 1:
             return torch.full_like(estimates[:, 0], math.nan)
-        return estimates.std(1) * math.sqrt(self.unexplored / estimates.shape[1])
+        return estimates.std(1) * math.sqrt(self.finite_population / estimates.shape[1])
 
     def select(self, index: Tensor) -> Probes:
         return replace(self, probes=self.probes[:, index])
 
-    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        return at_point(h, x, self._divergence)
-
-    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
-        product = products(value, x, self.probes, self.chunk, keep=False, differentiable=differentiable)
+    def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+        product = vjp(value, x, self.probes, self.chunk, keep=False, differentiable=differentiable)
         return (product * self.probes).flatten(2).sum(2).T
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from .base import BoundTrace, Field, Trace, at_point, check_count, products
+from .base import BoundTrace, Trace, check_count, vjp
 from .hutchinson import check_dims, columns, normals, rows_of
 
 
@@ -81,15 +81,12 @@ class _Sketch(BoundTrace):
     def select(self, index: Tensor) -> _Sketch:
         return replace(self, probes=self.probes[:, index])
 
-    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        return at_point(h, x, self._divergence)
-
-    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+    def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
         omega = columns(self.probes)  # (B, D, m)
         _, d, m = omega.shape
-        sketch = columns(products(value, x, self.probes, self.chunk, keep=True, differentiable=differentiable))
+        sketch = columns(vjp(value, x, self.probes, self.chunk, keep=True, differentiable=differentiable))
         basis, r = torch.linalg.qr(_full_rank(sketch, omega))
-        image = columns(products(value, x, rows_of(basis, x), self.chunk, keep=False, differentiable=differentiable))
+        image = columns(vjp(value, x, rows_of(basis, x), self.chunk, keep=False, differentiable=differentiable))
         # Q s_i spans what column i alone brought into the range: R' s_i is a multiple of e_i.
         eye = torch.eye(m, dtype=r.dtype, device=r.device).expand_as(r)
         s = torch.linalg.solve_triangular(r.mT, eye, upper=False)
