@@ -5,17 +5,20 @@ A new solver adds an entry to `SOLVERS`.
 
 from __future__ import annotations
 
+import ast
 import gc
 import itertools
 import math
 from dataclasses import FrozenInstanceError, dataclass, fields
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import sde
 from sde.denoisers import Conditioned, Denoiser
-from sde.dynamics import Dynamics, Reverse, State, WithLogDensity
+from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.noise import Noise, StepNoise
@@ -197,6 +200,26 @@ def begin(mixture: Mixture, process: SDE, n: int) -> Tensor:
 
 
 # ---- what is served, what is refused
+
+
+@CASES
+def test_the_class_attributes_are_what_is_served(case: Case) -> None:
+    solver = case.solver
+    assert solver.needs is Dynamics or case.semilinear
+    assert issubclass(solver.needs, Semilinear) == case.semilinear
+    assert solver.eta in case.etas
+    assert (solver.serves_log_density and not solver.draws) == case.log_density
+    # A start or a predictor may serve less than the class does.
+    assert solver.serves_noise or case.etas == (0.0,)
+
+
+def test_methods_import_nothing_from_each_other() -> None:
+    folder = Path(sde.solvers.__file__).parent
+    shared = {"base", "adaptive", "coordinates", "multistep", "tableaus"}
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        siblings = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
+        assert path.stem == "__init__" or siblings <= shared, f"{path.name} imports from {siblings - shared}"
 
 
 @EVERYWHERE
