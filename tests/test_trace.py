@@ -361,5 +361,5 @@ def test_numbers_that_make_no_sense_are_refused(make: Callable[[], Trace], messa
 
 @pytest.mark.parametrize("trace", [Orthogonal(D + 1), XTrace(D + 1)], ids=repr)
 def test_more_probes_than_dimensions_are_refused(x: Tensor, trace: Trace) -> None:
-    with pytest.raises(ValueError, match="6, got probes=7; ExactTrace"):
+    with pytest.raises(ValueError, match=r"6, got probes=7.*ExactTrace"):
         trace.bind(Noise(0), index(), x)

@@ -23,15 +23,15 @@ class AdamsBashforth(Multistep):
         x_{k+1} = x_k + \sum_{j<p} w_{kj} \tilde f(x_{k-j}, t_{k-j}), \qquad
         w_{kj} = \int_{t_k}^{t_{k+1}} \prod_{i \ne j} \frac{t - t_{k-i}}{t_{k-j} - t_{k-i}}\, dt
 
-    The weights are those of the grid at hand, whatever it is. It needs the drift alone. Of order p with
+    The weights are computed for the grid, whatever it is. It needs the drift alone. Its order is p with
     :class:`RungeKuttaStart`, min(p, 2) with :class:`Ramp`.
 
     Bashforth and Adams 1883; Hairer, Nørsett and Wanner 1993, section III.5.
 
     Args:
         steps: the number of steps.
-        order: p, how many drifts it uses, 1 to 5.
-        start: where the first ones come from.
+        order: p, the number of drifts it uses, 1 to 5.
+        start: how the first ones are obtained.
         grid: the rule for the times.
     """
 

@@ -1,4 +1,4 @@
-r"""DDIM: sampling with any share of the ancestral noise.
+r"""DDIM: sampling with a part eta of the noise of ancestral sampling.
 
 Song, Meng and Ermon, Denoising Diffusion Implicit Models, 2021, https://arxiv.org/abs/2010.02502.
 """
@@ -29,13 +29,12 @@ class DDIM(GridSteps):
         \qquad \tilde\sigma^2 = \frac{\sigma_s^2 \sigma_{t|s}^2}{\sigma_t^2}
 
     With :math:`\eta = 0` it is the exponential method of order 1 for the probability flow, and serves likelihoods and
-    encoding; with :math:`\eta = 1` it is :class:`Ancestral`, and between the two it follows the reverse SDE of that
-    share of noise.
+    encoding; with :math:`\eta = 1` it is :class:`Ancestral`; in between it follows the reverse SDE of that eta.
 
     Args:
         steps: the number of steps.
         grid: the rule for their times.
-        eta: the share of noise, 0 to 1, of the dynamics that `sample` makes for it.
+        eta: the stochasticity, 0 to 1, of the dynamics that `sample` gives it.
     """
 
     eta: float = 0.0
@@ -57,20 +56,20 @@ class DDIM(GridSteps):
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         (t, s, _), process = intervals(times), dynamics.process
         a = process.log_alpha(s) - process.log_alpha(t)
-        sigma, earlier = process.sigma(t), process.sigma(s)
+        sigma, sigma_s = process.sigma(t), process.sigma(s)
         # sigma_{t|s}^2 / sigma_t^2 = -expm1(lambda_t - lambda_s)
-        spread = dynamics.eta * earlier * (-torch.expm1(process.log_snr(t) - process.log_snr(s))).clamp(min=0.0).sqrt()
-        weights = scalars((earlier.square() - spread.square()).sqrt() - a.exp() * sigma)
+        std = dynamics.eta * sigma_s * (-torch.expm1(process.log_snr(t) - process.log_snr(s))).clamp(min=0.0).sqrt()
+        weights = scalars((sigma_s.square() - std.square()).sqrt() - a.exp() * sigma)
         ratios, shrink = scalars(-a), scalars(a)
-        points, before, after, noisy = t.unbind(), t.tolist(), s.tolist(), spread.tolist()
+        points, before, after, noise_std = t.unbind(), t.tolist(), s.tolist(), std.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            # In u = x / alpha the flow is moved by the noise: see sde.solvers.coordinates.
+            # u = x / alpha has no linear part and is moved by the noise: see sde.solvers.coordinates.
             rate = dynamics.rate(dynamics.predict(Prediction.NOISE, state, points[k]), exponential(ratios[k]))
             moved = linear_combination((1.0, dynamics.propagate(state, shrink[k])), (weights[k], rate))
-            if noisy[k]:
+            if noise_std[k]:
                 z = require_noise(noise).normal(Stream.STEP, k, before[k], after[k])
-                moved = (moved[0].add(z, alpha=noisy[k]),)
+                moved = (moved[0].add(z, alpha=noise_std[k]),)
             return moved, None
 
         return step

@@ -30,18 +30,18 @@ class DPMSolverPP(Multistep):
             \int \ell_{kj}\, d e^{(1 + \eta^2) \lambda} + \sigma_{k+1} \sqrt{1 - e^{-2 \eta^2 h}}\, z,
         \qquad s = \sigma e^{-\eta^2\lambda}
 
-    with Lagrange's polynomials in :math:`\lambda = \log(\alpha/\sigma)`. The second order takes the slope of the
-    line times half the whole integral (algorithm 2 of the paper) in place of its own integral; every other order takes
-    the integrals as they are. The published third order halves that of the curvature, which makes it a method of order
-    2; here it is of order 3. Of order p with :class:`RungeKuttaStart`, min(p, 2) with :class:`Ramp`.
+    with Lagrange's polynomials in :math:`\lambda = \log(\alpha/\sigma)`. For p = 2 the integral of the slope is
+    replaced by half the whole integral (algorithm 2 of the paper); every other p uses the exact integrals. The
+    published 3M halves the integral of the curvature and is of order 2; here it is of order 3. The order is p with
+    :class:`RungeKuttaStart`, min(p, 2) with :class:`Ramp`.
 
     Args:
         steps: the number of steps.
-        order: p, how many readings it uses, 1 to 5.
-        start: where the first ones come from.
+        order: p, the number of predictions it uses, 1 to 5.
+        start: how the first ones are obtained.
         grid: the rule for the times.
-        variable: in what the polynomials are polynomials; in any other than the default all integrals are exact.
-        eta: the share of noise of the dynamics that `sample` makes for it: 0 for the flow, 1 for the SDE forms.
+        variable: the variable of the polynomials; in any other than the default all integrals are exact.
+        eta: the stochasticity of the dynamics that `sample` gives it: 0 for the flow, 1 for the SDE forms.
     """
 
     variable: LogNoise | Arcsinh = field(default=LogNoise(), kw_only=True)
@@ -69,7 +69,7 @@ class DPMSolverPP2S(GridSteps):
         u &= \frac{\sigma_m}{\sigma_k} x_k - \alpha_m (e^{-h/2} - 1)\, x_0(x_k, t_k) \\
         x_{k+1} &= \frac{\sigma_{k+1}}{\sigma_k} x_k - \alpha_{k+1} (e^{-h} - 1)\, x_0(u, t_m)
 
-    with :math:`t_m` half-way in :math:`\lambda`.
+    with :math:`t_m` in the middle of the step of :math:`\lambda`.
 
     Args:
         steps: the number of steps.

@@ -1,4 +1,4 @@
-r"""Euler-Maruyama, the simplest discretisation of an SDE.
+r"""The Euler-Maruyama method, the simplest discretisation of an SDE.
 
 Maruyama, Continuous Markov Processes and Stochastic Equations, 1955; Kloeden and Platen, Numerical Solution of
 Stochastic Differential Equations, 1992, section 9.1; Song et al. 2021, https://arxiv.org/abs/2011.13456.
@@ -18,11 +18,11 @@ from .base import GridSteps, Step, affine_step, intervals
 
 @dataclass(frozen=True)
 class EulerMaruyama(GridSteps):
-    r"""Euler-Maruyama for the reverse SDE; along the flow it is Euler's method.
+    r"""The Euler-Maruyama method for the reverse SDE; along the flow it is Euler's method.
 
     .. math:: x_s = x_t + \big(f(t) x_t + c(t)\, s(x_t, t)\big) (s - t) + \eta\, g(t) \sqrt{|s - t|}\, z
 
-    Of strong and weak order 1, because the noise does not depend on the state.
+    Its strong and weak orders are 1, because the noise does not depend on the state.
 
     Args:
         steps: the number of steps.

@@ -48,8 +48,8 @@ class Multistep(GridSteps):
 
     Args:
         steps: the number of steps.
-        order: how many predictions it uses, 1 to 5.
-        start: where the first ones come from.
+        order: the number of predictions it uses, 1 to 5.
+        start: how the first ones are obtained.
         grid: the rule for the times.
     """
 
@@ -72,16 +72,16 @@ class Multistep(GridSteps):
         """Adams' explicit step: the state moved by the last predictions with the weights of the step."""
         predict, first = table.coordinates.predictor(dynamics), self.first_steps(table, dynamics)
         points, times = table.times.unbind(), table.times.tolist()
-        spread = table.coordinates.variance(table.process, table.times, table.eta).sqrt().tolist()
+        std = table.coordinates.variance(table.process, table.times, table.eta).sqrt().tolist()
 
         def step(k: int, state: State, memory: tuple[State, ...] | None, noise: StepNoise | None) -> tuple[State, Any]:
             predictions = (predict(state, points[k]), *(memory or ()))
             moved = first(k, state, predictions[0])
             if moved is None:
                 moved = table.move(dynamics, state, k, weights[k], predictions, k)
-            if spread[k]:
+            if std[k]:
                 z = require_noise(noise).normal(Stream.STEP, k, times[k], times[k + 1])
-                moved = (moved[0].add(z, alpha=spread[k]),)
+                moved = (moved[0].add(z, alpha=std[k]),)
             return moved, predictions[: self.order - 1]
 
         return step

@@ -1,4 +1,4 @@
-r"""The reverse diffusion sampler: the forward process's own discretisation, turned round.
+r"""The reverse diffusion sampler: the discretisation of the forward process, reversed.
 
 Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix E.
 """

@@ -31,7 +31,7 @@ class StochasticRungeKutta(GridSteps):
             + g(s) (\Delta W - \Delta Z) + g(t) \Delta Z,
 
     g being the dynamics' diffusion. It draws two normals for each step, the increment and the space-time Levy area
-    H of :mod:`sde.brownian`, :math:`\Delta Z = \frac12 \Delta W + H`. Along the flow it is Ralston's method.
+    H of :mod:`sde.brownian`, with :math:`\Delta Z = \frac12 \Delta W + H`. Along the flow it is Ralston's method.
 
     Args:
         steps: the number of steps.
@@ -52,18 +52,16 @@ class StochasticRungeKutta(GridSteps):
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             h = steps[k]
             first = dynamics.drift(x, points[k])
-            middle, arrived = (
-                linear_combination((1.0, x), (0.75 * h, first)),
-                linear_combination((1.0, x), (h / 3.0, first)),
-            )
+            middle = linear_combination((1.0, x), (0.75 * h, first))
+            end = linear_combination((1.0, x), (h / 3.0, first))
             if dynamics.stochastic:
                 source = require_noise(noise)
                 increment = source.normal(Stream.STEP, k, before[k], after[k])
                 area = source.normal(Stream.AREA, k, before[k], after[k])
                 mean = 0.5 * increment + area / math.sqrt(12.0)
                 middle = (middle[0] + 1.5 * g_s[k] * mean,)
-                arrived = (arrived[0] + g_s[k] * (increment - mean) + g_t[k] * mean,)
+                end = (end[0] + g_s[k] * (increment - mean) + g_t[k] * mean,)
             second = dynamics.drift(middle, between[k])
-            return linear_combination((1.0, arrived), (2.0 * h / 3.0, second)), None
+            return linear_combination((1.0, end), (2.0 * h / 3.0, second)), None
 
         return step

@@ -25,23 +25,23 @@ from .multistep import Multistep
 class UniPC(Multistep):
     r"""UniPC in the data prediction, one call per step.
 
-    The predictor is that of :class:`DPMSolverPP` with exact integrals. The reading that the next step takes at the
-    predicted state anyway first corrects the step before: with it at hand the polynomial has p + 1 points,
+    The predictor is that of :class:`DPMSolverPP` with exact integrals. The prediction at the new state, which the next
+    step needs anyway, first corrects the step before by a polynomial of p + 1 points,
 
     .. math::
         x^c_{k+1} = \frac{\sigma_{k+1}}{\sigma_k} x^c_k + \sigma_{k+1} \Big[ x_0(x_{k+1}, t_{k+1}) \int \ell_{k,-1}\,
             d e^\lambda + \sum_{j<p} x_0(x_{k-j}, t_{k-j}) \int \ell_{kj}\, d e^\lambda \Big].
 
-    The last state is a predicted one: to correct it would take a call more. Where the paper solves its linear
-    equations, from order 3 on, its coefficients are these whatever its B(h); for fewer points it puts 1/2. Of order
-    p + 1 with :class:`RungeKuttaStart`, min(p, 2) + 1 with :class:`Ramp`.
+    The last state is not corrected, which would take one more call. From order 3 on, the paper solves linear equations
+    for its coefficients, and the solution is these for every B(h); for fewer points it takes 1/2. The order is p + 1
+    with :class:`RungeKuttaStart`, min(p, 2) + 1 with :class:`Ramp`.
 
     Args:
         steps: the number of steps.
-        order: p, how many readings the predictor uses, 1 to 4.
-        start: where the first ones come from.
+        order: p, the number of predictions the predictor uses, 1 to 4.
+        start: how the first ones are obtained.
         grid: the rule for the times.
-        variable: in what the polynomials are polynomials.
+        variable: the variable of the polynomials.
     """
 
     variable: LogNoise | Arcsinh = field(default=LogNoise(), kw_only=True)
