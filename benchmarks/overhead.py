@@ -37,10 +37,7 @@ class Free(sde.Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return x_t
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return x_t
-
-    def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+    def predict(self, what: sde.Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return x_t
 
 
