@@ -5,17 +5,20 @@ A new solver adds an entry to `SOLVERS`.
 
 from __future__ import annotations
 
+import ast
 import gc
 import itertools
 import math
 from dataclasses import FrozenInstanceError, dataclass, fields
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import sde
 from sde.denoisers import Conditioned, Denoiser
-from sde.dynamics import Dynamics, Reverse, State, WithLogDensity
+from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.noise import Noise, StepNoise
@@ -63,7 +66,7 @@ class Case:
 
     Attributes:
         solver: the solver.
-        etas: the shares of noise it serves, of 0, 0.5 and 1.
+        etas: the stochasticities it serves, of 0, 0.5 and 1.
         log_density: whether it serves a flow with log-density.
         calls: network calls for N steps, or None where the error decides.
         semilinear: whether it needs the drift in parts.
@@ -199,6 +202,26 @@ def begin(mixture: Mixture, process: SDE, n: int) -> Tensor:
 # ---- what is served, what is refused
 
 
+@CASES
+def test_the_class_attributes_are_what_is_served(case: Case) -> None:
+    solver = case.solver
+    assert solver.needs is Dynamics or case.semilinear
+    assert issubclass(solver.needs, Semilinear) == case.semilinear
+    assert solver.eta in case.etas
+    assert (solver.serves_log_density and not solver.draws) == case.log_density
+    # A start or a predictor may serve less than the class does.
+    assert solver.serves_noise or case.etas == (0.0,)
+
+
+def test_methods_import_nothing_from_each_other() -> None:
+    folder = Path(sde.solvers.__file__).parent
+    shared = {"base", "adaptive", "coordinates", "multistep", "tableaus"}
+    for path in folder.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        siblings = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
+        assert path.stem == "__init__" or siblings <= shared, f"{path.name} imports from {siblings - shared}"
+
+
 @EVERYWHERE
 def test_served_combinations_run(process: SDE, mixture: Mixture, name: str, eta: float) -> None:
     case, dtype = SOLVERS[name], torch.float32 if isinstance(process, VP) else torch.float64
@@ -223,17 +246,15 @@ def test_any_event_shape(case: Case, generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize(("name", "eta"), REFUSED)
-def test_the_wrong_share_of_noise_is_refused(process: SDE, name: str, eta: float) -> None:
+def test_a_stochasticity_that_it_does_not_serve_is_refused(process: SDE, name: str, eta: float) -> None:
     solver = SOLVERS[name].solver
-    reason = (
-        "ancestral sampling.*reverse SDE" if eta != 1.0 and "Ancestral" in name else "ordinary differential equations"
-    )
+    reason = f"eta=1.*got eta={eta}" if "Ancestral" in name else "noise.*(eta=0|Ramp)"
     for attempt in (
         lambda: solver.bind(Reverse(Untouched(process), eta)),
         lambda: next(solver.trajectory(Reverse(Untouched(process), eta), (torch.zeros(3, 2),), keyed(3))),
         lambda: sample(Untouched(process), (3, 2), solver=solver, eta=eta),
     ):
-        with pytest.raises(ValueError, match=f"{type(solver).__name__} cannot serve this dynamics: .*{reason}"):
+        with pytest.raises(ValueError, match=f"{type(solver).__name__}.*{reason}"):
             attempt()
 
 
@@ -244,10 +265,9 @@ def test_the_log_density_is_served_or_refused(process: SDE, mixture: Mixture, ca
         assert bool(r.nats.isfinite().all())
         return
     name = type(case.solver).__name__
-    reason = "moves x alone.*use an ODE solver for likelihoods|reverse SDE"
-    with pytest.raises(ValueError, match=f"{name} cannot serve this dynamics: .*({reason})"):
+    with pytest.raises(ValueError, match=f"{name}.*log-density"):
         log_prob(Untouched(process), torch.zeros(3, 2), solver=case.solver)
-    with pytest.raises(ValueError, match=f"{name} cannot serve this dynamics"):
+    with pytest.raises(ValueError, match=f"{name}.*log-density"):
         case.solver.bind(carried(Reverse(Untouched(process), 0.0)))
 
 
@@ -255,10 +275,8 @@ def test_the_log_density_is_served_or_refused(process: SDE, mixture: Mixture, ca
 def test_a_drift_alone_is_served_or_refused(case: Case) -> None:
     dynamics = DriftOnly(VP())
     if case.semilinear:
-        message = (
-            f"{type(case.solver).__name__} needs a dynamics with the parts of Semilinear, got DriftOnly; use a solver"
-        )
-        with pytest.raises(ValueError, match=message):
+        name, needs = type(case.solver).__name__, case.solver.needs.__name__
+        with pytest.raises(ValueError, match=f"{name}.*{needs}.*DriftOnly"):
             case.solver.bind(dynamics)
         return
     if case.solver.draws:  # the churn needs a process to add its noise by
@@ -267,7 +285,7 @@ def test_a_drift_alone_is_served_or_refused(case: Case) -> None:
     (y,) = case.solver(dynamics, (x,), keyed(3))
     assert float((y - math.e * x).abs().max()) < 0.5
     if case.etas == (0.0,):
-        with pytest.raises(ValueError, match="ordinary differential equations"):
+        with pytest.raises(ValueError, match=r"noise.*eta=0"):
             case.solver.bind(DriftOnly(VP(), spread=1.0))
 
 
@@ -276,7 +294,7 @@ def test_encoding_is_served_or_refused(process: SDE, mixture: Mixture, name: str
     solver = SOLVERS[name].solver
     dynamics = Reverse(Untouched(process), eta)
     if eta > 0.0 or solver.draws:
-        with pytest.raises(ValueError, match=r"noise runs from large times to small ones.*the flow \(eta=0\)"):
+        with pytest.raises(ValueError, match=r"noise.*start=.*stop=.*eta=0"):
             solver.bind(dynamics, process.t_min, process.t_max)
         return
     assert bool(encode(mixture.denoiser(process), begin(mixture, process, 3), solver=solver).isfinite().all())
@@ -288,7 +306,7 @@ def test_encoding_is_served_or_refused(process: SDE, mixture: Mixture, name: str
 )
 def test_times_outside_the_process_are_refused(name: str, eta: float, start: float, stop: float) -> None:
     solver = SOLVERS[name].solver
-    with pytest.raises(ValueError, match=r"two different times within \[1e-05, 1\.0\].*got start="):
+    with pytest.raises(ValueError, match=rf"\[1e-05, 1\.0\].*start={start}, stop={stop}"):
         solver.bind(Reverse(Untouched(VP()), eta), start, stop)
 
 
@@ -296,7 +314,7 @@ def test_times_outside_the_process_are_refused(name: str, eta: float, start: flo
 def test_noise_is_asked_for_where_it_is_needed(name: str, eta: float) -> None:
     solver = SOLVERS[name].solver
     if eta > 0.0 or solver.draws:
-        with pytest.raises(ValueError, match=f"{type(solver).__name__} draws noise.*needs noise=, got None"):
+        with pytest.raises(ValueError, match=f"{type(solver).__name__}.*noise=.*None"):
             solver(Reverse(Untouched(VP()), eta), (torch.zeros(3, 2),))
     else:
         solver(Reverse(Gaussian(torch.zeros(2), torch.eye(2)).denoiser(VP()), eta), (torch.ones(3, 2),))
@@ -305,32 +323,32 @@ def test_noise_is_asked_for_where_it_is_needed(name: str, eta: float) -> None:
 @pytest.mark.parametrize("method", [EulerMaruyama, Ancestral, ReverseDiffusion, Euler, Heun])
 @pytest.mark.parametrize("steps", [0, -3, 2.5, 10.0, True, "10"])
 def test_steps_are_a_whole_number(method: type, steps: object) -> None:
-    with pytest.raises(ValueError, match=f"{method.__name__} needs a whole number of steps >= 1, got steps={steps!r}"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*steps={steps!r}"):
         method(steps)
 
 
 @pytest.mark.parametrize("v", [-0.1, 1.1, math.nan])
 def test_ancestral_variance_is_a_share(v: float) -> None:
-    with pytest.raises(ValueError, match=r"v in \[0, 1\].*got v="):
+    with pytest.raises(ValueError, match=rf"\[0, 1\].*v={v}"):
         Ancestral(3, v=v)
 
 
 @pytest.mark.parametrize("corrector", [Langevin, SongLangevin])
 @pytest.mark.parametrize(("snr", "steps"), [(0.0, 1), (-1.0, 1), (math.nan, 1), (math.inf, 1), (0.1, 0)])
 def test_corrector_settings_are_checked(corrector: type, snr: float, steps: int) -> None:
-    with pytest.raises(ValueError, match="snr > 0 and steps >= 1, got snr="):
+    with pytest.raises(ValueError, match=f"Langevin.*(snr={snr}|steps={steps})"):
         corrector(snr, steps)
 
 
 def test_a_predictor_has_a_fixed_grid() -> None:
-    with pytest.raises(ValueError, match=r"predictor on a fixed grid .* got RungeKutta"):
+    with pytest.raises(ValueError, match=r"PredictorCorrector.*RungeKutta"):
         PredictorCorrector(RungeKutta(), Langevin(0.1))  # type: ignore[arg-type]
 
 
 def test_a_predictor_corrector_is_no_predictor() -> None:
     """Both correctors would draw the same normals; more Langevin steps are `Langevin(steps=)`."""
     inner = PredictorCorrector(Ancestral(4), Langevin(0.1))
-    with pytest.raises(ValueError, match="corrects nothing itself, got PredictorCorrector"):
+    with pytest.raises(ValueError, match="got PredictorCorrector"):
         PredictorCorrector(inner, Langevin(0.1))
 
 
@@ -347,7 +365,7 @@ def test_a_schedule_that_is_no_diffusion_is_refused(case: Case) -> None:
         def var(self, t: Tensor) -> Tensor:
             return 1.0 / (1.0 + t)
 
-    with pytest.raises(ValueError, match=r"is no diffusion: log_snr does not decrease at t=0\.0"):
+    with pytest.raises(ValueError, match=r"log_snr.*t=0\.0"):
         case.solver.bind(Reverse(Untouched(Backwards()), case.etas[0]))
 
 
@@ -356,12 +374,12 @@ def test_a_schedule_that_is_no_diffusion_is_refused(case: Case) -> None:
     "settings", [{"rtol": 0.0}, {"atol": 0.0}, {"rtol": math.nan}, {"atol": -1.0}, {"max_steps": 0}]
 )
 def test_tolerances_are_checked(method: type, settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"{method.__name__} needs .*{next(iter(settings))}"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*{next(iter(settings))}="):
         method(**settings)
 
 
 def test_scipy_methods_are_named() -> None:
-    with pytest.raises(ValueError, match=r"method is one of RK23, .*LSODA, got 'rk4'"):
+    with pytest.raises(ValueError, match=r"RK23.*LSODA.*'rk4'"):
         ScipyODE("rk4")
 
 
