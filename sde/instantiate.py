@@ -25,6 +25,7 @@ MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scali
 # Where the names of version 0.1.0 stand now, for the files and configs that hold them: the longest that fits counts.
 MOVED = {
     "sde.build": "sde.instantiate",
+    "sde.Exact": "sde.ExactTrace",
     "sde.checkpoint": "sde.storage.checkpoint",
     "sde.comparison.cells": "sde.comparison.plan",
     "sde.comparison.cost": "sde.profiling",
@@ -47,7 +48,7 @@ MOVED = {
     "sde.likelihood.dequantise": "sde.likelihood",
     "sde.likelihood.dequantiser_file": "sde.evaluation",
     "sde.likelihood.dequantiser_training": "sde.evaluation",
-    "sde.likelihood.errors": "sde.evaluation.error_budget",
+    "sde.likelihood.errors": "sde.likelihood.error_budget",
     "sde.likelihood.forecast": "sde.evaluation.forecast",
     "sde.likelihood.inputs": "sde.evaluation.job_setup",
     "sde.likelihood.job": "sde.evaluation.likelihood_job",
@@ -66,6 +67,7 @@ MOVED = {
     "sde.runs": "sde.training.run",
     "sde.solvers.variables": "sde.solvers.coordinates",
     "sde.store": "sde.storage.store",
+    "sde.trace.Exact": "sde.ExactTrace",
     "sde.tuning.kept": "sde.tuning.cache",
     "sde.wrappers": "sde.denoisers",
 }
@@ -95,7 +97,7 @@ def _public_name(name: Any) -> Any:
     parts = current(name).split(".")
     target = _resolve(parts)
     for room in ("sde", ".".join(parts[:2])):
-        for start in range(1, len(parts)):
+        for start in reversed(range(1, len(parts))):  # the shortest name first
             candidate = [*room.split("."), *parts[start:]]
             if target is not None and _resolve(candidate) == target:
                 return ".".join(candidate)

@@ -32,14 +32,24 @@ is there for more. A dtype in which delta exceeds a quarter of a cell (bfloat16 
 
 from __future__ import annotations
 
-__all__ = ["Scaling"]
+__all__ = ["Scaling", "nats_to_bits"]
 
 import math
 import operator
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Nats = TypeVar("Nats", float, Tensor, NDArray[np.float64])
+
+
+def nats_to_bits(nats: Nats, dims: int) -> Nats:
+    """Log-likelihoods in nats as bits per dimension, `-nats / (D log 2)`, without a zero that is negative."""
+    return (0.0 - nats) / (dims * math.log(2.0))
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,7 @@ class Scaling:
             Bits/dim, with shape (B,). For continuous data they depend on the unit of the data and may be
             negative.
         """
-        return -(nats + self.log_det(dims)) / (dims * math.log(2.0))
+        return nats_to_bits(nats + self.log_det(dims), dims)
 
     def _margin(self, levels: int, dtype: torch.dtype) -> float:
         """delta, the share of a cell by which the noise is kept off its edges (see the module)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BoundTrace", "Field", "Trace", "at_point", "check_count", "products"]
+__all__ = ["BoundTrace", "Field", "Trace", "at_point", "products"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -108,9 +108,3 @@ def products(value: Tensor, x: Tensor, v: Tensor, chunk: int, *, keep: bool, dif
         else:
             results.append(torch.autograd.grad(value, x, some, is_grads_batched=True, **settings)[0])
     return torch.cat(results)
-
-
-def check_count(name: str, argument: str, value: int, least: int) -> None:
-    """Refuses what is no count."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} needs a whole number {argument} >= {least}, got {argument}={value!r}")

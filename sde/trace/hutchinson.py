@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, Stream
-from ..shapes import event_dims
-from .base import BoundTrace, Field, Trace, at_point, check_count, products
+from ..shapes import check_count, event_dims
+from .base import BoundTrace, Field, Trace, at_point, products
 
 
 @dataclass(frozen=True)

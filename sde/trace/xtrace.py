@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from .base import BoundTrace, Field, Trace, at_point, check_count, products
+from ..shapes import check_count
+from .base import BoundTrace, Field, Trace, at_point, products
 from .hutchinson import check_dims, columns, normals, rows_of
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Conditioned, Denoiser
-from ..dynamics import Reverse, Semilinear, State, WithLogDensity
+from ..dynamics import Reverse, Semilinear, State
 from ..grids import Explicit
-from ..noise import Noise, Stream
+from ..likelihood.flow import DensityFlow
+from ..noise import Noise, Stream, repeat_key
 from ..sampling import evaluating, state_like
 from ..shapes import event_dims
 from ..solvers import GridSteps, RungeKutta
-from ..trace import Hutchinson, Trace
+from ..trace import Trace
 from .gradient import Gradient
 from .pilot import Pilot, Tuning
 
@@ -77,23 +78,18 @@ def tune_grid(
     with torch.no_grad(), evaluating(denoiser), _frozen(denoiser):
         if data is None:
             assert shape is not None
-            like = torch.empty(0, dtype=dtype or state_like(denoiser).dtype, device=state_like(denoiser).device)
-            index = torch.arange(len(torch.empty(shape[0])), device=like.device) + 2**40
-            z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], like.dtype)
+            reference = state_like(denoiser)
+            index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
+            z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
             end = torch.tensor(process.t_max, dtype=torch.float64)
             begin: State = (process.prior_var(end).sqrt().item() * z,)
+            dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
             start, stop = process.t_max, process.t_min
         else:
-            like = data = data if dtype is None else data.to(dtype)
-            begin, start, stop = (data,), process.t_min, process.t_max
-        nfe = torch.zeros(len(begin[0]), dtype=torch.int64, device=like.device)
-        dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
-        if data is not None:
-            probes = (trace or Hutchinson()).bind(Noise(seed), torch.arange(len(data), device=like.device), data)
-            dynamics = WithLogDensity(dynamics, probes)
-            begin = (data, torch.zeros(len(data), probes.estimates, dtype=data.dtype, device=data.device))
+            flow = DensityFlow(denoiser, data.to(dtype or data.dtype), trace, seed=seed, condition=condition)
+            begin, dynamics, start, stop = flow.start, flow.dynamics, process.t_min, process.t_max
         solver.bind(dynamics, start, stop)
-        tolerance = tolerance or (1e-8 if like.dtype == torch.float64 else 1e-5)
+        tolerance = tolerance or (1e-8 if begin[0].dtype == torch.float64 else 1e-5)
         truth = RungeKutta(rtol=tolerance, atol=tolerance)(dynamics, begin, None, start, stop)
 
         def loss(state: State) -> Tensor:
