@@ -460,3 +460,41 @@ def test_a_denoiser_without_gradients_is_refused() -> None:
 
     with pytest.raises(ValueError, match="differentiable in x"):
         log_prob(Detached(), points())
+
+
+class _Counted(torch.autograd.Function):
+    """The identity, which counts how often a gradient comes back through it."""
+
+    backwards = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        _Counted.backwards += 1
+        return gradient
+
+
+@pytest.mark.parametrize(
+    ("trace", "products"),
+    [(ExactTrace(chunk=1), 2), (Hutchinson(3, chunk=1), 3), (Orthogonal(1, chunk=1), 1), (XTrace(2, chunk=1), 4)],
+    ids=repr,
+)
+def test_the_products_that_are_counted_are_those_that_happened(trace: Any, products: int) -> None:
+    """Ten predictions of two network calls each, and every product goes back through both."""
+
+    class Twice(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.process, self.calls = VP(), 2
+
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return torch.tanh(_Counted.apply(x_t)) + 0.1 * _Counted.apply(x_t)
+
+    _Counted.backwards = 0
+    r = log_prob(Twice(), torch.zeros(3, 2), trace=trace, solver=Heun(5))
+    assert r.nfe.tolist() == [20] * 3
+    assert r.vjps.tolist() == [20 * products] * 3
+    assert _Counted.backwards == 20 * products
