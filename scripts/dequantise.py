@@ -14,6 +14,7 @@ from sde.evaluation import JobSetup, save_dequantiser
 from sde.evaluation.dequantiser_file import check_free
 from sde.evaluation.dequantiser_training import Gain, bits, fit
 from sde.instantiate import build
+from sde.sampling import state_like
 from sde.shapes import check_count
 
 # The keys without influence on the dequantiser.
@@ -30,7 +31,7 @@ def main(config: dict[str, Any]) -> None:
     settings = {key: config[key] for key in ("batch_size", "seed")}
     torch.manual_seed(config["seed"])
     tree = {"_target_": "sde.likelihood.VariationalDequantiser", "layers": config["layers"], "width": config["width"]}
-    dequantiser = build(tree, shape=model.shape, levels=model.scaling.levels).to(setup.device)
+    dequantiser = build(tree, shape=model.shape, levels=model.scaling.levels).to(state_like(model.denoiser).device)
     losses = fit(model, setup.split("train"), dequantiser, density, lr=config["lr"], **settings)
     kind = "test" if data.valid is None else "valid"
     uniform = bits(model, setup.split(kind), density, n=config["n"], **settings)

@@ -22,7 +22,7 @@ def main(config: dict[str, Any]) -> None:
     samples: dict[str, Any] = {"index": index, "condition": condition}
     times = calibration(denoiser, batch.x, times=config["times"], seed=seed, **samples)
     trip = round_trip(denoiser, batch.x, **scorer.settings, **samples)
-    print(f"{setup.data.name} {config['split']}, {trip}\n")
+    print(f"{setup.name}, {trip}\n")
     print("      t  log-SNR  measured  predicted  gap +- standard error   z")
     rows = []
     for row, _ in progress(times, config["times"], unit="time"):

@@ -32,11 +32,7 @@ from .bounds_table import MEASURES, columns_of
 from .job import Job, Scorer
 from .job_setup import JobSetup, tolerance_of
 from .likelihood_job import FlowScorer
-from .sharding import BatchPlan
 from .summary import Rows
-
-# The keys of the config that may differ when a job is continued.
-RESUMABLE_KEYS = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world")
 
 
 def default_chain(process: SDE, steps: int | None = None) -> Ancestral:
@@ -175,8 +171,7 @@ def bounds_job(setup: JobSetup) -> Job[BoundsScorer]:
     split = setup.split(config["split"])
     draws = {key: config[key] for key in ("draws", "data_draws", "chain_draws")}
     scorer = BoundsScorer(FlowScorer(model, split, **flow), config["measures"], end=end, chain=chain, **draws)
-    plan = BatchPlan(len(split), config["n"], config["repeats"], config["batch_size"], setup.shard)
-    key = {**setup.key(RESUMABLE_KEYS), "chain": repr(chain), "data": split.fingerprint}
+    key = {**setup.key(), "chain": repr(chain), "data": split.fingerprint}
     key["end"] = "t_min" if end is None else end
-    name = f"{setup.data.name} {config['split']}"
-    return Job(name, scorer, plan, setup.output("-bounds.h5"), key, setup.metadata)
+    plan = setup.plan(split, config["n"])
+    return Job(setup.name, scorer, plan, setup.output("-bounds.h5"), key, setup.metadata)

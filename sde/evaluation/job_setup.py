@@ -28,7 +28,10 @@ from ..storage.checkpoint import load_checkpoint, resolve, run_directory
 from ..storage.files import sha256
 from ..storage.results import Plain
 from ..version import __version__
-from .sharding import Shard
+from .sharding import BatchPlan, Shard
+
+# The keys of a config that may differ when a job is continued.
+RESUMABLE_KEYS = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world")
 
 
 @dataclass(frozen=True)
@@ -105,52 +108,47 @@ class JobSetup:
         """The dequantiser of the config, or None."""
         return dequantiser_of(self.config.get("dequantise"), self.model, trust=self.config["trust"])
 
-    @property
-    def trained_for_other_checkpoint(self) -> bool:
-        """Whether the learned dequantiser was trained for another checkpoint: a bound, but maybe not the tightest."""
-        tree = self.config.get("dequantise") or {}
-        if not isinstance(self.dequantiser, VariationalDequantiser) or "path" not in tree:
-            return False
-        return bool(load_checkpoint(tree["path"])["checkpoint_sha256"] != self.sha256)
-
     def remarks(self) -> Iterator[str]:
-        """What the user should know before the job runs."""
-        if self.trained_for_other_checkpoint:
-            yield "this dequantiser was trained for another checkpoint; the bound is valid, but may not be the tightest"
+        """Remarks for the user, on a learned dequantiser that was trained for another checkpoint."""
+        tree = self.config.get("dequantise") or {}
+        learned = isinstance(self.dequantiser, VariationalDequantiser) and "path" in tree
+        if learned and load_checkpoint(tree["path"])["checkpoint_sha256"] != self.sha256:
+            yield "this dequantiser was trained for another checkpoint: the bound is valid, but may not be the tightest"
 
     @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return state_like(self.model.denoiser).device
+    def name(self) -> str:
+        """The name of the data and its split."""
+        return f"{self.data.name} {self.config['split']}"
+
+    def plan(self, split: Split, n: int | None) -> BatchPlan:
+        """The batches of a split by `repeats` and `batch_size`."""
+        return BatchPlan(len(split), n, self.config["repeats"], self.config["batch_size"], self.shard)
 
     @cached_property
     def sha256(self) -> str:
         """The digest of the checkpoint."""
         return sha256(self.path)
 
-    def key(self, resumable: Sequence[str]) -> dict[str, Plain]:
+    def key(self, *resumable: str) -> dict[str, Plain]:
         """The attributes that must agree when the job is continued; the job adds its data.
 
         Args:
-            resumable: the keys of the config that may differ.
+            resumable: the keys of the config that may differ, beside those that may differ in every job.
         """
-        config, tree = {k: v for k, v in self.config.items() if k not in resumable}, self.config.get("dequantise") or {}
+        keys = {*RESUMABLE_KEYS, *resumable}
+        config, tree = {k: v for k, v in self.config.items() if k not in keys}, self.config.get("dequantise") or {}
+        noise = repr(self.dequantiser) if self.dequantiser else "uniform"
         key: dict[str, Plain] = {"checkpoint_sha256": self.sha256, "seed": config["seed"]}
+        key["dequantisation"] = noise if self.model.scaling.levels else "none"
         if "path" in tree:  # the content of the file counts, not its path
             config["dequantise"] = {k: v for k, v in tree.items() if k != "path"}
             key["dequantiser_sha256"] = sha256(tree["path"])
-        noise = repr(self.dequantiser) if self.dequantiser else "uniform"
-        key["dequantisation"] = noise if self.model.scaling.levels else "none"
         return {"config": json.dumps(public(config), sort_keys=True, indent=1), **key}
 
     @property
     def metadata(self) -> dict[str, Plain]:
         """Attributes that may differ when the job is continued."""
-        return {
-            "checkpoint": str(self.path),
-            "sde_version": __version__,
-            "torch_version": str(torch.__version__),
-        }
+        return {"checkpoint": str(self.path), "sde_version": __version__, "torch_version": str(torch.__version__)}
 
 
 def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Sequence[str] = ()) -> Dequantiser | None:

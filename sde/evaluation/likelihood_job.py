@@ -29,38 +29,17 @@ from ..runtime import exact_float32
 from ..sampling import state_like
 from ..shapes import check_count, check_event
 from ..solvers import Solver
+from ..storage.results import Plain
 from ..trace import Trace
 from .importance_weighting import is_exact, weighted_bound
 from .job import Job, Scorer
 from .job_setup import JobSetup, tolerance_of
 from .out_of_distribution import detect
-from .sharding import BatchPlan
 from .summary import Rows, summarise
 
-COLUMNS: Mapping[str, DTypeLike] = {
-    "bits_per_dim": np.float64,
-    "log_prob": np.float64,
-    "prior_log_prob": np.float64,
-    "divergence": np.float64,
-    "standard_error": np.float64,
-    "nfe": np.int64,
-}
-
-# The keys of the config that may differ when a job is continued.
-RESUMABLE_KEYS = (
-    "out",
-    "device",
-    "trust",
-    "repeats",
-    "n",
-    "ckpt",
-    "rank",
-    "world",
-    "dry_run",
-    "ood",
-    "ood_array",
-    "budget",
-)
+# The columns of a likelihood file beside `index` and `repeat`, name to dtype.
+_FLOATS = ("bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error")
+COLUMNS: Mapping[str, DTypeLike] = {**dict.fromkeys(_FLOATS, np.float64), "nfe": np.int64}
 
 
 @dataclass(frozen=True)
@@ -108,15 +87,8 @@ class FlowScorer(Scorer):
     def rows(self, index: Tensor, repeat: int) -> Rows:
         batch, condition = self.batch(index, repeat)
         r = self.log_prob(batch, condition)
-        columns = {
-            "bits_per_dim": batch.bits_per_dim(r.nats),
-            "log_prob": r.nats,
-            "prior_log_prob": r.prior,
-            "divergence": r.divergence,
-            "standard_error": r.standard_error,
-            "nfe": r.nfe,
-        }
-        return {name: values.cpu().numpy() for name, values in columns.items()}
+        values = (batch.bits_per_dim(r.nats), r.nats, r.prior, r.divergence, r.standard_error, r.nfe)
+        return {name: column.cpu().numpy() for name, column in zip(COLUMNS, values)}
 
     def batch(self, index: Tensor, repeat: int = 0) -> tuple[States, dict[str, Tensor]]:
         """The states of some samples and their condition."""
@@ -134,13 +106,7 @@ class FlowScorer(Scorer):
 
 
 def batch_states(
-    model: Model,
-    split: Split,
-    index: Tensor,
-    dequantiser: Dequantiser | None = None,
-    *,
-    seed: int = 0,
-    repeat: int = 0,
+    model: Model, split: Split, index: Tensor, dequantiser: Dequantiser | None = None, *, seed: int = 0, repeat: int = 0
 ) -> tuple[States, dict[str, Tensor]]:
     """The states of some samples of a split and their condition, on the model's device.
 
@@ -187,27 +153,20 @@ def likelihood_jobs(setup: JobSetup) -> list[Job[FlowScorer]]:
 
     With `pilot`, the time grid of the solver is tuned on the training split, and saved unless this is a dry run.
     """
-    config = setup.config
-    splits = {f"{setup.data.name} {config['split']}": setup.split(config["split"]), **setup.other_data()}
-    scorers = [flow_scorer(setup, split) for split in splits.values()]
-    n, plans = config["n"], list[BatchPlan]()
-    for split in splits.values():
-        size = len(split)
-        plans.append(
-            BatchPlan(
-                size, n if not plans else n and min(n, size), config["repeats"], config["batch_size"], setup.shard
-            )
-        )
-    key, metadata = setup.key(RESUMABLE_KEYS), {**setup.metadata, "log_prob_unit": "nats, in the model's range"}
+    config, out, jobs = setup.config, setup.output(".h5"), list[Job[FlowScorer]]()
+    splits = {setup.name: setup.split(config["split"]), **setup.other_data()}
+    key = setup.key("dry_run", "ood", "ood_array", "budget")
+    metadata = {**setup.metadata, "log_prob_unit": "nats, in the model's range"}
+    for name, split in splits.items():
+        n = config["n"] if not jobs else config["n"] and min(config["n"], len(split))
+        path = out if not jobs else out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5")
+        scorer, named = flow_scorer(setup, split), {**key, "data": split.fingerprint}
+        jobs.append(Job(name, scorer, setup.plan(split, n), path, named, metadata))
     if config["pilot"]:
-        solver = _tuned_solver(setup, scorers[0])
-        scorers, key["solver"] = [replace(scorer, solver=solver) for scorer in scorers], repr(solver)
-    out = setup.output(".h5")
-    paths = [out, *(out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5") for name in list(splits)[1:])]
-    return [
-        Job(name, scorer, plan, path, {**key, "data": scorer.split.fingerprint}, metadata)
-        for name, scorer, plan, path in zip(splits, scorers, plans, paths)
-    ]
+        solver = _tuned_solver(setup, jobs[0].scorer)
+        tuned: dict[str, Plain] = {"solver": repr(solver)}
+        jobs = [replace(job, scorer=replace(job.scorer, solver=solver), key={**job.key, **tuned}) for job in jobs]
+    return jobs
 
 
 def _tuned_solver(setup: JobSetup, scorer: FlowScorer) -> Solver:

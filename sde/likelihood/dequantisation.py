@@ -46,7 +46,7 @@ __all__ = [
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -155,17 +155,31 @@ class TruncatedNormal(Dequantiser):
 
 
 @dataclass(frozen=True)
-class Dequantised:
-    r"""Dequantised data.
+class States:
+    r"""Data values as a model scores them.
 
     Attributes:
         x: states in the model's range, with shape (B, \*).
-        log_weight: w in nats, float64 with shape (B,): the mean of :math:`\log p(x) + w` is a lower bound on
-            :math:`\log P(v)`.
+        log_weight: the change from the log-density of the states to that of the data in nats, float64 with shape (B,):
+            :math:`D \log a` for continuous data. For discrete data it is the w of the dequantisation, and the mean of
+            :math:`\log p(x) + w` is a lower bound on :math:`\log P(v)`.
+        keys: the keys of the probes, int64 with shape (B,): every repeat has keys of its own.
     """
 
     x: Tensor
     log_weight: Tensor
+    keys: Tensor
+
+    def log_likelihood(self, nats: Tensor) -> Tensor:
+        """The log-density of the states as that of the data, in nats, float64 on the CPU with shape (B,)."""
+        return nats.double().cpu() + self.log_weight
+
+    def bits_per_dim(self, nats: Tensor) -> Tensor:
+        """The log-density of the states as bits/dim of the data, float64 on the CPU with shape (B,)."""
+        return nats_to_bits(self.log_likelihood(nats), event_dims(self.x))
+
+
+Dequantised = States  # the name of version 0.1.0
 
 
 def dequantise(
@@ -177,8 +191,8 @@ def dequantise(
     index: Tensor | None = None,
     repeat: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> Dequantised:
-    r"""Draws dequantised data once; gradients flow to the parameters of the dequantiser.
+) -> States:
+    r"""Draws dequantised states once; gradients flow to the parameters of the dequantiser.
 
     Args:
         dequantiser: the distribution of the noise.
@@ -200,31 +214,8 @@ def dequantise(
     u, log_q = dequantiser.draw(values, Noise(seed), index, torch.full_like(index, repeat))
     x = dequantiser.alpha * scaling.to_model(values, u, dtype=dtype)
     dims = event_dims(values)
-    return Dequantised(x, dims * math.log(dequantiser.alpha) + scaling.log_det(dims) - log_q)
-
-
-@dataclass(frozen=True)
-class States:
-    r"""Data values as a model scores them.
-
-    Attributes:
-        x: states in the model's range, with shape (B, \*), in the dtype and on the device of the model.
-        log_weight: the change from the log-density of the states to that of the data in nats, float64 on the CPU with
-            shape (B,): :math:`D \log a` for continuous data, the w of the dequantisation for discrete data.
-        keys: the keys of the probes, int64 with shape (B,): every repeat has keys of its own.
-    """
-
-    x: Tensor
-    log_weight: Tensor
-    keys: Tensor
-
-    def log_likelihood(self, nats: Tensor) -> Tensor:
-        """The log-density of the states as that of the data, in nats, float64 on the CPU with shape (B,)."""
-        return nats.double().cpu() + self.log_weight
-
-    def bits_per_dim(self, nats: Tensor) -> Tensor:
-        """The log-density of the states as bits/dim of the data, float64 on the CPU with shape (B,)."""
-        return nats_to_bits(self.log_likelihood(nats), event_dims(self.x))
+    log_weight = dims * math.log(dequantiser.alpha) + scaling.log_det(dims) - log_q
+    return States(x, log_weight, repeat_key(index, repeat))
 
 
 def states(
@@ -254,14 +245,13 @@ def states(
     reference, values = state_like(denoiser), values.cpu()
     index = sample_index(values, index)
     if scaling.levels is None and dequantiser is None:
-        x = scaling.to_model(values, dtype=reference.dtype)
+        x = scaling.to_model(values, dtype=reference.dtype).to(reference.device)
         log_weight = torch.full((len(x),), scaling.log_det(event_dims(x)), dtype=torch.float64)
-    else:
-        rule = UniformDequantiser() if dequantiser is None else dequantiser
-        with exact_float32():  # learned noise comes from a network
-            draw = dequantise(rule, values, scaling, seed=seed, index=index, repeat=repeat, dtype=reference.dtype)
-        x, log_weight = draw.x, draw.log_weight
-    return States(x.to(reference.device), log_weight, repeat_key(index, repeat))
+        return States(x, log_weight, repeat_key(index, repeat))
+    rule = UniformDequantiser() if dequantiser is None else dequantiser
+    with exact_float32():  # learned noise comes from a network
+        draw = dequantise(rule, values, scaling, seed=seed, index=index, repeat=repeat, dtype=reference.dtype)
+    return replace(draw, x=draw.x.to(reference.device))
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:

@@ -113,16 +113,10 @@ class ErrorBudget:
         def bits(mean: Mean) -> Mean:
             return Mean(nats_to_bits(mean.value, dims), nats_to_bits(-mean.standard_error, dims), mean.n)
 
-        return ErrorBudget(
-            probes=nats_to_bits(-self.probes, dims),
-            dequantisation=None if self.dequantisation is None else nats_to_bits(-self.dequantisation, dims),
-            solver=nats_to_bits(-self.solver, dims),
-            rows=self.rows,
-            mean=bits(self.mean),
-            prior_mismatch=nats_to_bits(-self.prior_mismatch, dims),
-            truncation=bits(self.truncation),
-            unit="bits/dim",
-        )
+        probes, solver = (nats_to_bits(-width, dims) for width in (self.probes, self.solver))
+        draws = None if self.dequantisation is None else nats_to_bits(-self.dequantisation, dims)
+        prior = nats_to_bits(-self.prior_mismatch, dims)
+        return ErrorBudget(probes, draws, solver, self.rows, bits(self.mean), prior, bits(self.truncation), "bits/dim")
 
     def __str__(self) -> str:
         parts = {"solver": self.solver, "probes": self.probes, "dequantisation": self.dequantisation}
