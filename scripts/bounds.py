@@ -1,4 +1,4 @@
-"""The flow and the variational bounds side by side: `python scripts/bounds.py ckpt=PATH`; `--help` lists the keys."""
+"""Compares the flow with variational bounds: `python scripts/bounds.py ckpt=PATH`; `--help` lists the keys."""
 
 from __future__ import annotations
 

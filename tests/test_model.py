@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,25 @@ def test_the_log_density_of_standardised_data_is_in_the_units_of_the_data(dtype:
     torch.testing.assert_close(r.nats - raw.nats, torch.full_like(raw.nats, 2.0 * math.log(scaling.scale)))
     bits = model.bits_per_dim(x, solver=solver, trace=sde.ExactTrace())
     torch.testing.assert_close(bits, -r.nats / (2.0 * math.log(2.0)))
+
+
+@pytest.mark.parametrize("solver", [SOLVER, sde.solvers.UniPC(4), sde.solvers.RungeKutta()], ids=repr)
+def test_few_frames_lie_between_a_log_density_and_the_network(solver: sde.solvers.Solver) -> None:
+    """Those of this package, from `Model.log_prob` to the network, which is not counted."""
+    counts: list[int] = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor, level: Tensor) -> Tensor:
+            frame, files = sys._getframe(1), []
+            while frame is not None:
+                files.append(frame.f_globals.get("__name__", ""))
+                frame = frame.f_back  # type: ignore[assignment]
+            counts.append(sum(name.partition(".")[0] == "sde" for name in files))
+            return 0.1 * x
+
+    denoiser = sde.NetworkDenoiser(Network(), sde.VP(), level=sde.LogSNRLevel(1.0))
+    Model(denoiser, Scaling.interval(17), SHAPE).log_prob(values(17, 1), solver=solver)
+    assert 0 < max(counts) <= 14
 
 
 def test_a_dequantiser_is_a_choice() -> None:

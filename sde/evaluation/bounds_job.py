@@ -44,9 +44,9 @@ def default_chain(process: SDE, steps: int | None = None) -> Ancestral:
             :class:`sde.ChainSDE` of N steps, which is DDPM's own chain on its own times, and 250 evenly in the log-SNR
             for other processes. With more steps the bound is closer to the one in continuous time.
     """
-    own = len(process.chain) - 1 if isinstance(process, ChainSDE) else None
-    steps = (own or 250) if steps is None else steps
-    return Ancestral(steps) if steps == own else Ancestral(steps, LogSNR())
+    native = len(process.chain) - 1 if isinstance(process, ChainSDE) else None
+    steps = (native or 250) if steps is None else steps
+    return Ancestral(steps) if steps == native else Ancestral(steps, LogSNR())
 
 
 def decoder_std(process: SDE, chain: Ancestral) -> float | None:

@@ -1,4 +1,4 @@
-"""Jobs: a scorer over a data set, with the result file that its rows are written to and that resumes."""
+"""Jobs: a scorer, its batches, and the result file for its rows, with which the job can be resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .summary import Rows, RunningMean
 class Scorer(ABC):
     """Computes the rows of a result file for the samples of a split.
 
-    A leaf checks its arguments when it is made, so that a job that cannot run fails before the first network call.
+    A leaf checks its arguments in its constructor, so that a job that cannot run fails before the first network call.
     """
 
     @property
@@ -117,7 +117,7 @@ class Job(Generic[AnyScorer]):
 
 
 def waiting(jobs: Sequence[Job[Scorer]]) -> str | None:
-    """What is missing from the files of jobs that this process has finished; None if they are complete."""
+    """The number of rows that other processes have not written yet, as text; None if the files are complete."""
     missing = [job.plan.repeats * job.plan.samples - len(job.table()["index"]) for job in jobs]
     rows, shard = sum(max(0, n) for n in missing), jobs[0].plan.shard
     text = f"process {shard.rank} of {shard.world} has finished; {rows} rows of other processes are missing"

@@ -130,8 +130,8 @@ def log_prob(
 ) -> LogProb:
     r"""The log-density of states under a model, in nats.
 
-    This is the density of x as it is given, in the model's range, at `t_min`. :meth:`sde.Model.log_prob` takes data
-    values instead. Samples that a solver marks as failed are NaN in every part of the result but `nfe`.
+    This is the density of x itself, in the model's range, at `t_min`. :meth:`sde.Model.log_prob` takes data values
+    instead. Samples that a solver marks as failed are NaN in every part of the result but the counts of calls.
 
     Args:
         denoiser: the model; it is run in evaluation mode.

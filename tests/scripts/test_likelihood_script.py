@@ -73,7 +73,7 @@ def leftovers(path: Path) -> set[str]:
 def test_two_files_are_compared(trained: Path) -> None:
     result = here(trained, "paired", "first=undisturbed.h5", "second=undisturbed.h5")
     assert result.code == 0, result.err
-    assert "bits_per_dim, undisturbed.h5 less undisturbed.h5: +0.00000 +- 0.00000" in result.out
+    assert "bits_per_dim, undisturbed.h5 - undisturbed.h5: +0.00000 +- 0.00000" in result.out
     assert f"{N} samples, correlation 1.000" in result.out
     refused(here(trained, "paired", "first=undisturbed.h5", "second=nowhere.h5"), "nowhere.h5")
     refused(here(trained, "paired", "first=undisturbed.h5"), "second is missing")
