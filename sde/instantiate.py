@@ -24,6 +24,7 @@ MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scali
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.
 MOVED = {
     "sde.build": "sde.instantiate",
+    "sde.Exact": "sde.ExactTrace",
     "sde.checkpoint": "sde.storage.checkpoint",
     "sde.comparison.cells": "sde.comparison.plan",
     "sde.comparison.cost": "sde.profiling",
@@ -46,7 +47,7 @@ MOVED = {
     "sde.likelihood.dequantise": "sde.likelihood",
     "sde.likelihood.dequantiser_file": "sde.evaluation",
     "sde.likelihood.dequantiser_training": "sde.evaluation",
-    "sde.likelihood.errors": "sde.evaluation.error_budget",
+    "sde.likelihood.errors": "sde.likelihood.error_budget",
     "sde.likelihood.forecast": "sde.evaluation.forecast",
     "sde.likelihood.inputs": "sde.evaluation.job_setup",
     "sde.likelihood.job": "sde.evaluation.likelihood_job",
@@ -65,6 +66,7 @@ MOVED = {
     "sde.runs": "sde.training.run",
     "sde.solvers.variables": "sde.solvers.coordinates",
     "sde.store": "sde.storage.store",
+    "sde.trace.Exact": "sde.ExactTrace",
     "sde.tuning.kept": "sde.tuning.cache",
     "sde.wrappers": "sde.denoisers",
 }
@@ -94,7 +96,7 @@ def _public_name(name: Any) -> Any:
     parts = current(name).split(".")
     target = _resolve(parts)
     for room in ("sde", ".".join(parts[:2])):
-        for start in range(1, len(parts)):
+        for start in reversed(range(1, len(parts))):  # the shortest name first
             candidate = [*room.split("."), *parts[start:]]
             if target is not None and _resolve(candidate) == target:
                 return ".".join(candidate)

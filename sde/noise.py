@@ -18,14 +18,14 @@ Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011, https://doi.or
 
 from __future__ import annotations
 
-__all__ = ["Noise", "NoiseSource", "StepNoise", "KeyedNoise", "Stream"]
+__all__ = ["Noise", "NoiseSource", "StepNoise", "KeyedNoise", "Stream", "repeat_key", "sample_index"]
 
 import enum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -131,6 +131,27 @@ class Noise:
     def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> KeyedNoise:
         """The noise of the samples `index` (int64, (B,)) for a solver, one event of `shape` per draw."""
         return KeyedNoise(self, index, tuple(shape), dtype)
+
+
+Key = TypeVar("Key", int, Tensor)
+
+
+def repeat_key(key: Key, repeat: int) -> Key:
+    """The key of a sample's noise, or of a draw of it, in one of its repeats: every repeat has 2^40 keys of its own."""
+    return key + repeat * 2**40
+
+
+def sample_index(x: Tensor, index: Tensor | None) -> Tensor:
+    """The positions of a batch's samples in their data set, which key their noise, int64 with shape (B,).
+
+    Args:
+        x: the batch, whose device they come on.
+        index: the positions; 0 to B - 1 by default.
+    """
+    index = torch.arange(len(x)) if index is None else index
+    if index.shape != (len(x),) or index.dtype != torch.int64:
+        raise ValueError(f"expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}")
+    return index.to(x.device)
 
 
 class NoiseSource(Protocol):

@@ -7,7 +7,7 @@ accurate, and a float64 time never promotes a float32 state.
 
 from __future__ import annotations
 
-__all__ = ["event_dims", "expand", "sum_event"]
+__all__ = ["check_count", "check_event", "event_dims", "expand", "sum_event"]
 
 import math
 
@@ -34,3 +34,15 @@ def sum_event(x: Tensor) -> Tensor:
 def event_dims(x: Tensor) -> int:
     """The number of dimensions D of one sample of `x` (B, *)."""
     return math.prod(x.shape[1:])
+
+
+def check_event(x: Tensor, shape: tuple[int, ...], owner: str = "this model") -> None:
+    """Refuses a batch of another event shape than `shape`."""
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f"{owner} is for data of shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+
+
+def check_count(owner: str, argument: str, value: int, minimum: int = 1) -> None:
+    """Refuses a value that is not a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{owner} needs a whole number {argument} >= {minimum}, got {argument}={value!r}")

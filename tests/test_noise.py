@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from sde.noise import KeyedNoise, Noise, Stream
+from sde.noise import KeyedNoise, Noise, Stream, repeat_key, sample_index
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -285,3 +285,21 @@ def test_odd_and_empty_events() -> None:
     assert noise.normal(Stream.STEP, INDEX[:3], ZERO, (0,)).shape == (3, 0)
     assert noise.uniform(Stream.STEP, INDEX[:3], ZERO, ()).shape == (3,)
     assert noise.rademacher(Stream.STEP, INDEX[:0], ZERO, (2,)).shape == (0, 2)
+
+
+def test_every_repeat_has_keys_of_its_own() -> None:
+    """Those of 0.1.0: 2^40 apart, for positions and for single draws; the first repeat's are the positions."""
+    index = torch.tensor([0, 3, 2**40 - 1])
+    keys = [repeat_key(index, repeat) for repeat in range(3)]
+    assert torch.equal(keys[0], index)
+    assert len(torch.cat(keys).unique()) == 9
+    assert repeat_key(5, 2) == 5 + 2 * 2**40 == int(keys[2][1]) + 2
+
+
+def test_samples_are_numbered_unless_they_have_positions() -> None:
+    x = torch.zeros(3, 2)
+    assert sample_index(x, None).tolist() == [0, 1, 2]
+    assert sample_index(x, torch.tensor([7, 7, 1])).tolist() == [7, 7, 1]
+    for bad in (torch.arange(2), torch.zeros(3), torch.zeros(3, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"int64 with shape \(3,\), got torch"):
+            sample_index(x, bad)

@@ -31,14 +31,24 @@ which delta exceeds a quarter of a bin (bfloat16 for 256 levels) is refused.
 
 from __future__ import annotations
 
-__all__ = ["Scaling", "check_entries"]
+__all__ = ["Scaling", "check_entries", "nats_to_bits"]
 
 import math
 import operator
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Nats = TypeVar("Nats", float, Tensor, NDArray[np.float64])
+
+
+def nats_to_bits(nats: Nats, dims: int) -> Nats:
+    """Log-likelihoods in nats as bits per dimension, `-nats / (D log 2)`, without a zero that is negative."""
+    return (0.0 - nats) / (dims * math.log(2.0))
 
 
 @dataclass(frozen=True)
@@ -203,7 +213,7 @@ class Scaling:
         Returns:
             Bits/dim, with shape (B,). For continuous data they depend on the unit of the data and may be negative.
         """
-        return -(nats + self.log_det(dims)) / (dims * math.log(2.0))
+        return nats_to_bits(nats + self.log_det(dims), dims)
 
     def _margin(self, levels: int, dtype: torch.dtype) -> float:
         """delta, the distance of the noise from the edges of a bin, as a fraction of the bin (see the module)."""

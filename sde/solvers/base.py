@@ -43,7 +43,7 @@ from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..trace.base import check_count
+from ..shapes import check_count
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
-from ..trace.base import check_count
+from ..shapes import check_count
 from .base import FixedStep, Step, require_noise
 
 

@@ -23,7 +23,7 @@ from ..brownian import along_path
 from ..dynamics import Dynamics, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..trace.base import check_count
+from ..shapes import check_count
 from .base import FixedRun, Progress, Run, Solver, check_tolerances, require_noise, rows
 
 _METHODS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BoundTrace", "Field", "Trace", "check_count", "vjp"]
+__all__ = ["BoundTrace", "Field", "Trace", "vjp"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -112,9 +112,3 @@ def vjp(value: Tensor, x: Tensor, v: Tensor, chunk: int, *, keep: bool, differen
         else:
             results.append(torch.autograd.grad(value, x, some, is_grads_batched=True, **settings)[0])
     return torch.cat(results)
-
-
-def check_count(name: str, argument: str, value: int, least: int) -> None:
-    """Refuses a value that is not a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} needs a whole number {argument} >= {least}, got {argument}={value!r}")

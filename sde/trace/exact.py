@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..shapes import event_dims
-from .base import BoundTrace, Trace, check_count, vjp
+from ..shapes import check_count, event_dims
+from .base import BoundTrace, Trace, vjp
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from .base import BoundTrace, Trace, check_count, vjp
+from ..shapes import check_count
+from .base import BoundTrace, Trace, vjp
 from .hutchinson import check_dims, columns, normals, rows_of
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Conditioned, Denoiser
-from ..dynamics import Reverse, Semilinear, State, WithLogDensity
+from ..dynamics import Reverse, Semilinear, State
 from ..grids import Explicit
-from ..noise import Noise, Stream
+from ..likelihood.flow import DensityFlow
+from ..noise import Noise, Stream, repeat_key
 from ..sampling import evaluating, state_like
 from ..shapes import event_dims
 from ..solvers import GridSteps, RungeKutta
-from ..trace import Hutchinson, Trace
+from ..trace import Trace
 from .gradient import Gradient
 from .pilot import Pilot, Tuning
 
@@ -79,22 +80,17 @@ def tune_grid(
         if data is None:
             assert shape is not None
             reference = state_like(denoiser)
-            index = torch.arange(shape[0], device=reference.device) + 2**40  # sample() uses smaller indices
+            index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
             z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
+            end = torch.tensor(process.t_max, dtype=torch.float64)
+            begin: State = (process.prior_var(end).sqrt().item() * z,)
+            dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
             start, stop = process.t_max, process.t_min
-            x = process.prior_var(torch.tensor(start, dtype=torch.float64)).sqrt().item() * z
         else:
-            x, start, stop = data.to(dtype or data.dtype), process.t_min, process.t_max
-        begin: State = (x,)
-        dynamics: Semilinear = Reverse(
-            Conditioned(denoiser, condition, x.new_zeros(len(x), dtype=torch.int64)), eta=0.0
-        )
-        if data is not None:
-            probes = (trace or Hutchinson()).bind(Noise(seed), torch.arange(len(x), device=x.device), x)
-            dynamics = WithLogDensity(dynamics, probes)
-            begin = (x, x.new_zeros(len(x), probes.estimates))
+            flow = DensityFlow(denoiser, data.to(dtype or data.dtype), trace, seed=seed, condition=condition)
+            begin, dynamics, start, stop = flow.start, flow.dynamics, process.t_min, process.t_max
         solver.bind(dynamics, start, stop)
-        tolerance = tolerance or (1e-8 if x.dtype == torch.float64 else 1e-5)
+        tolerance = tolerance or (1e-8 if begin[0].dtype == torch.float64 else 1e-5)
         truth = RungeKutta(rtol=tolerance, atol=tolerance)(dynamics, begin, None, start, stop)
 
         def loss(state: State) -> Tensor:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
 from sde.data import Scaling
+from sde.data.scaling import nats_to_bits
 
 RANGES = [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-0.3, 7.1)]
 LEVELS = [2, 17, 256, 65536]
@@ -229,3 +231,14 @@ def test_constructors_refuse(make: Callable[[], Scaling], message: str) -> None:
 def test_levels_are_a_whole_number() -> None:
     with pytest.raises(TypeError):
         Scaling(1.0, 0.0, 17.5)  # type: ignore[arg-type]
+
+
+def test_nats_as_bits_per_dim() -> None:
+    """Numbers, arrays and tensors alike, in their own dtype; no bits are 0 and not -0."""
+    nats = [-2.0 * math.log(2.0), 0.0, 6.0 * math.log(2.0)]
+    assert [nats_to_bits(value, 2) for value in nats] == [1.0, 0.0, -3.0]
+    assert math.copysign(1.0, nats_to_bits(0.0, 2)) == 1.0
+    assert nats_to_bits(np.array(nats), 2).tolist() == [1.0, 0.0, -3.0]
+    bits = nats_to_bits(torch.tensor(nats), 2)
+    assert bits.dtype == torch.float32
+    torch.testing.assert_close(bits, torch.tensor([1.0, 0.0, -3.0]))

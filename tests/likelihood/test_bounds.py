@@ -371,19 +371,19 @@ def test_gradients_flow_where_they_are_asked_for() -> None:
 
 def test_refusals(mixture: Mixture) -> None:
     d, v, scaling = mixture.denoiser(VP()), torch.tensor([[0, 3]]), Scaling.interval(8)
-    for settings in ({"draws": 0}, {"data_draws": 0}):
-        with pytest.raises(ValueError, match="at least one draw"):
-            continuous_bound(d, v, scaling, **settings)
-    with pytest.raises(ValueError, match="at least one draw"):
+    for name in ("draws", "data_draws"):
+        with pytest.raises(ValueError, match=f"{name} >= 1, got {name}=0"):
+            continuous_bound(d, v, scaling, **{name: 0})
+    with pytest.raises(ValueError, match="got draws=0"):
         density_bound(d, v.double(), draws=0)
     for std in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="finite and > 0"):
+        with pytest.raises(ValueError, match=f"got std={std}"):
             continuous_bound(d, v, scaling, std=std)
-    with pytest.raises(ValueError, match="an integer from 0 to 7"):
+    with pytest.raises(ValueError, match="0 to 7"):
         continuous_bound(d, v + 6, scaling)
     for x in (v, torch.zeros(3), torch.zeros(0, 2)):
-        with pytest.raises(ValueError, match="expected floating-point data"):
+        with pytest.raises(ValueError, match=r"floating.*got torch"):
             density_bound(d, x)
     for index in (torch.arange(2), torch.zeros(1)):
-        with pytest.raises(ValueError, match="expected index int64"):
+        with pytest.raises(ValueError, match=r"index int64.*got torch"):
             continuous_bound(d, v, scaling, index=index)

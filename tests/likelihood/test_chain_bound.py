@@ -342,11 +342,11 @@ def test_a_sample_s_bound_does_not_depend_on_its_batch() -> None:
 
 def test_refusals() -> None:
     d, scaling = network(None), Scaling.interval(8)
-    with pytest.raises(ValueError, match="at least one draw"):
+    with pytest.raises(ValueError, match="got draws=0"):
         chain_bound(d, V, scaling, solver=Ancestral(24), draws=0)
-    with pytest.raises(ValueError, match="finite and > 0"):
+    with pytest.raises(ValueError, match="got std=0"):
         chain_bound(d, V, scaling, solver=Ancestral(24), std=0.0)
-    with pytest.raises(ValueError, match="an integer from 0 to 7"):
+    with pytest.raises(ValueError, match="0 to 7"):
         chain_bound(d, V + 1, scaling, solver=Ancestral(24))
-    with pytest.raises(ValueError, match="expected index int64"):
+    with pytest.raises(ValueError, match=r"index int64.*\(2,\)"):
         chain_bound(d, V, scaling, solver=Ancestral(24), index=torch.arange(2))

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from sde.data import Scaling, Split
-from sde.evaluation.likelihood_job import states
+from sde.evaluation.likelihood_job import batch_states
 from sde.exact import Empirical, Mixture, Target, Uniform
 from sde.likelihood.dequantisation import (
     Dequantiser,
@@ -277,17 +277,17 @@ def test_uniform_noise_is_the_model_s() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="no dequantisation"):
+    with pytest.raises(ValueError, match=r"continuous.*UniformDequantiser"):
         dequantise(UniformDequantiser(), torch.zeros(2, 1), Scaling.identity())
-    with pytest.raises(ValueError, match="an integer from 0 to 3"):
+    with pytest.raises(ValueError, match="0 to 3"):
         dequantise(UniformDequantiser(), torch.tensor([[4]]), Scaling.interval(4))
     for std in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="finite std > 0"):
+        with pytest.raises(ValueError, match=f"got std={std}"):
             TruncatedNormal(std)
-    with pytest.raises(ValueError, match="alpha > 0"):
+    with pytest.raises(ValueError, match="alpha=0"):
         TruncatedNormal(1.0, alpha=0.0)
     d = pointed().denoiser(VP())
-    with pytest.raises(ValueError, match="draws >= 1"):
+    with pytest.raises(ValueError, match="got draws=0"):
         discrete_log_prob(d, torch.tensor([[1]]), Scaling.interval(4), draws=0)
 
 
@@ -302,6 +302,6 @@ def test_a_job_s_noise_is_drawn_in_full_precision(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     model = Model(pointed().denoiser(VP()), Scaling.interval(8), (1,))
-    states(model, Split(torch.zeros(2, 1, dtype=torch.uint8)), torch.arange(2), dequantiser=Watching())
+    batch_states(model, Split(torch.zeros(2, 1, dtype=torch.uint8)), torch.arange(2), Watching())
     assert seen == [(False, False)]
     assert torch.backends.cudnn.allow_tf32

@@ -141,5 +141,5 @@ def test_calibration_is_keyed_by_sample_and_lazy(gaussian: Gaussian) -> None:
 
 @pytest.mark.parametrize(("times", "n"), [(1, 3), (0, 3), (2.5, 3), (4, 0)])
 def test_bad_requests(gaussian: Gaussian, times: int, n: int) -> None:
-    with pytest.raises(ValueError, match=rf"times={times} and {n} samples"):
+    with pytest.raises(ValueError, match=f"times={times}" if n else "0 samples"):
         calibration(gaussian.denoiser(VP()), torch.zeros(n, 2, dtype=torch.float64), times=times)

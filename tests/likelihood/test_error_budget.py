@@ -259,13 +259,13 @@ def test_half_width() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"repeats": torch.zeros(1, 4)}, r"repeats of shape \(R, 4\) with R >= 2, got \(1, 4\)"),
-        ({"repeats": torch.zeros(2, 3)}, r"repeats of shape \(R, 4\) with R >= 2, got \(2, 3\)"),
-        ({"rows": 0}, "rows >= 1 and a finite log-density, got rows=0 and 4 finite"),
-        ({"rows": torch.tensor([0, 4])}, r"rows within 0 to 3, got \[0, 4\]"),
-        ({"rows": torch.tensor([0, -1])}, r"rows within 0 to 3, got \[0, -1\]"),
-        ({"rows": torch.tensor([1, 1])}, "without duplicates"),
-        ({"rows": torch.tensor([1.0])}, "rows int64"),
+        ({"repeats": torch.zeros(1, 4)}, r"\(R, 4\).*got \(1, 4\)"),
+        ({"repeats": torch.zeros(2, 3)}, r"\(R, 4\).*got \(2, 3\)"),
+        ({"rows": 0}, "rows=0"),
+        ({"rows": torch.tensor([0, 4])}, r"0 to 3, got \[0, 4\]"),
+        ({"rows": torch.tensor([0, -1])}, r"0 to 3, got \[0, -1\]"),
+        ({"rows": torch.tensor([1, 1])}, r"rows.*\[1, 1\]"),
+        ({"rows": torch.tensor([1.0])}, r"rows int64.*\[1\.\]"),
     ],
 )
 def test_refusals(mixture: Mixture, given: dict[str, Any], message: str) -> None:
@@ -277,5 +277,5 @@ def test_refusals(mixture: Mixture, given: dict[str, Any], message: str) -> None
 
 def test_the_result_of_other_data_is_refused(mixture: Mixture) -> None:
     r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(7)))
-    with pytest.raises(ValueError, match=r"the result of these 5 samples, got one of shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"5 samples.*\(4,\)"):
         error_budget(mixture.denoiser(VP()), data(mixture, VP(), 5), r)
