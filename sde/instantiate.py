@@ -7,14 +7,18 @@ modules: only those that define plain constructors. An unknown argument is an er
 
 from __future__ import annotations
 
-__all__ = ["MODEL_ROOMS", "MOVED", "build", "current", "find", "public"]
+__all__ = ["MODEL_ROOMS", "MOVED", "build", "current", "describe", "find", "public"]
 
 import importlib
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from .networks.network import Network
 
 TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
 
@@ -95,11 +99,10 @@ def _public_name(name: Any) -> Any:
         return name
     parts = current(name).split(".")
     target = _resolve(parts)
-    for room in ("sde", ".".join(parts[:2])):
-        for start in reversed(range(1, len(parts))):  # the shortest name first
-            candidate = [*room.split("."), *parts[start:]]
-            if target is not None and _resolve(candidate) == target:
-                return ".".join(candidate)
+    candidates = [[*room, *parts[start:]] for room in (parts[:1], parts[:2]) for start in range(1, len(parts))]
+    for candidate in sorted(candidates, key=len):
+        if target is not None and _resolve(candidate) == target:
+            return ".".join(candidate)
     return ".".join(parts)
 
 
@@ -130,6 +133,40 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
     if isinstance(tree, Sequence) and not isinstance(tree, str):
         return [build(value, rooms=rooms, trust=trust) for value in tree]
     return tree
+
+
+def describe(value: Any, *, without: Sequence[str] = ()) -> Any:
+    """The tree of plain values from which :func:`build` makes an equal object.
+
+    The classes are those that a checkpoint may name. Their objects are described by the arguments of the constructor,
+    which are the fields of a dataclass, or attributes of the same names, or recorded by the networks.
+
+    Args:
+        value: the object, a sequence, a tensor or a plain value.
+        without: arguments of the object to leave out.
+
+    Raises:
+        ValueError: if the object, or a part of it, has another class; the error names it.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Sequence):
+        return [describe(entry) for entry in value]
+    name = class_name(value)
+    if find(name, rooms=MODEL_ROOMS) is not type(value):
+        raise ValueError(f"{name} is not a class that a checkpoint may name")
+    names = [key for key in inspect.signature(type(value)).parameters if key not in without]
+    arguments = value.arguments if isinstance(value, Network) else {key: getattr(value, key, value) for key in names}
+    return {"_target_": name, **{key: describe(arguments[key]) for key in names}}
+
+
+def class_name(value: Any) -> str:
+    """The dotted name of the class of an object, public for classes of this package."""
+    return str(_public_name(f"{type(value).__module__}.{type(value).__qualname__}"))
 
 
 def find(name: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = ()) -> Callable[..., Any]:

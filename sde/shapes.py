@@ -7,9 +7,10 @@ accurate, and a float64 time never promotes a float32 state.
 
 from __future__ import annotations
 
-__all__ = ["check_count", "check_event", "event_dims", "expand", "sum_event"]
+__all__ = ["check_condition", "check_count", "check_event", "event_dims", "expand", "sum_event"]
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -46,3 +47,13 @@ def check_count(owner: str, argument: str, value: int, minimum: int = 1) -> None
     """Refuses a value that is not a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{owner} needs a whole number {argument} >= {minimum}, got {argument}={value!r}")
+
+
+def check_condition(condition: Mapping[str, Tensor], size: int) -> None:
+    """Raises a ValueError that names the first condition that is neither a scalar nor of leading size `size`."""
+    for name, value in condition.items():
+        if value.ndim and len(value) != size:
+            raise ValueError(
+                f"condition {name!r}: expected a scalar or leading size {size}, one entry per sample, got shape "
+                f"{tuple(value.shape)}"
+            )

@@ -112,9 +112,11 @@ PUBLIC = (
     "sde.likelihood",
     "sde.networks",
     "sde.objective",
+    "sde.plots",
     "sde.processes",
     "sde.solvers",
     "sde.trace",
+    "sde.training",
     "sde.tuning",
 )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
+import json
 import os
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 import torch
 
 import sde
-from sde.instantiate import MODEL_ROOMS, build, find
+from sde.instantiate import MODEL_ROOMS, build, describe, find, public
 
 
 def test_a_tree_becomes_the_objects_it_describes() -> None:
@@ -180,3 +183,106 @@ def test_a_package_of_ones_own_has_to_be_trusted_by_name(tmp_path: Path, monkeyp
                 build({"_target_": name}, rooms=rooms, trust=["ownsde"])
     with pytest.raises(ValueError, match=r"ownsde\.parts\.make.*'sise'.*size"):
         build({"_target_": "ownsde.parts.make", "sise": 3}, trust=["ownsde"])
+
+
+# Trees of objects
+
+U = sde.networks
+DESCRIBED = {
+    "VP": sde.VP(0.2, 11.0, t_min=1e-3),
+    "SubVP": sde.SubVP(),
+    "VE": sde.VE(0.02, 40.0),
+    "ChainSDE": sde.DiscreteChain.cosine(7).sde(),
+    "NoisePrediction": sde.NoisePrediction(None),
+    "DataPrediction": sde.DataPrediction(),
+    "ScorePrediction": sde.ScorePrediction(2.0),
+    "ScaledScorePrediction": sde.ScaledScorePrediction(),
+    "VelocityPrediction": sde.VelocityPrediction(),
+    "EDM": sde.EDM(0.7),
+    "TimeLevel": sde.TimeLevel(999.0, 1.0),
+    "LogSNRLevel": sde.LogSNRLevel(),
+    "MatchedLevel": sde.MatchedLevel(sde.VE(), sde.LogSNRLevel(0.5)),
+    "Scaling": sde.data.Scaling.interval(17),
+    "Positional": U.Positional(8, scale=2.0, shift=0, cosine_first=True),
+    "Fourier": U.Fourier(8, logarithm=True),
+    "MLP": U.MLP(3, width=8, depth=1, embedding=U.Fourier(8), classes=4),
+    "DiT": U.DiT(1, width=12, depth=1, heads=2, rank=1),
+    "UNet": U.UNet(
+        3,
+        8,
+        (1, 2),
+        norm=U.Normalisation(groups=2),
+        resampling=U.InResidual(U.FIR(), projection=True),
+        upsampling=U.FilteredConv((1.0, 1.0)),
+        middle=U.Middle(attention=False),
+        input_pyramid=U.InputSkip(cat=True),
+        output_pyramid=U.OutputResidual(U.FilteredConv()),
+    ),
+}
+
+
+@pytest.mark.parametrize("value", DESCRIBED.values(), ids=DESCRIBED)
+def test_an_object_is_built_again_from_its_tree(value: Any) -> None:
+    """Through JSON, under the public name of its class, and with the same parts inside."""
+    tree = json.loads(json.dumps(describe(value)))
+    assert tree == public(tree)
+    again = build(tree, rooms=MODEL_ROOMS)
+    assert type(again) is type(value)
+    assert describe(again) == tree
+    if isinstance(value, torch.nn.Module):
+        shapes = [{name: v.shape for name, v in net.state_dict().items()} for net in (value, again)]
+        assert shapes[0] == shapes[1]
+
+
+def test_an_object_with_equal_numbers_is_equal() -> None:
+    values = [v for k, v in DESCRIBED.items() if not isinstance(v, torch.nn.Module) and k != "ChainSDE"]
+    assert [build(describe(value)) for value in values] == values
+    chain, again = DESCRIBED["ChainSDE"], build(describe(DESCRIBED["ChainSDE"]))
+    assert torch.equal(chain.chain.betas, again.chain.betas)
+
+
+def test_a_tree_leaves_out_what_is_given_later() -> None:
+    inner = sde.NetworkDenoiser(DESCRIBED["MLP"], sde.VP())
+    clip = sde.Clip(inner, -2.0, 3.0)
+    assert describe(clip, without=["inner"]) == {"_target_": "sde.Clip", "low": -2.0, "high": 3.0}
+    assert build(describe(clip)).inner.process == sde.VP()
+
+
+def test_a_copy_of_a_network_knows_its_arguments() -> None:
+    net = DESCRIBED["MLP"]
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert describe(again) == describe(net)
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+    with pytest.raises(TypeError, match="widht"):
+        U.MLP(3, widht=8)
+
+
+class Own(sde.VP):
+    """A class of one's own, of a kind that a checkpoint may name."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Own(), torch.nn.SiLU(), object(), U.UNet(1, 8, activation=torch.nn.GELU()), sde.MatchedLevel(Own(), Own())],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_checkpoint_may_not_name_has_no_tree(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"'\w[\w.]*\.(Own|SiLU|object|GELU)'"):
+        describe(value)
+
+
+def test_public_names_are_the_shortest_ones() -> None:
+    names = {
+        "sde.parametrisation.NoisePrediction": "sde.NoisePrediction",
+        "sde.wrappers.Clip": "sde.Clip",
+        "sde.networks.unet.UNet": "sde.networks.UNet",
+        "sde.processes.chain.DiscreteChain.linear": "sde.DiscreteChain.linear",
+        "sde.data.scaling.Scaling": "sde.data.Scaling",
+        "sde.data.digits": "sde.data.digits",
+        "torch.optim.Adam": "torch.optim.Adam",
+        "mypackage.Net": "mypackage.Net",
+        "sde.nothing": "sde.nothing",
+    }
+    assert public([{"_target_": name, "a": [1, name]} for name in names]) == [
+        {"_target_": expected, "a": [1, name]} for name, expected in names.items()
+    ]

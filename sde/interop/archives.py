@@ -105,7 +105,7 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise ValueError('opening it takes the package safetensors: pip install "sde[interop]"') from error
+        raise ValueError('opening it takes the package safetensors: pip install "score-sde[interop]"') from error
     archive = safe_open(path, framework="pt", device="cpu")
     shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
     return {name: LazyTensor(shape, functools.partial(archive.get_tensor, name)) for name, shape in shapes.items()}

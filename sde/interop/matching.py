@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["content", "image_model", "match"]
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..instantiate import MODEL_ROOMS, build
+from ..storage.checkpoint import misfits
 from ..version import __version__
 from .formats import Source
 
@@ -94,25 +95,11 @@ def match(source: Source, expected: Mapping[str, tuple[int, ...]], weights: Mapp
     Raises:
         ValueError: if a weight is missing, left over or of another shape; the error names the first of each.
     """
-    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    faults = [
-        f"{len(names)} {kind} ({_first_few(names)})"
-        for kind, names in (
-            ("missing", sorted(missing)),
-            ("not the network's", sorted(extra)),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
+    faults = misfits(expected, weights)
     if faults:
         raise ValueError(
             f"{source.path} does not hold the {len(expected)} weights of the network that its settings describe: "
-            f"{'; '.join(faults)}; check settings="
+            f"{faults}; check settings="
         )
     return {f"network.{name}": weights[name] for name in expected}
 
@@ -128,8 +115,3 @@ def _shapes(source: Source, tree: Mapping[str, Any]) -> dict[str, tuple[int, ...
     except Exception as error:  # wrong types and sizes can raise any exception
         raise ValueError(f"{source.path}: its settings do not describe a model: {error}") from error
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
-
-
-def _first_few(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

@@ -31,6 +31,7 @@ from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .filters import crop
 from .layers import linear, zero_init
+from .network import Network
 
 
 class _Block(nn.Module):
@@ -67,7 +68,7 @@ class _Last(nn.Module):
         return self.outer((1 + a) * self.norm(u) + b)
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """The diffusion transformer of Peebles and Xie (2023), called as `net(x, noise_level, label=...)`.
 
     The published sizes, here for latents of 4 channels with twice as many outputs and 1000 classes:

@@ -22,6 +22,7 @@ from .checks import check_counts
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import linear, zero_init
+from .network import Network
 
 
 class _Block(nn.Module):
@@ -40,7 +41,7 @@ class _Block(nn.Module):
         return u + self.outer(self.dropout(F.silu(self.inner((1 + scale) * self.norm(u) + shift))))
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """A residual perceptron, called as `net(x, noise_level, label=...)`.
 
     Args:

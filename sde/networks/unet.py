@@ -37,6 +37,7 @@ from .checks import check_counts, check_data, check_rank
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import Normalisation, conv
+from .network import Network
 from .pyramids import InputPyramid, NoInputs, NoOutputs, OutputPyramid
 from .resampling import Resampling, StridedConv
 from .residual import BlockConfig, Stage
@@ -63,7 +64,7 @@ class Middle:
         return nn.ModuleList([Stage(config, channels, channels, each, self.norm) for each in (heads, None)])
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The U-Net, called as `net(x, noise_level, label=..., augment=...)`.
 
     Any spatial sizes work, including odd and unequal ones and sizes other than those of the training data: each level

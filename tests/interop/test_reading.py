@@ -143,7 +143,7 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_safetensors_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r'x\.safetensors.*pip install "sde\[interop\]"'):
+    with pytest.raises(ValueError, match=r'x\.safetensors.*pip install "score-sde\[interop\]"'):
         read_state(tmp_path / "x.safetensors")
 
 

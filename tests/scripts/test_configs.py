@@ -247,7 +247,7 @@ def test_a_misspelt_name_is_an_error(group: str) -> None:
 def test_an_added_key_that_nothing_takes_is_an_error() -> None:
     """`+sde.beta_mix=1` passes Hydra, but not the constructor."""
     config = composed("train", "+sde.beta_mix=1")
-    with pytest.raises(ValueError, match="takes no argument 'beta_mix'"):
+    with pytest.raises(ValueError, match="'beta_mix'"):
         build(config["sde"])
 
 

@@ -63,9 +63,9 @@ def test_what_is_there_is_replaced_only_when_asked(source: Path, tmp_path: Path)
     out = tmp_path / "net.pt"
     out.write_text("precious")
     before = files(tmp_path)
-    refused(here(tmp_path, "convert", f"source={source}", "out=net.pt"), "net.pt is there already", "overwrite=true")
-    refused(here(tmp_path, "convert", f"source={source}", "out=.", "overwrite=true"), ". is there already")
-    refused(here(tmp_path, "convert", f"source={source}", f"out={source}", "overwrite=true"), "is there already")
+    refused(here(tmp_path, "convert", f"source={source}", "out=net.pt"), "net.pt", "out=", "overwrite=true")
+    refused(here(tmp_path, "convert", f"source={source}", "out=.", "overwrite=true"), ". ", "out=")
+    refused(here(tmp_path, "convert", f"source={source}", f"out={source}", "overwrite=true"), str(source), "out=")
     assert files(tmp_path) == before
     assert here(tmp_path, "convert", f"source={source}", "out=net.pt", "overwrite=true").code == 0
     assert same(sde.load(out), sde.load(source))

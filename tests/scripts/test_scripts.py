@@ -355,11 +355,10 @@ def test_bad_checkpoints(run: Path) -> None:
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
     (run.parent / "nothing").mkdir()
-    sound = "the newest sound one beside it is"
     for content, words in (
-        (b"", ["is empty", sound, "step_00000002.pt"]),
-        (whole[:-100], ["is truncated or altered", sound, "step_00000002.pt"]),
-        (bytes(flipped), ["is truncated or altered", sound, "step_00000002.pt"]),
+        (b"", ["empty", "step_00000002.pt"]),
+        (whole[:-100], ["SHA-256", "step_00000002.pt"]),
+        (bytes(flipped), ["SHA-256", "step_00000002.pt"]),
     ):
         good.write_bytes(content)
         before = files(run.parent)
@@ -371,23 +370,23 @@ def test_bad_checkpoints(run: Path) -> None:
     good.write_bytes(whole)
     before = files(run.parent)
     for script in ("sample", "likelihood"):
-        refused(here(run.parent, script, "ckpt=gone.pt", *CHEAP), "no checkpoint at gone.pt")
-        refused(here(run.parent, script, "ckpt=nothing", *CHEAP), "nothing is a directory without checkpoints/last.pt")
-        refused(here(run.parent, script, *CHEAP), "ckpt is missing")
+        refused(here(run.parent, script, "ckpt=gone.pt", *CHEAP), "gone.pt")
+        refused(here(run.parent, script, "ckpt=nothing", *CHEAP), "nothing", "checkpoints/last.pt")
+        refused(here(run.parent, script, *CHEAP), "ckpt=")
     assert files(run.parent) == before
 
 
 def test_a_file_that_is_no_checkpoint(run: Path) -> None:
     for script in ("sample", "likelihood"):
-        refused(here(run.parent, script, "ckpt=run/config.yaml", *CHEAP), "config.yaml is not a checkpoint")
+        refused(here(run.parent, script, "ckpt=run/config.yaml", *CHEAP), "config.yaml", "checkpoint")
 
 
 def test_bad_requests_of_samples_and_scores(run: Path) -> None:
     """Nothing is left behind by a request that cannot be met, a result file with no rows included."""
     before = files(run.parent)
     refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "n=0"), "n=0")
-    refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "ema=fast"), "no EMA 'fast'", "default")
-    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "split=dev"), "no split 'dev'", "train, test")
+    refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "ema=fast"), "'fast'", "default")
+    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "split=dev"), "'dev'", "train, test")
     assert files(run.parent) == before
 
 
@@ -415,7 +414,7 @@ def test_the_scores_of_another_job_are_not_written_over(run: Path) -> None:
     assert first.code == 0, first.err
     before = files(run.parent)
     other = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "seed=1")
-    refused(other, "test.h5 holds the results of another job", "seed")
+    refused(other, "test.h5", "seed")
     refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "out=run/config.yaml"), "config.yaml")
     assert files(run.parent) == before
 
@@ -441,9 +440,9 @@ def test_bad_data(tmp_path: Path) -> None:
     tiny = [*TINY, "run_dir=run"]
     for arguments, words in (
         (["data=arrays", "data.path=nan.npy", "data.test=null", "network=mlp"], ["nan", "[", "3]"]),
-        (["data=arrays", "data.path=levels.npz", "data.levels=16"], ["array 'x_test'[0, 0, 2, 4] is 16", "levels=16"]),
-        (["data=arrays", "data.path=names.npz"], ["no array 'x_train'", "'images'"]),
-        (["data=arrays", "data.path=cut.npz"], ["cut.npz cannot be read"]),
+        (["data=arrays", "data.path=levels.npz", "data.levels=16"], ["'x_test'[0, 0, 2, 4]", "16", "levels=16"]),
+        (["data=arrays", "data.path=names.npz"], ["'x_train'", "'images'"]),
+        (["data=arrays", "data.path=cut.npz"], ["cut.npz"]),
         (["data=arrays", "data.path=gone.npz"], ["gone.npz"]),
         (["data=arrays"], ["data.path"]),
         (["data=images", "data.path=pictures", "data.size=8"], ["pictures/1.png"]),
@@ -455,7 +454,7 @@ def test_bad_data(tmp_path: Path) -> None:
     assert files(tmp_path) == before
     # The first value that is not finite is named by its place.
     result = here(tmp_path, "train", "data=arrays", "data.path=nan.npy", "data.test=null", "network=mlp", "run_dir=run")
-    refused(result, "[17, 3] is nan")
+    refused(result, "[17, 3]", "nan")
 
 
 def test_a_shape_that_does_not_fit_the_network(tmp_path: Path) -> None:
@@ -470,12 +469,12 @@ def test_a_directory_of_another_run_or_of_something_else(run: Path) -> None:
     before = files(run.parent)
     refused(
         here(run.parent, "train", *SAME, "steps=4", "run_dir=run", "seed=7"),
-        "run belongs to another config: seed was 0",
+        "seed",
+        "0",
+        "7",
     )
-    refused(
-        here(run.parent, "train", *SAME, "run_dir=run", "sde=ve"), "run belongs to another config: sde._target_ was"
-    )
-    refused(here(run.parent, "train", *SAME, "run_dir=notes"), "notes is not empty and holds no config.yaml")
+    refused(here(run.parent, "train", *SAME, "run_dir=run", "sde=ve"), "sde._target_", "sde.VP", "sde.VE")
+    refused(here(run.parent, "train", *SAME, "run_dir=notes"), "notes", "config.yaml")
     assert files(run.parent) == before
 
 
@@ -492,8 +491,8 @@ def test_a_loss_that_is_not_finite(run: Path) -> None:
     arguments = [*SAME, "optimizer.lr=1e30", "warmup=0", "save_every=1", "preview.n=0", "run_dir=wild", "steps=9"]
     result = here(run.parent, "train", *arguments)
     assert result.code != 0
-    refused(result, "training stopped at step ", "the loss is ")
-    step = int(result.err.partition("at step ")[2].partition(":")[0])
+    refused(result, "step ", "loss")
+    step = int(result.err.partition("step ")[2].partition(":")[0])
     assert load_checkpoint(run.parent / "wild")["step"] == step - 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from sde.storage import checkpoint
-from sde.storage.checkpoint import checkpoints, load_checkpoint, resolve, run_directory, save_checkpoint
+from sde.storage.checkpoint import checkpoints, load_checkpoint, resolve, run_directory, save_checkpoint, write
 from sde.storage.files import sha256
 
 
@@ -293,6 +294,21 @@ def test_two_failures_in_a_row_leave_the_checkpoint_that_stood_there(
             with pytest.raises(Crash):
                 save_checkpoint(folder, content(3, value))
     assert torch.equal(load_checkpoint(folder.parent)["weights"]["w"], content(3)["weights"]["w"])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_that_was_to_be_replaced_is_as_sound_as_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Its digest stays valid if the writer fails at the last moment, and a damaged file gets no digest of its own."""
+    path = folder / "step_00000003.pt"
+    with open(path, "ab") as file:
+        file.write(b"x" * damaged)
+    crash_at(monkeypatch, os, "replace", 3)
+    with pytest.raises(Crash):
+        write(path, content(3, 1.0))
+    with pytest.raises(ValueError, match="SHA-256") if damaged else contextlib.nullcontext():
+        load_checkpoint(path)
 
 
 def test_a_writer_that_fails_halfway_leaves_the_last_good_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
