@@ -196,6 +196,7 @@ def test_the_bound_is_the_original_s(name: str, key: str, tmp_path: Path, monkey
     r = recorded(name)
     torch.save(r.state, tmp_path / "model.pt")
     model = sde.load(tmp_path / "model.pt", settings=r.settings)
+    model.denoiser.double()
     kept, n = r[f"{key}/timestep_map"].tolist(), r.settings["diffusion_steps"]
     solver = Ancestral(
         len(kept) - 1, Explicit([(k + 1) / n for k in reversed(kept)]), v=1.0 if name == "openai_fixed" else None

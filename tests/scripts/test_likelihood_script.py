@@ -414,7 +414,8 @@ def test_other_data(folder: Path) -> None:
     model = sde.load(folder / "run")
     solver = sde.solvers.Heun(2, grid=sde.grids.LogSNR())
     bits = model.bits_per_dim(torch.from_numpy(noise[:2]), solver=solver)
-    np.testing.assert_allclose(found.columns["bits_per_dim"][:2], bits.numpy(), rtol=1e-5)
+    # In float32, of batches of another size.
+    np.testing.assert_allclose(found.columns["bits_per_dim"][:2], bits.numpy(), rtol=1e-4)
     itself = here(folder, "likelihood", *JOB, "out=undisturbed.h5", "data@ood=digits")
     assert itself.code == 0, itself.err
     assert itself.out.startswith("AUROC by bits/dim: 0.5000 +- ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,7 +102,8 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     )
     assert some.code == 0, some.err
     with np.load(run.parent / "s.npz") as archive:
-        assert (archive["x"] == whole[3:]).all()
+        # Of another size of batch: rounding decides which of two neighbouring levels a value on their border gets.
+        assert np.abs(archive["x"].astype(int) - whole[3:]).max() <= 1
         assert archive["index"].tolist() == [3, 4]
 
     score = ["ckpt=run", *CHEAP, "batch_size=4"]
@@ -116,7 +118,11 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     assert more.code == 0, more.err
     fresh = here(run.parent, "likelihood", *score, "n=6", "repeats=2", "out=fresh.h5")
     assert fresh.code == 0, fresh.err
-    assert more.out.splitlines()[-1].rpartition("; ")[0] == fresh.out.splitlines()[-1].rpartition("; ")[0]
+    said, again = (result.out.splitlines()[-1].rpartition("; ")[0] for result in (more, fresh))
+    number = r"-?\d+\.\d+"
+    assert re.sub(number, "", said) == re.sub(number, "", again)
+    numbers = [[float(n) for n in re.findall(number, text)] for text in (said, again)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=1e-3)
     with h5py.File(h5) as resumed, h5py.File(run.parent / "fresh.h5") as undisturbed:
         names = ["index", "repeat", "bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error", "nfe"]
         assert sorted(resumed) == sorted(names)
