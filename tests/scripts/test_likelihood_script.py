@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_scripts import SCRIPTS, files, here, refused
+from support.commands import SCRIPTS, files, here, refused
 
 import sde
 from sde.storage.checkpoint import load_checkpoint, write
@@ -415,7 +415,8 @@ def test_other_data(folder: Path) -> None:
     model = sde.load(folder / "run")
     solver = sde.solvers.Heun(2, grid=sde.grids.LogSNR())
     bits = model.bits_per_dim(torch.from_numpy(noise[:2]), solver=solver)
-    np.testing.assert_allclose(found.columns["bits_per_dim"][:2], bits.numpy(), rtol=1e-5)
+    # In float32, of batches of another size.
+    np.testing.assert_allclose(found.columns["bits_per_dim"][:2], bits.numpy(), rtol=1e-4)
     assert found.attributes["log_prob_unit"] == "nats, in the model's range"
     in_data_units = found.columns["log_prob"] + 64 * np.log(model.scaling.scale)
     np.testing.assert_allclose(found.columns["bits_per_dim"], -in_data_units / (64 * np.log(2.0)), rtol=1e-6)
