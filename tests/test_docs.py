@@ -2,7 +2,7 @@
 every public name has its place in the API.
 
 The blocks of a page share one namespace and run in their order, in a temporary directory. A block that opens with
-`python no-run` is left out. Pages that speak of `runs/digits-vp` find a small run there.
+`python no-run` is left out. Pages that name `runs/digits-vp` or `runs/demo` find a small run there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sde
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-RUN = "runs/digits-vp"
+RUN, DEMO = "runs/digits-vp", "runs/demo"
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -60,6 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
+    (place / DEMO).symlink_to(Path(RUN).name)
     return place
 
 
@@ -68,7 +69,7 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     text = page.read_text()
-    if any(RUN in code for _, code in blocks(text)):
+    if any(name in code for _, code in blocks(text) for name in (RUN, DEMO)):
         shutil.copytree(request.getfixturevalue("run"), tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.chdir(tmp_path)
     # A module of its own, because dataclasses look up the module that their class names.
