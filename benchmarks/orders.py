@@ -43,7 +43,7 @@ from sde.solvers import (
     UniPC,
 )
 from sde.storage.files import write_atomically
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 Method = Callable[[int], FixedStep]
 
@@ -127,7 +127,7 @@ def mixture() -> Mixture:
 def _problem(process: SDE, start: float, stop: float) -> tuple[WithLogDensity, Tensor, State]:
     target = mixture()
     x = target.at(process, start).sample(24, generator=torch.Generator().manual_seed(3))
-    dynamics = WithLogDensity(Reverse(target.denoiser(process), 0.0), Exact())
+    dynamics = WithLogDensity(Reverse(target.denoiser(process), 0.0), ExactTrace())
     with torch.no_grad():
         truth = RungeKutta(rtol=1e-13, atol=1e-13)(dynamics, (x, x.new_zeros(len(x), 1)), None, start, stop)
     return dynamics, x, truth

@@ -11,6 +11,7 @@ __all__ = [
     "NoiseLevel",
     "NoisePrediction",
     "Parametrisation",
+    "Prediction",
     "ScorePrediction",
     "TimeLevel",
     "VelocityPrediction",
@@ -47,6 +48,7 @@ __all__ = [
     "sample",
     "tune_grid",
     "Exact",
+    "ExactTrace",
     "Hutchinson",
     "Orthogonal",
     "XTrace",
@@ -77,6 +79,7 @@ from .denoisers import (
     NoiseLevel,
     NoisePrediction,
     Parametrisation,
+    Prediction,
     ScaledScorePrediction,
     ScorePrediction,
     TimeLevel,
@@ -90,6 +93,6 @@ from .noise import Noise, NoiseSource, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
-from .trace import Exact, Hutchinson, Orthogonal, Trace, XTrace
+from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .tuning import tune_grid
 from .version import __version__

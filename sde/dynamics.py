@@ -1,4 +1,4 @@
-r"""Dynamics: what a solver integrates.
+r"""Dynamics: the drift and the diffusion that a solver integrates.
 
 Running a process backwards in time is, for any :math:`\eta \ge 0`,
 
@@ -10,16 +10,18 @@ for 0 (Song et al. 2021, equation 13 of section 4.3 and appendix D). Along the f
 :math:`d \log p_t(x_t) = -\nabla \cdot \tilde f(x_t, t)\, dt` (Chen et al. 2018, https://arxiv.org/abs/1806.07366).
 
 **The joint.** The state is a tuple of tensors of leading size B: (x,), or (x, log-density). Every dynamics has a
-drift and a diffusion. A diffusion model's is :class:`Semilinear`, and what its solvers need is offered in parts:
+drift and a diffusion. That of a diffusion model is :class:`Semilinear`, and its solvers use it in parts:
 
-- the drift is :math:`f(t)\, x + c(t)\, s(x, t)` with :meth:`Semilinear.linear` and :meth:`Semilinear.gain` functions of
-  time alone, so that a solver computes them for a whole grid at once and calls only the network in its loop;
-- the network's readings `score`, `noise` and `x0` come as tuples in the layout of the state. The entry of the
-  log-density holds minus the divergence of the reading: what the x-entry moves by, the log-density loses;
-- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.rate` says how fast the rest
-  moves the state in other units. An exponential integrator in noise prediction is `u = propagate(state, -log_alpha)`
-  with `du = rate(noise, alpha)` over the clock :math:`\sigma/\alpha`; in data prediction it is
-  `u = propagate(state, -log_sigma)` with `du = rate(x0, sigma)` over :math:`\alpha/\sigma`. Both serve every state.
+- the drift is :math:`f(t)\, x + c(t)\, s(x, t)`. :meth:`Semilinear.linear` and :meth:`Semilinear.score_coefficient` are
+  functions of time alone, so that a solver computes them for a whole grid at once and calls only the network in its
+  loop;
+- :meth:`Semilinear.predict` gives the network's prediction in the layout of the state. The entry of the log-density is
+  minus the divergence of the prediction;
+- :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.rate` turns a prediction into the
+  rate at which the scaled state moves. An exponential integrator in noise prediction is `u = propagate(state,
+  -log_alpha)` with `du = rate(noise, alpha)` over the integration variable :math:`\sigma/\alpha`; in data prediction it
+  is `u = propagate(state, -log_sigma)` with `du = rate(x0, sigma)` over :math:`\alpha/\sigma`. Both work for every
+  state.
 """
 
 from __future__ import annotations
@@ -27,13 +29,12 @@ from __future__ import annotations
 __all__ = ["Dynamics", "Semilinear", "Reverse", "State", "WithLogDensity"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser
+from .denoisers import Denoiser, Prediction
 from .processes import SDE
 from .shapes import event_dims, expand
 from .trace import BoundTrace
@@ -70,7 +71,7 @@ class Dynamics(ABC):
 
 
 class Semilinear(Dynamics):
-    """A dynamics whose drift is linear in the state up to a reading of the network."""
+    """A dynamics whose drift is linear in the state up to a prediction of the network."""
 
     eta: float
 
@@ -83,38 +84,36 @@ class Semilinear(Dynamics):
         """The coefficient f(t) of x in the drift, in the shape of `t`."""
 
     @abstractmethod
-    def gain(self, t: Tensor) -> Tensor:
+    def score_coefficient(self, t: Tensor) -> Tensor:
         r"""The coefficient of the score in the drift, :math:`-\frac{1+\eta^2}{2} g(t)^2`, in the shape of `t`."""
 
     @abstractmethod
-    def score(self, state: State, t: Tensor) -> State:
-        """The score, in the layout of the state."""
-
-    @abstractmethod
-    def noise(self, state: State, t: Tensor) -> State:
-        """The noise, in the layout of the state."""
-
-    @abstractmethod
-    def x0(self, state: State, t: Tensor) -> State:
-        """The denoised data, in the layout of the state."""
-
-    @abstractmethod
-    def posterior(self, state: State, t: Tensor) -> tuple[State, Tensor | None]:
-        """The score, in the layout of the state, and from the same call the fraction that tells the variance of the
-        reverse step, or None; see :meth:`sde.Denoiser.posterior`."""
+    def predict(self, what: Prediction, state: State, t: Tensor) -> State:
+        """The network's prediction, in the layout of the state."""
 
     @abstractmethod
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         """The state after the linear part alone has scaled x by `exp(log_scale)`, of shape () or (B,)."""
 
     @abstractmethod
-    def rate(self, reading: State, scale: Tensor | float) -> State:
-        """The reading as a rate of u = x / scale: as it is for x, times `scale` for the log-density."""
+    def rate(self, prediction: State, scale: Tensor | float) -> State:
+        """The prediction as a rate of u = x / scale: unchanged for x, times `scale` for the log-density."""
 
-    def nonlinear(self, state: State, t: Tensor) -> State:
-        """The drift without its linear part, `gain(t) * score`."""
-        gain = self.gain(t)
-        return tuple(expand(gain, entry) * entry for entry in self.score(state, t))
+    def score(self, state: State, t: Tensor) -> State:
+        """The score, in the layout of the state."""
+        return self.predict(Prediction.SCORE, state, t)
+
+    def noise(self, state: State, t: Tensor) -> State:
+        """The noise, in the layout of the state."""
+        return self.predict(Prediction.NOISE, state, t)
+
+    def x0(self, state: State, t: Tensor) -> State:
+        """The denoised data, in the layout of the state."""
+        return self.predict(Prediction.X0, state, t)
+
+    def gain(self, t: Tensor) -> Tensor:
+        """The name of :meth:`score_coefficient` in version 0.1.0."""
+        return self.score_coefficient(t)
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,8 @@ class Reverse(Semilinear):
     r"""The reverse-time dynamics of a denoiser's process, over the state (x,).
 
     Args:
-        denoiser: any denoiser; :class:`sde.denoisers.Conditioned` fixes its condition for a batch.
-        eta: the share of noise: 1 is the reverse SDE, 0 the probability-flow ODE.
+        denoiser: any denoiser; :class:`sde.Conditioned` fixes its condition for a batch.
+        eta: the stochasticity: 1 is the reverse SDE, 0 the probability-flow ODE.
     """
 
     denoiser: Denoiser
@@ -148,7 +147,7 @@ class Reverse(Semilinear):
     def linear(self, t: Tensor) -> Tensor:
         return self.process.f(t)
 
-    def gain(self, t: Tensor) -> Tensor:
+    def score_coefficient(self, t: Tensor) -> Tensor:
         return -0.5 * (1.0 + self.eta**2) * self.process.g2(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
@@ -156,27 +155,18 @@ class Reverse(Semilinear):
 
     def drift(self, state: State, t: Tensor) -> State:
         (x,) = state
-        return (expand(self.linear(t), x) * x + expand(self.gain(t), x) * self.denoiser.score(x, t),)
+        score = self.denoiser.predict(Prediction.SCORE, x, t)
+        return (expand(self.linear(t), x) * x + expand(self.score_coefficient(t), x) * score,)
 
-    def score(self, state: State, t: Tensor) -> State:
-        return (self.denoiser.score(state[0], t),)
-
-    def noise(self, state: State, t: Tensor) -> State:
-        return (self.denoiser.noise(state[0], t),)
-
-    def x0(self, state: State, t: Tensor) -> State:
-        return (self.denoiser(state[0], t),)
-
-    def posterior(self, state: State, t: Tensor) -> tuple[State, Tensor | None]:
-        score, fraction = self.denoiser.posterior(state[0], t)
-        return (score,), fraction
+    def predict(self, what: Prediction, state: State, t: Tensor) -> State:
+        return (self.denoiser.predict(what, state[0], t),)
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         (x,) = state
         return (expand(torch.as_tensor(log_scale, dtype=torch.float64).exp(), x) * x,)
 
-    def rate(self, reading: State, scale: Tensor | float) -> State:
-        return reading
+    def rate(self, prediction: State, scale: Tensor | float) -> State:
+        return prediction
 
     def select(self, index: Tensor) -> Reverse:
         return replace(self, denoiser=self.denoiser.select(index))
@@ -227,40 +217,32 @@ class WithLogDensity(Semilinear):
     def linear(self, t: Tensor) -> Tensor:
         return self.flow.linear(t)
 
-    def gain(self, t: Tensor) -> Tensor:
-        return self.flow.gain(t)
+    def score_coefficient(self, t: Tensor) -> Tensor:
+        return self.flow.score_coefficient(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         return self.flow.diffusion(t)
 
     def drift(self, state: State, t: Tensor) -> State:
         x, log_density = state
-        score, divergence = self.score(state, t)
-        f, c = self.linear(t), self.gain(t)
+        score, divergence = self.predict(Prediction.SCORE, state, t)
+        f, c = self.linear(t), self.score_coefficient(t)
         return (
             expand(f, x) * x + expand(c, x) * score,
             expand(c, log_density) * divergence - event_dims(x) * expand(f, log_density),
         )
 
-    def score(self, state: State, t: Tensor) -> State:
-        return self._with_divergence(self.flow.score, state, t)
-
-    def noise(self, state: State, t: Tensor) -> State:
-        return self._with_divergence(self.flow.noise, state, t)
-
-    def x0(self, state: State, t: Tensor) -> State:
-        return self._with_divergence(self.flow.x0, state, t)
-
-    def posterior(self, state: State, t: Tensor) -> tuple[State, Tensor | None]:
-        return self.score(state, t), None
+    def predict(self, what: Prediction, state: State, t: Tensor) -> State:
+        value, divergence = self.trace(lambda x: self.flow.predict(what, (x,), t)[0], state[0])
+        return value, -divergence
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         x, log_density = state
         change = expand(torch.as_tensor(log_scale, dtype=torch.float64), log_density)
         return (*self.flow.propagate((x,), log_scale), log_density - event_dims(x) * change)
 
-    def rate(self, reading: State, scale: Tensor | float) -> State:
-        value, divergence = reading
+    def rate(self, prediction: State, scale: Tensor | float) -> State:
+        value, divergence = prediction
         return (
             *self.flow.rate((value,), scale),
             expand(torch.as_tensor(scale, dtype=torch.float64), divergence) * divergence,
@@ -268,7 +250,3 @@ class WithLogDensity(Semilinear):
 
     def select(self, index: Tensor) -> WithLogDensity:
         return replace(self, flow=self.flow.select(index), trace=self.trace.select(index))
-
-    def _with_divergence(self, reading: Callable[[State, Tensor], State], state: State, t: Tensor) -> State:
-        value, divergence = self.trace(lambda x: reading((x,), t)[0], state[0])
-        return value, -divergence

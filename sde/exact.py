@@ -11,12 +11,11 @@ __all__ = ["Target", "Gaussian", "Mixture", "Empirical", "Uniform", "Marginal"]
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from .denoisers import Denoiser
+from .denoisers import Denoiser, Prediction, from_score, from_x0
 from .processes import SDE
 from .shapes import event_dims, expand, sum_event
 
@@ -45,7 +44,7 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`E[x_0|x]` and the score at `x`, each with shape (B, *) and neither computed through the other."""
 
     def log_prob(self, x: Tensor, process: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
@@ -77,15 +76,15 @@ class ExactDenoiser(Denoiser):
         self.register_buffer("like", target.like.new_empty(0), persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self._posterior(x_t, t, condition)[0]
+        return self.predict(Prediction.X0, x_t, t, **condition)
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self._posterior(x_t, t, condition)[1]
-
-    def _posterior(self, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         if condition:
             raise TypeError(f"an exact denoiser takes no condition, got {', '.join(condition)}")
-        return self.target.posterior(x_t, *_kernel(self.process, t, x_t))
+        x0, score = self.target.denoise_and_score(x_t, *_kernel(self.process, t, x_t))
+        if what in (Prediction.X0, Prediction.VELOCITY):
+            return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
+        return from_score(what, self.process, score, x_t, t)
 
 
 class Marginal:
@@ -145,7 +144,7 @@ class Mixture(Target):
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         return self._components(x, alpha, var)[0].logsumexp(1)
 
-    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         log_joint, u, spread = self._components(x, alpha, var)
         weight = log_joint.softmax(1)[..., None]  # p(k | x), (B, K, 1)
         basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
@@ -186,8 +185,8 @@ class Gaussian(Target):
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         return self._mixture.log_density(x, alpha, var)
 
-    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self._mixture.posterior(x, alpha, var)
+    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixture.denoise_and_score(x, alpha, var)
 
 
 class Empirical(Target):
@@ -214,7 +213,7 @@ class Empirical(Target):
         constant = 0.5 * event_dims(x) * (2.0 * math.pi * var).log() + math.log(len(self.points))
         return self._log_kernels(x, alpha, var).logsumexp(1) - constant
 
-    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = self._log_kernels(x, alpha, var).softmax(1)
         x0 = (weight @ self.points.to(x).flatten(1)).reshape(x.shape)
         # Every component has the same variance, so that the score through x0 is the direct form: nothing cancels twice.
@@ -265,7 +264,7 @@ class Uniform(Target):
         log_mass, *_, width = self._interval(x, alpha, var)
         return sum_event(log_mass - width.log()).to(x.dtype)
 
-    def posterior(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         log_mass, u, v, _ = self._interval(x, alpha, var)
         a, s2, y = expand(alpha.double(), x.double()), expand(var.double(), x.double()), x.double()
         score = ((_log_phi(u) - log_mass).exp() - (_log_phi(v) - log_mass).exp()) / s2.sqrt()

@@ -8,11 +8,12 @@ inside one operation.
 
 from __future__ import annotations
 
-__all__ = ["Memory", "Metered"]
+__all__ = ["Clock", "Memory", "Metered", "now"]
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,27 +21,38 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .denoisers import Denoiser, Reading, Wrapper
+from .denoisers import Denoiser, Prediction, Wrapper
 
 
-class Metered(Wrapper):
-    """A denoiser that measures the time spent in it.
+@dataclass
+class Clock:
+    """The time spent in a denoiser.
 
     Attributes:
         seconds: since the caller last set it to 0.
         busy: whether a call is going on.
     """
 
+    seconds: float = 0.0
+    busy: bool = False
+
+
+class Metered(Wrapper):
+    """A denoiser that measures the time spent in it.
+
+    Attributes:
+        clock: the time; a selection of some samples has the same clock.
+    """
+
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
-        self.seconds = 0.0
-        self.busy = False
+        self.clock = Clock()
 
-    def read(self, reading: Reading, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        start, self.busy = now(x_t.device), True
-        result: Tensor = reading(self.inner, x_t, t, **condition)
-        self.seconds += now(x_t.device) - start
-        self.busy = False
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        start, self.clock.busy = now(x_t.device), True
+        result = self.inner.predict(what, x_t, t, **condition)
+        self.clock.seconds += now(x_t.device) - start
+        self.clock.busy = False
         return result
 
 
@@ -65,7 +77,7 @@ class Memory(TorchDispatchMode):
     def __init__(self, metered: Metered) -> None:
         super().__init__()
         self.peak = self.own = 0
-        self._metered = metered
+        self._clock = metered.clock
         self._alive = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -79,7 +91,7 @@ class Memory(TorchDispatchMode):
         for tensor in _tensors(result):
             self._see(tensor, tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self._alive)
-        if not self._metered.busy:
+        if not self._clock.busy:
             self.own = max(self.own, self._alive)
         return result
 

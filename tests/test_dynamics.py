@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoisers import Conditioned, Denoiser
+from sde.denoisers import Conditioned, Denoiser, Prediction
 from sde.dynamics import Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.noise import Noise
 from sde.processes import SDE, VP
 from sde.shapes import expand
-from sde.trace import Exact, Hutchinson
+from sde.trace import ExactTrace, Hutchinson
 
 B = 5
 ETAS = [0.0, 0.5, 1.0]
@@ -61,7 +61,7 @@ def times() -> Tensor:
 
 
 def carried(flow: Semilinear, x: Tensor) -> WithLogDensity:
-    return WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(len(x)), x))
+    return WithLogDensity(flow, ExactTrace().bind(Noise(0), torch.arange(len(x)), x))
 
 
 def divergence(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
@@ -96,11 +96,10 @@ def test_drift_is_its_parts(
     if log_density:
         dynamics, state = carried(dynamics, x), (x, torch.randn(B, 1, generator=generator, dtype=torch.float64))
     linear = torch.func.jvp(lambda u: dynamics.propagate(state, u), (torch.zeros_like(t),), (dynamics.linear(t),))[1]
-    for whole, a, b, score in zip(
-        dynamics.drift(state, t), linear, dynamics.nonlinear(state, t), dynamics.score(state, t)
-    ):
-        torch.testing.assert_close(whole, a + b, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(b, expand(dynamics.gain(t), score) * score, rtol=1e-12, atol=1e-12)
+    for whole, a, score in zip(dynamics.drift(state, t), linear, dynamics.predict(Prediction.SCORE, state, t)):
+        torch.testing.assert_close(
+            whole, a + expand(dynamics.score_coefficient(t), score) * score, rtol=1e-12, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.7])

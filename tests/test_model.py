@@ -70,7 +70,7 @@ def test_a_scale_of_the_model_does_not_change_bits_per_dim() -> None:
         model = Model(denoiser, Scaling.interval(17, low, high), SHAPE)
         solver = sde.solvers.RungeKutta(rtol=1e-8, atol=1e-8)
         prior = sde.exact.Gaussian(middle, (0.4 * width) ** 2 * torch.eye(6, dtype=torch.float64)).at(process, 1.0)
-        results.append(model.bits_per_dim(x, solver=solver, trace=sde.Exact(), prior=prior))
+        results.append(model.bits_per_dim(x, solver=solver, trace=sde.ExactTrace(), prior=prior))
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=0)
 
 
@@ -86,7 +86,7 @@ def test_bits_per_dim_are_nats_on_the_scale_of_the_data() -> None:
     model = gaussian(scaling)
     x, index = values(17), torch.arange(8) + 100
     prior = model.denoiser.target.at(model.process, model.process.t_max)  # type: ignore[union-attr, operator]
-    settings: dict[str, Any] = {"seed": 5, "index": index, "repeat": 2, "prior": prior, "trace": sde.Exact()}
+    settings: dict[str, Any] = {"seed": 5, "index": index, "repeat": 2, "prior": prior, "trace": sde.ExactTrace()}
     r = model.log_prob(x, **settings, solver=sde.solvers.RungeKutta(rtol=1e-5, atol=1e-5))
     u = Noise(5).uniform(Stream.DEQUANTISE, index, torch.full((8,), 2), SHAPE, torch.float64)
     y = 2.0 / 17.0 * (x.double() + u) - 1.0
@@ -113,7 +113,7 @@ def test_continuous_data_is_not_dequantised() -> None:
     scaling = Scaling(scale=0.5, shift=-1.0)
     model = gaussian(scaling, shape=(3,))
     x = torch.tensor([[2.0, 3.0, 2.5]])
-    r = [model.log_prob(x, seed=s, solver=SOLVER, trace=sde.Exact()).nats for s in (0, 1)]
+    r = [model.log_prob(x, seed=s, solver=SOLVER, trace=sde.ExactTrace()).nats for s in (0, 1)]
     assert torch.equal(r[0], r[1])
     with pytest.raises(ValueError, match="expected a finite number"):
         model.log_prob(torch.tensor([[2.0, math.nan, 2.5]]))

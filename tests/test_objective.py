@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sde
+from sde.denoisers import Prediction, from_score
 from sde.objective import (
     ChainTimes,
     DenoisingScoreMatching,
@@ -51,8 +52,9 @@ class Off(sde.Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.denoiser.score(x_t, t) - expand(self.error / self.process.sigma(t), x_t) * x_t
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        score = self.denoiser.score(x_t, t) - expand(self.error / self.process.sigma(t), x_t) * x_t
+        return from_score(what, self.process, score, x_t, t)
 
 
 def draws(n: int = 6, shape: tuple[int, ...] = (2, 3)) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sde.noise import Noise, Stream
-from sde.trace import Exact, Hutchinson, Orthogonal, Trace, XTrace
+from sde.trace import ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 
 B, EVENT, D = 4, (1, 2, 3), 6
 
 TRACES: list[Trace] = [
-    Exact(),
-    Exact(chunk=1),
-    Exact(chunk=4),
+    ExactTrace(),
+    ExactTrace(chunk=1),
+    ExactTrace(chunk=4),
     Hutchinson(),
     Hutchinson(3),
     Hutchinson(2, gaussian=True),
@@ -110,7 +110,7 @@ def left_out(jacobian: Tensor, omega: Tensor) -> Tensor:
 @pytest.mark.parametrize("chunk", [1, 4, 6, 64])
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_exact_is_the_trace_of_the_jacobian(field: Curved, x: Tensor, chunk: int, differentiable: bool) -> None:
-    bound = Exact(chunk).bind(Noise(0), index(), x)
+    bound = ExactTrace(chunk).bind(Noise(0), index(), x)
     with torch.set_grad_enabled(differentiable):
         value, divergence = bound(field, x)
     truth = field.jacobian(x).diagonal(dim1=1, dim2=2).sum(1)
@@ -217,7 +217,7 @@ def test_gradients_flow_to_point_and_parameters(field: Curved, x: Tensor, trace:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(), XTrace(2)], ids=repr)
+@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(), XTrace(2)], ids=repr)
 @pytest.mark.parametrize(
     "h", [lambda y: y.detach() * 2.0, lambda y: torch.ones(B, *EVENT)], ids=["detached", "constant"]
 )
@@ -345,7 +345,7 @@ def test_too_few_probes_are_refused(n: int) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Exact(chunk=0), "Exact needs a whole number chunk >= 1, got chunk=0"),
+        (lambda: ExactTrace(chunk=0), "ExactTrace needs a whole number chunk >= 1, got chunk=0"),
         (lambda: Hutchinson(chunk=0), "chunk >= 1, got chunk=0"),
         (lambda: Hutchinson(probes=2.0), r"probes >= 1, got probes=2\.0"),  # type: ignore[arg-type]
         (lambda: Orthogonal(0), "Orthogonal needs a whole number probes >= 1, got probes=0"),

@@ -129,7 +129,7 @@ def _measure(row: Row, cell: Cell, problem: Problem, settings: Settings, truth: 
     def run(first: int, n: int) -> Samples:
         condition = problem.condition(first, n)
         shape = (n, *problem.shape)
-        return sample(network, shape, solver=cell.method, seed=settings.seed, first=first, condition=condition)  # type: ignore[arg-type]
+        return sample(network, shape, solver=cell.method, seed=settings.seed, first=first, condition=condition)
 
     try:
         with exact_float32():
@@ -164,9 +164,9 @@ def _measure(row: Row, cell: Cell, problem: Problem, settings: Settings, truth: 
 def _timed(run: Callable[[int, int], Samples], network: Metered, n: int) -> tuple[float, float]:
     """The seconds of one run, and those spent in the network."""
     device = state_like(network).device
-    network.seconds, start = 0.0, now(device)
+    network.clock.seconds, start = 0.0, now(device)
     run(0, n)
-    return now(device) - start, network.seconds
+    return now(device) - start, network.clock.seconds
 
 
 def _columns(name: str, estimate: Estimate) -> dict[str, Any]:

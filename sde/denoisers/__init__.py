@@ -17,15 +17,17 @@ __all__ = [
     "NoisePrediction",
     "Parametrisation",
     "PredictingDenoiser",
-    "Reading",
+    "Prediction",
     "ScaledScorePrediction",
     "ScorePrediction",
     "TimeLevel",
     "VelocityPrediction",
     "Wrapper",
+    "from_score",
+    "from_x0",
 ]
 
-from .base import Conditioned, Denoiser, Reading, Wrapper
+from .base import Conditioned, Denoiser, Wrapper
 from .clipping import Clip, DynamicThreshold, Limited
 from .levels import LogSNRLevel, MatchedLevel, NoiseLevel, TimeLevel
 from .network import LearnedVarianceDenoiser, NetworkDenoiser, PredictingDenoiser
@@ -35,7 +37,10 @@ from .parametrisation import (
     DataPrediction,
     NoisePrediction,
     Parametrisation,
+    Prediction,
     ScaledScorePrediction,
     ScorePrediction,
     VelocityPrediction,
+    from_score,
+    from_x0,
 )

@@ -1,40 +1,64 @@
 r"""Denoisers: :math:`E[x_0 \mid x_t]` inside, the score outside.
 
-A denoiser is a module that knows its process. What else there is to know of the diffusion are readings of the same
-quantity, by Tweedie's formula :math:`E[x_0 | x_t] = (x_t + \sigma_t^2 \nabla \log p_t(x_t)) / \alpha_t`.
+A denoiser is a module that knows its process. The noise, the score and the velocity are linear functions of its answer
+and of :math:`x_t`, by Tweedie's formula :math:`E[x_0 | x_t] = (x_t + \sigma_t^2 \nabla \log p_t(x_t)) / \alpha_t`; they
+are the same prediction in other units.
 
 Efron, Tweedie's Formula and Selection Bias, 2011, https://doi.org/10.1198/jasa.2011.tm11181.
 """
 
 from __future__ import annotations
 
-__all__ = ["Conditioned", "Denoiser", "Reading", "Wrapper"]
+__all__ = ["Conditioned", "Denoiser", "Wrapper"]
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..processes import SDE
-from ..shapes import expand
+from .parametrisation import Prediction, from_score, from_x0
+
+Self = TypeVar("Self", bound="Wrapper")
+
+# The hooks of version 0.1.0, and what a class defines instead.
+_REPLACED = {
+    "score": "predict(what, x_t, t, **condition)",
+    "noise": "predict(what, x_t, t, **condition)",
+    "velocity": "predict(what, x_t, t, **condition)",
+    "posterior": "score_and_variance(x_t, t, **condition)",
+}
 
 
 class Denoiser(nn.Module, ABC):
     r"""A module that knows its process and answers :math:`E[x_0 \mid x_t]`.
 
-    A leaf sets the attribute `process` and defines :meth:`forward`. The other readings follow from it; a leaf that
-    knows the score more directly replaces :meth:`score`, and :meth:`noise` and :meth:`velocity` if it knows these
-    too. At small times that matters: a score through :math:`x_0` in float32 loses digits as :math:`1/\sigma_t^2`
-    grows. Guidance and conditioning take a denoiser and return a denoiser; see :class:`Wrapper`.
+    A leaf sets the attribute `process` and defines :meth:`forward`. A leaf that knows the noise, the score or the
+    velocity more directly overrides :meth:`predict`: a score that is computed from :math:`x_0` in float32 loses digits
+    as :math:`1/\sigma_t^2` grows. Guidance and conditioning take a denoiser and return a denoiser; see
+    :class:`Wrapper`.
 
     Attributes:
         process: the process.
-        calls: the network calls that one reading takes; a denoiser that asks another twice says so here.
+        calls: the network calls of one prediction; 2 for classifier-free guidance.
+        vjps: the vector-Jacobian products of one prediction; 1 for guidance by a gradient through the network.
     """
 
     process: SDE
     calls: int = 1
+    vjps: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, instead in _REPLACED.items():
+            if getattr(cls, name, None) is not getattr(Denoiser, name, None):
+                raise TypeError(
+                    f"{cls.__name__} defines {name}, which solvers do not call: define {instead} instead; "
+                    "score, noise and velocity call predict"
+                )
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
@@ -43,58 +67,68 @@ class Denoiser(nn.Module, ABC):
         Args:
             x_t: the noisy state, with shape (B, \*).
             t: the time, with shape () or (B,), often in float64 whatever the dtype of the state (and on the CPU
-                where it is one for all): functions of it go through :func:`sde.expand` to meet the state.
-            condition: what else the denoiser is told, of leading size B or scalar.
+                where it is one for all samples): functions of it go through :func:`sde.expand` to meet the state.
+            condition: named tensors of leading size B, or scalars, on which the denoiser is conditioned.
 
         Returns:
             The posterior mean, with shape (B, \*).
         """
 
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        r"""The prediction in the units of `what`, with shape (B, \*): the method that solvers and wrappers call.
+
+        By default it is computed from :meth:`forward`.
+
+        Args:
+            what: :math:`x_0`, noise, score or velocity.
+            x_t: as in :meth:`forward`.
+            t: as in :meth:`forward`.
+            condition: as in :meth:`forward`.
+        """
+        x0: Tensor = self(x_t, t, **condition)
+        return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
+
     def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         r"""The score :math:`\nabla \log p_t(x_t) = (\alpha_t E[x_0|x_t] - x_t) / \sigma_t^2`, with shape (B, \*)."""
-        x0 = self(x_t, t, **condition)
-        return (expand(self.process.alpha(t), x_t) * x0 - x_t) / expand(self.process.var(t), x_t)
+        return self.predict(Prediction.SCORE, x_t, t, **condition)
 
     def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         r"""The noise :math:`E[z \mid x_t] = -\sigma_t \nabla \log p_t(x_t)`, with shape (B, \*)."""
-        return -expand(self.process.sigma(t), x_t) * self.score(x_t, t, **condition)
+        return self.predict(Prediction.NOISE, x_t, t, **condition)
 
     def velocity(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         r"""The velocity :math:`\alpha_t E[z|x_t] - \sigma_t E[x_0|x_t]` (Salimans and Ho 2022), with shape (B, \*)."""
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        x0 = self(x_t, t, **condition)
-        return expand(alpha / sigma, x_t) * x_t - expand((alpha.square() + sigma.square()) / sigma, x_t) * x0
+        return self.predict(Prediction.VELOCITY, x_t, t, **condition)
 
-    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        r"""What the reverse step :math:`p(x_s \mid x_t)` is made of, from one reading: the score, and its variance.
+    def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        r"""The score and the learned variance of the reverse step :math:`p(x_s \mid x_t)`, from one prediction.
 
-        Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 15: between the variance of the posterior
-        :math:`q(x_s|x_t,x_0)` at v = 0 and that of the transition :math:`q(x_t|x_s)` at v = 1, the logarithm is
-        interpolated. A denoiser that has learned the fraction v replaces this; all others know none.
+        Nichol and Dhariwal 2021, https://arxiv.org/abs/2102.09672, equation 15: the log-variance is interpolated
+        between that of the posterior :math:`q(x_s|x_t,x_0)` at v = 0 and that of the transition :math:`q(x_t|x_s)` at
+        v = 1. A denoiser that has learned v overrides this method.
 
         Returns:
-            The score, with shape (B, \*), and v with the same shape, about in [0, 1], or None.
+            The score, with shape (B, \*), and the variance interpolation coefficient v with the same shape, about in
+            [0, 1], or None where no variance was learned.
         """
-        return self.score(x_t, t, **condition), None
+        return self.predict(Prediction.SCORE, x_t, t, **condition), None
 
     def select(self, index: Tensor) -> Denoiser:
-        """This denoiser for some samples of a batch: itself. What differs between samples comes through `condition`,
-        which :class:`Conditioned` selects."""
+        """The denoiser for some samples of a batch; indices may repeat.
+
+        Conditions and measurements that differ between samples stay with their samples. A denoiser without any is
+        itself.
+        """
         return self
 
 
-# One of the four readings of a denoiser: (denoiser, x_t, t, **condition) -> tensor.
-Reading = Callable[..., Tensor]
-
-
 class Wrapper(Denoiser):
-    """A denoiser made of another one, whatever is read of it.
+    """A denoiser made of another one.
 
-    A leaf defines :meth:`read` once for all readings, so that none goes through another. Classifier-free guidance,
-    say, is `b + w * (a - b)` of `a = reading(self.inner, x_t, t, label=label)` and `b` with the null label, with
-    `calls` twice those of the inner one. Where the inner one has learned its reverse variance, the variance is that of
-    the first reading, here of the one with the label. What acts on :math:`x_0` alone, such as clipping, is a
-    :class:`Denoiser` with a `forward`.
+    A leaf defines :meth:`predict` once for all predictions, so that none is computed through another. Classifier-free
+    guidance, say, is `b + w * (a - b)` of `a = self.inner.predict(what, x_t, t, label=label)` and `b` with the null
+    label, with `calls` twice those of the inner one. The learned variance is that of the first prediction of the inner
+    one, here of the one with the label. A leaf with values of its own for each sample extends :meth:`select`.
 
     Args:
         inner: the denoiser that is wrapped.
@@ -105,32 +139,51 @@ class Wrapper(Denoiser):
         self.inner = inner
         self.process = inner.process
         self.calls = inner.calls
+        self.vjps = inner.vjps
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "read"):
+            raise TypeError(
+                f"{cls.__name__} defines read, which nothing calls: define predict(what, x_t, t, **condition) "
+                "instead, by way of self.inner.predict(what, x_t, t, **condition)"
+            )
 
     @abstractmethod
-    def read(self, reading: Reading, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """What this denoiser answers to a reading, by way of `reading(self.inner, x_t, t, **condition)`."""
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        """The prediction, by way of `self.inner.predict(what, x_t, t, **condition)`."""
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.read(_x0, x_t, t, condition)
+        return self.predict(Prediction.X0, x_t, t, **condition)
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.read(_score, x_t, t, condition)
+    def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        recorder = _VarianceRecorder(self.inner)
+        score = self.wrap(recorder).predict(Prediction.SCORE, x_t, t, **condition)
+        return score, next(iter(recorder.variances), None)
 
-    def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.read(_noise, x_t, t, condition)
+    def select(self, index: Tensor) -> Denoiser:
+        inner = self.inner.select(index)
+        return self if inner is self.inner else self.wrap(inner)
 
-    def velocity(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.read(_velocity, x_t, t, condition)
+    def wrap(self: Self, inner: Denoiser) -> Self:
+        """This wrapper around another denoiser of the same process."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # the copy is shallow: it would replace the denoiser of this one too
+        other.inner = inner
+        return other
 
-    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        fractions: list[Tensor | None] = []
 
-        def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            value, fraction = denoiser.posterior(x_t, t, **condition)
-            fractions.append(fraction)
-            return value
+class _VarianceRecorder(Wrapper):
+    """The inner denoiser, with the learned variance of every prediction put on a list."""
 
-        return self.read(score, x_t, t, condition), next(iter(fractions), None)
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.variances: list[Tensor | None] = []
+
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        score, variance = self.inner.score_and_variance(x_t, t, **condition)
+        self.variances.append(variance)
+        return from_score(what, self.process, score, x_t, t)
 
 
 class Conditioned(Wrapper):
@@ -139,16 +192,24 @@ class Conditioned(Wrapper):
     Args:
         inner: the denoiser.
         condition: tensors of leading size B, or scalars.
-        nfe: the counts, int64 with shape (B,); every call adds the `calls` of `inner` for each of its samples.
-        rows: which of the B samples this one answers for; all by default.
+        nfe: the counts of network calls, int64 with shape (B,); every prediction adds the `calls` of `inner` for each
+            of its samples.
+        rows: which of the B samples this one answers for, int64; they may repeat. All by default.
+        vjps: the counts of vector-Jacobian products, in the same way.
     """
 
     def __init__(
-        self, inner: Denoiser, condition: Mapping[str, Tensor | float] | None, nfe: Tensor, rows: Tensor | None = None
+        self,
+        inner: Denoiser,
+        condition: Mapping[str, Tensor | float] | None,
+        nfe: Tensor,
+        rows: Tensor | None = None,
+        *,
+        vjps: Tensor | None = None,
     ) -> None:
         super().__init__(inner)
         self.condition = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
-        self.nfe, self.rows = nfe, rows
+        self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         expected = len(nfe if rows is None else rows)
         for name, value in self.condition.items():
             if value.ndim and len(value) != expected:
@@ -157,31 +218,23 @@ class Conditioned(Wrapper):
                     f"got shape {tuple(value.shape)}"
                 )
 
-    def read(self, reading: Reading, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        if self.rows is None:
-            self.nfe += self.calls
-        else:
-            self.nfe[self.rows] += self.calls
-        return reading(self.inner, x_t, t, **self.condition, **condition)
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        self._count()
+        return self.inner.predict(what, x_t, t, **self.condition, **condition)
+
+    def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._count()
+        return self.inner.score_and_variance(x_t, t, **self.condition, **condition)
+
+    def _count(self) -> None:
+        for count, each in zip(self.counts, (self.calls, self.vjps)):
+            if each and self.rows is None:
+                count += each
+            elif each and self.rows is not None:
+                count.index_add_(0, self.rows, torch.full_like(self.rows, each))
 
     def select(self, index: Tensor) -> Conditioned:
         rows = index if self.rows is None else self.rows[index]
         condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
-        return Conditioned(self.inner, condition, self.nfe, rows)
-
-
-def _x0(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-    x0: Tensor = denoiser(x_t, t, **condition)
-    return x0
-
-
-def _score(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-    return denoiser.score(x_t, t, **condition)
-
-
-def _noise(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-    return denoiser.noise(x_t, t, **condition)
-
-
-def _velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-    return denoiser.velocity(x_t, t, **condition)
+        nfe, vjps = self.counts
+        return Conditioned(self.inner.select(index), condition, nfe, rows, vjps=vjps)

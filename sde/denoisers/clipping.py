@@ -1,15 +1,15 @@
-r"""Denoisers whose clean data is held to the range of the data.
+r"""Denoisers whose :math:`x_0` is limited to the range of the data.
 
-Data of a known range, such as images in [-1, 1], cannot have a posterior mean outside it, but a network's estimate
-:math:`\hat x_0` can lie there. Limiting it to the range keeps a sampler from carrying the excess on,
+Data in a known range, such as images in [-1, 1], cannot have a posterior mean outside it, but a network's estimate
+:math:`\hat x_0` can lie outside. A sampler would carry the excess on; a limit :math:`\ell` removes it,
 
 .. math:: \tilde x_0 = \ell\big(\hat x_0(x_t, t)\big), \qquad
           s(x_t, t) = \frac{\alpha_t \tilde x_0 - x_t}{\sigma_t^2},
 
-and every other reading follows from :math:`\tilde x_0` too, so that :math:`x_t = \alpha_t x_0 + \sigma_t \varepsilon`
-still holds. A step of ancestral sampling then has the mean of :math:`q(x_s | x_t, \tilde x_0)`, which is DDPM's rule,
-and DDIM is the one that computes its noise anew from :math:`\tilde x_0`. A DDIM that mixes :math:`\tilde x_0` with the
-noise which the network gave has no denoiser behind it, because the two do not add up to :math:`x_t`.
+and the noise and the velocity follow from :math:`\tilde x_0` too, so that :math:`x_t = \alpha_t x_0 + \sigma_t
+\varepsilon` still holds. A step of ancestral sampling then has the mean of :math:`q(x_s | x_t, \tilde x_0)`, which is
+DDPM's rule. DDIM then recomputes the noise from :math:`\tilde x_0`. A DDIM step that combines :math:`\tilde x_0` with
+the network's own noise corresponds to no denoiser, because the two do not add up to :math:`x_t`.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Saharia et al., Photorealistic Text-to-Image Diffusion Models with
 Deep Language Understanding, 2022, https://arxiv.org/abs/2205.11487, section 2.3.
@@ -26,41 +26,28 @@ import torch
 from torch import Tensor
 
 from ..shapes import expand
-from .base import Denoiser
+from .base import Denoiser, Wrapper
+from .parametrisation import Prediction, from_x0
 
 
-class Limited(Denoiser):
-    r"""A denoiser whose :math:`x_0` goes through a function :math:`\ell`, and all readings with it.
-
-    Args:
-        inner: the denoiser whose :math:`x_0` is limited.
-    """
-
-    def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner = inner
-        self.process = inner.process
-        self.calls = inner.calls
+class Limited(Wrapper):
+    r"""A denoiser whose :math:`x_0` goes through a function :math:`\ell`, and all predictions with it."""
 
     @abstractmethod
     def limit(self, x0: Tensor) -> Tensor:
         r"""The function :math:`\ell`, on data of shape (B, \*), one sample at a time."""
 
-    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.limit(self.inner(x_t, t, **condition))
-
-    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        score, fraction = self.inner.posterior(x_t, t, **condition)
-        alpha, var = expand(self.process.alpha(t), x_t), expand(self.process.var(t), x_t)
-        return (alpha * self.limit((x_t + var * score) / alpha) - x_t) / var, fraction
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        x0 = self.limit(self.inner.predict(Prediction.X0, x_t, t, **condition))
+        return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
 
 
 class Clip(Limited):
     r"""Static thresholding, :math:`\ell(x_0) = \min(\max(x_0, \mathrm{low}), \mathrm{high})`.
 
-    `sde.solvers.Ancestral` with it takes the steps of the `DDPMScheduler` of diffusers with `clip_sample`, and
-    `sde.solvers.DDIM` those of its `DDIMScheduler` with `use_clipped_model_output=True`. Without that argument, which
-    is the default there, the scheduler keeps the network's noise beside the clipped :math:`x_0`.
+    With it, `sde.solvers.Ancestral` takes the steps of diffusers' `DDPMScheduler` with `clip_sample`, and
+    `sde.solvers.DDIM` those of its `DDIMScheduler` with `use_clipped_model_output=True`. By default that scheduler
+    combines the network's noise with the clipped :math:`x_0`.
 
     Args:
         inner: the denoiser whose :math:`x_0` is clipped.
@@ -74,7 +61,7 @@ class Clip(Limited):
     def __init__(self, inner: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(inner)
         if not low < high:
-            raise ValueError(f"Clip needs low < high, the two ends of the data's range, got low={low}, high={high}")
+            raise ValueError(f"Clip needs low < high, the range of the data, got low={low}, high={high}")
         self.low, self.high = low, high
 
     def limit(self, x0: Tensor) -> Tensor:
@@ -85,21 +72,21 @@ class Clip(Limited):
 
 
 class DynamicThreshold(Limited):
-    r"""Dynamic thresholding (Saharia et al. 2022): clips at a quantile of each sample and scales back to the range.
+    r"""Dynamic thresholding (Saharia et al. 2022): clipping at a quantile of each sample, then rescaling to the range.
 
     .. math:: \ell(x_0) = \frac{b}{s} \min(\max(x_0, -s), s), \qquad
               s = \min\big(\max(b, Q_q(|x_0|)), \mathrm{maximum}\big)
 
-    with the quantile :math:`Q_q` over the entries of one sample, interpolated linearly. Where it is at most b this is
-    :class:`Clip`. In diffusers the scheduler's `thresholding` is this with b = 1, q = `dynamic_thresholding_ratio` and
-    `maximum` = `sample_max_value`; its default `sample_max_value=1.0` makes it a clip. What is said of the solvers in
-    :class:`Clip` holds here too.
+    with the quantile :math:`Q_q` over the entries of one sample, interpolated linearly. Where the quantile is at most b
+    this is :class:`Clip`. The `thresholding` of diffusers' schedulers is this with b = 1, q =
+    `dynamic_thresholding_ratio` and `maximum` = `sample_max_value`; its default `sample_max_value=1.0` makes it a clip.
+    The solvers correspond as in :class:`Clip`.
 
     Args:
         inner: the denoiser whose :math:`x_0` is thresholded.
         quantile: q, in [0, 1].
         bound: b, the data's range being [-b, b].
-        maximum: the largest s, at least b; None for no limit, as in the paper.
+        maximum: the largest s, at least b; None for no maximum, as in the paper.
 
     Raises:
         ValueError: if `quantile` is not in [0, 1], `bound` is not positive, or `maximum` is below it.
@@ -123,7 +110,7 @@ class DynamicThreshold(Limited):
         size = (x0.flatten(1) if x0.ndim > 1 else x0[:, None]).abs().sort(1).values
         place = self.quantile * (size.shape[1] - 1)
         low = math.floor(place)
-        # By hand, because torch.quantile knows no half precision and does not map over batches.
+        # torch.quantile supports neither half precision nor vmap.
         s = torch.lerp(size[:, low], size[:, math.ceil(place)], place - low).clamp(min=self.bound, max=self.maximum)
         s = expand(s, x0)
         return torch.maximum(torch.minimum(x0, s), -s) * (self.bound / s)

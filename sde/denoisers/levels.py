@@ -18,7 +18,7 @@ from ..processes import SDE
 
 
 class NoiseLevel(ABC):
-    """What a network is told about the time."""
+    """The noise conditioning of a network, as a function of the time."""
 
     @abstractmethod
     def __call__(self, process: SDE, t: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class TimeLevel(NoiseLevel):
 
 @dataclass(frozen=True)
 class LogSNRLevel(NoiseLevel):
-    r"""The label :math:`-\mathrm{scale} \cdot \lambda_t + \mathrm{offset}`, which resolves the small times that a
-    likelihood depends on.
+    r"""The label :math:`-\mathrm{scale} \cdot \lambda_t + \mathrm{offset}`, which resolves the small times on which a
+    likelihood depends.
 
     Kingma et al. 2021, https://arxiv.org/abs/2107.00630. :math:`-\lambda_t/8` is the :math:`\tfrac14 \log\sigma` of
     EDM.
@@ -54,12 +54,12 @@ class LogSNRLevel(NoiseLevel):
 
 @dataclass(frozen=True)
 class MatchedLevel(NoiseLevel):
-    r"""The label that another process has at the same :math:`\lambda_t`: for a network in a process it was not trained
-    for. Beyond the ends of that process the label is that of the end, where the process's `time` stops there.
+    r"""The label that another process has at the same :math:`\lambda_t`: for a network used with a process it was not
+    trained for. Beyond the ends of that process the label is that of the end.
 
     Args:
         trained: the process of the training.
-        level: what the network was told there.
+        level: the noise conditioning in that process.
     """
 
     trained: SDE

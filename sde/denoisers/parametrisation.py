@@ -1,4 +1,4 @@
-r"""Parametrisations: what a network's output means, and what a network is told about the time.
+r"""Parametrisations: what a network's output means.
 
 By Tweedie's formula one quantity in four forms describes a diffusion model:
 
@@ -8,9 +8,9 @@ By Tweedie's formula one quantity in four forms describes a diffusion model:
     v = \alpha_t \varepsilon - \sigma_t x_0, \qquad
     s = \nabla \log p_t(x_t).
 
-A network gives F, and each parametrisation says with which coefficients every form is read straight from it,
-:math:`a(t)\, x_t + b(t)\, F`, never one form through another: going from noise to :math:`x_0` and back in float32
-loses 1e-4 for sub-VP at t = 1e-3 and 1e-2 at 1e-5. All conversions stand in this file.
+A network gives F. Each parametrisation gives the coefficients of every form as a function of it, :math:`a(t)\, x_t +
+b(t)\, F`, and no form is computed through another: going from noise to :math:`x_0` and back in float32 loses 1e-4 for
+sub-VP at t = 1e-3 and 1e-2 at 1e-5. All conversions stand in this file.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho 2022, https://arxiv.org/abs/2202.00512; Karras et al.
 2022, https://arxiv.org/abs/2206.00364.
@@ -21,6 +21,9 @@ from __future__ import annotations
 __all__ = [
     "Coefficients",
     "Parametrisation",
+    "Prediction",
+    "from_score",
+    "from_x0",
     "NoisePrediction",
     "DataPrediction",
     "ScorePrediction",
@@ -29,6 +32,7 @@ __all__ = [
     "EDM",
 ]
 
+import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -36,17 +40,46 @@ import torch
 from torch import Tensor
 
 from ..processes import SDE
+from ..shapes import expand
 
-# A reading a(t) x_t + b(t) F; None stands for a coefficient that is 0 everywhere.
+# A prediction a(t) x_t + b(t) F; None stands for a coefficient that is 0 everywhere.
 Coefficients = tuple[Tensor | None, Tensor]
 
 
+class Prediction(enum.Enum):
+    """The units in which a denoiser predicts."""
+
+    X0 = "x0"
+    NOISE = "noise"
+    SCORE = "score"
+    VELOCITY = "velocity"
+
+
+def from_x0(what: Prediction, process: SDE, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    r"""The prediction `what` of a denoiser that knows :math:`x_0` alone, with shape (B, \*)."""
+    if what is Prediction.VELOCITY:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return expand(alpha / sigma, x_t) * x_t - expand((alpha.square() + sigma.square()) / sigma, x_t) * x0
+    score = (expand(process.alpha(t), x_t) * x0 - x_t) / expand(process.var(t), x_t)
+    return score if what is Prediction.SCORE else -expand(process.sigma(t), x_t) * score
+
+
+def from_score(what: Prediction, process: SDE, score: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    r"""The prediction `what` of a denoiser that knows the score alone, with shape (B, \*)."""
+    if what is Prediction.SCORE:
+        return score
+    if what is Prediction.NOISE:
+        return -expand(process.sigma(t), x_t) * score
+    x0 = (x_t + expand(process.var(t), x_t) * score) / expand(process.alpha(t), x_t)
+    return x0 if what is Prediction.X0 else from_x0(what, process, x0, x_t, t)
+
+
 class Parametrisation(ABC):
-    r"""What a network's output F means: the coefficients of every reading :math:`a(t)\, x_t + b(t)\, F`.
+    r"""The meaning of a network's output F: the coefficients of every prediction :math:`a(t)\, x_t + b(t)\, F`.
 
     Attributes:
-        data_std: the network is fed :math:`x_t / \sqrt{\alpha_t^2 \mathrm{data\_std}^2 + \sigma_t^2}`, which has
-            unit variance for data of that standard deviation; None feeds :math:`x_t` as it stands. For VP and
+        data_std: the input of the network is :math:`x_t / \sqrt{\alpha_t^2 \mathrm{data\_std}^2 + \sigma_t^2}`, which
+            has unit variance for data of that standard deviation; with None it is :math:`x_t` itself. For VP and
             `data_std=1` both are the same.
     """
 
@@ -69,8 +102,16 @@ class Parametrisation(ABC):
         (a, b), sigma = self.noise(process, t), process.sigma(t)
         return None if a is None else -a / sigma, -b / sigma
 
+    def coefficients(self, what: Prediction, process: SDE, t: Tensor) -> Coefficients:
+        """The coefficients of the prediction `what`."""
+        if what is Prediction.X0:
+            return self.x0(process, t)
+        if what is Prediction.NOISE:
+            return self.noise(process, t)
+        return self.score(process, t) if what is Prediction.SCORE else self.velocity(process, t)
+
     def input_scale(self, process: SDE, t: Tensor) -> Tensor | None:
-        r"""What :math:`x_t` is multiplied by before the network sees it."""
+        r"""The factor of :math:`x_t` at the input of the network, or None for 1."""
         if self.data_std is None:
             return None
         return (process.alpha(t).square() * self.data_std**2 + process.var(t)).rsqrt()
@@ -135,7 +176,7 @@ class ScorePrediction(Parametrisation):
 
 @dataclass(frozen=True)
 class ScaledScorePrediction(Parametrisation):
-    r"""The network is fed :math:`x_t/\alpha_t` and predicts the score in units of the noise, :math:`F = \sigma_t s`.
+    r"""The network predicts the score in units of the noise, :math:`F = \sigma_t s`, from :math:`x_t/\alpha_t`.
 
     Song and Ermon 2020, https://arxiv.org/abs/2006.09011, and the VE column of table 1 of Karras et al. 2022.
     """

@@ -103,7 +103,7 @@ def chain_bound(
                 z = keyed.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
                 mean, sigma = process.marginal(x0, t)
                 x_t = mean + expand(sigma, x0) * z
-                score, learned = asked.posterior(x_t, t)
+                score, learned = asked.score_and_variance(x_t, t)
                 v = solver.v if solver.v is not None else 0.0 if learned is None else learned.double()
                 if i == 0:
                     clean = (x_t + expand(sigma.square(), x0) * score) / expand(process.alpha(t), x0)

@@ -243,7 +243,7 @@ def discrete_log_prob(
         draws: K, each of which is a run of :func:`sde.log_prob`.
         weighted: whether the draws make an importance-weighted bound, or are averaged.
         seed: the seed of dequantisation and probes. With an estimated trace the weighted bound is biased upwards; with
-            :class:`sde.Exact` it is a bound.
+            :class:`sde.ExactTrace` it is a bound.
         index: as in :func:`dequantise`.
         repeat: which K draws.
         settings: `solver`, `trace`, `condition`, `prior`, `atol` as in :func:`sde.log_prob`.

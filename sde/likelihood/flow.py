@@ -24,6 +24,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, WithLogDensity
 from ..noise import Noise
 from ..sampling import evaluating
+from ..shapes import event_dims
 from ..solvers import RungeKutta, Solver
 from ..solvers.base import FixedStep
 from ..trace import Hutchinson, Trace
@@ -39,8 +40,9 @@ class LogProb:
         divergence: the integral of the divergence along the path, averaged over probes, with shape (B,).
         standard_error: of `nats` over the probes, with shape (B,): 0 for an exact trace, NaN for a single probe, which
             cannot tell. The other errors are told by :func:`sde.likelihood.error_budget.error_budget`.
-        nfe: network calls, int64 with shape (B,); each is one forward, with the products that the trace takes.
+        nfe: network calls, int64 with shape (B,).
         latent: the state at `t_max`, in the shape of x.
+        vjps: vector-Jacobian products of the network, int64 with shape (B,): those of the trace and the denoiser's own.
     """
 
     nats: Tensor
@@ -49,6 +51,7 @@ class LogProb:
     standard_error: Tensor
     nfe: Tensor
     latent: Tensor
+    vjps: Tensor
 
 
 def default_solver(dtype: torch.dtype) -> RungeKutta:
@@ -105,7 +108,8 @@ def log_prob(
     trace = Hutchinson() if trace is None else trace
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
     nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    flow = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
+    conditioned = Conditioned(denoiser, condition, nfe, vjps=torch.zeros_like(nfe))
+    flow = Reverse(conditioned, eta=0.0)
     with torch.set_grad_enabled(differentiable), evaluating(denoiser):
         dynamics = WithLogDensity(flow, trace.bind(Noise(seed), index, x), atol)
         start = torch.zeros(len(x), dynamics.trace.estimates, dtype=x.dtype, device=x.device)
@@ -116,7 +120,9 @@ def log_prob(
         divergence = -change.mean(1)
         nats = prior_nats + divergence
     spread = dynamics.trace.standard_error(change.detach()).where(~nats.detach().isnan(), math.nan)
-    return LogProb(nats, prior_nats, divergence, spread, nfe, latent)
+    # Each product of the trace goes back through all calls of a prediction.
+    vjps = conditioned.counts[1] + nfe * dynamics.trace.vjps(event_dims(x))
+    return LogProb(nats, prior_nats, divergence, spread, nfe, latent, vjps)
 
 
 def _check(x: Tensor, index: Tensor | None) -> None:

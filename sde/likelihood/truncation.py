@@ -15,14 +15,13 @@ from __future__ import annotations
 __all__ = ["default_end", "ending_at"]
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..data import Scaling
-from ..denoisers import Denoiser, Reading, Wrapper
+from ..denoisers import Denoiser, Prediction, Wrapper
 from ..processes import SDE, ChainSDE
 
 
@@ -100,5 +99,5 @@ class _Ending(Wrapper):
         super().__init__(inner)
         self.process = process
 
-    def read(self, reading: Reading, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        return reading(self.inner, x_t, t, **condition)
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.inner.predict(what, x_t, t, **condition)

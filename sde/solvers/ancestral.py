@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..dynamics import Semilinear, State
+from ..dynamics import Reverse, State
 from ..noise import StepNoise, Stream
 from .base import GridSteps, Step, drawn, on_grid
 from .euler_maruyama import affine_step, one_entry
@@ -38,12 +38,12 @@ class Ancestral(GridSteps):
         grid: the rule for their times.
         v: which variance: 0 is the posterior's, right for data that is a point; 1 the transition's, right under VP for
             data that is standard normal. The two extremes of Ho et al.; between them their geometric mean. None is
-            what the denoiser has learned (:meth:`sde.Denoiser.posterior`), and 0 where it has learned none.
+            what the denoiser has learned (:meth:`sde.Denoiser.score_and_variance`), and 0 where it has learned none.
     """
 
     v: float | None = None
 
-    needs: ClassVar[type] = Semilinear
+    needs: ClassVar[type] = Reverse
     eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Ancestral(GridSteps):
             )
         return one_entry(dynamics)
 
-    def method(self, dynamics: Semilinear, times: Tensor) -> Step:
+    def method(self, dynamics: Reverse, times: Tensor) -> Step:
         t, s, _ = on_grid(times)
         log_alpha, var = dynamics.process.transition(s, t)
         small = var * dynamics.process.var(s) / dynamics.process.var(t)
@@ -74,7 +74,7 @@ class Ancestral(GridSteps):
 
 
 def _learned_step(
-    dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: list[float], small: Tensor, large: Tensor
+    dynamics: Reverse, t: Tensor, s: Tensor, a: list[float], b: list[float], small: Tensor, large: Tensor
 ) -> Step:
     """The step with the fraction v that comes with the score; to a clean end no noise is drawn."""
     befores, before, after = t.unbind(), t.tolist(), s.tolist()
@@ -82,7 +82,7 @@ def _learned_step(
 
     def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
         x = a[k] * state[0]
-        (score,), v = dynamics.posterior(state, befores[k])
+        score, v = dynamics.denoiser.score_and_variance(state[0], befores[k])
         x = x.add_(score, alpha=b[k])
         if std[k]:
             z = drawn(noise).normal(Stream.STEP, k, before[k], after[k])

@@ -67,9 +67,10 @@ class Run(ABC):
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
-        for _, state in self.trajectory(x, noise):
-            last = state
-        return last
+        progress = self.init(x, noise)
+        while not self.finished(progress):
+            progress = self.step(progress)
+        return progress.x
 
 
 class Solver(ABC):

@@ -52,6 +52,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..processes import SDE
 from .base import Scalar, combine, scalars
@@ -231,7 +232,7 @@ class NoiseCoordinates(_SemilinearCoordinates):
         return process.time(-2.0 * (0.5 * (self.clock(process, before) + self.clock(process, after))).log())
 
     def read(self, dynamics: Semilinear, state: State, t: Tensor) -> State:
-        return dynamics.noise(state, t)
+        return dynamics.predict(Prediction.NOISE, state, t)
 
 
 class DataCoordinates(_SemilinearCoordinates):
@@ -253,7 +254,7 @@ class DataCoordinates(_SemilinearCoordinates):
         return process.time(2.0 * (0.5 * (self.clock(process, before) + self.clock(process, after))).log())
 
     def read(self, dynamics: Semilinear, state: State, t: Tensor) -> State:
-        return dynamics.x0(state, t)
+        return dynamics.predict(Prediction.X0, state, t)
 
 
 class Table:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Semilinear, State
 from ..noise import StepNoise, Stream
 from .base import GridSteps, Step, combine, drawn, on_grid, scalars
@@ -64,7 +65,7 @@ class DDIM(GridSteps):
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             # In u = x / alpha the flow is moved by the noise: see sde.solvers.coordinates.
-            rate = dynamics.rate(dynamics.noise(state, points[k]), exponential(ratios[k]))
+            rate = dynamics.rate(dynamics.predict(Prediction.NOISE, state, points[k]), exponential(ratios[k]))
             moved = combine((1.0, dynamics.propagate(state, shrink[k])), (weights[k], rate))
             if noisy[k]:
                 z = drawn(noise).normal(Stream.STEP, k, before[k], after[k])

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Semilinear, State
 from ..grids import Grid, LogSNR
 from ..noise import StepNoise
@@ -97,9 +98,9 @@ class DPMSolverPP2S(GridSteps):
         points, inner = times.unbind(), middles.unbind()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            first = dynamics.x0(state, points[k])
+            first = dynamics.predict(Prediction.X0, state, points[k])
             u = coordinates.move(dynamics, state, b[k] - a[k], [(halfway[k], first, a[k] - b[k])])
-            second = dynamics.x0(u, inner[k])
+            second = dynamics.predict(Prediction.X0, u, inner[k])
             return coordinates.move(dynamics, state, c[k] - a[k], [(whole[k], second, b[k] - c[k])]), None
 
         return step

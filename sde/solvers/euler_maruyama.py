@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
 from .base import GridSteps, Step, drawn, on_grid
@@ -40,7 +41,7 @@ class EulerMaruyama(GridSteps):
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         t, s, h = on_grid(times)
         a = (1.0 + dynamics.linear(t) * h).tolist()
-        b = (dynamics.gain(t) * h).tolist()
+        b = (dynamics.score_coefficient(t) * h).tolist()
         c = (dynamics.diffusion(t) * h.abs().sqrt()).tolist()
         return affine_step(dynamics, t, s, a, b, c)
 
@@ -51,7 +52,7 @@ def affine_step(dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: l
 
     def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
         x = a[k] * state[0]
-        x = x.add_(dynamics.score(state, befores[k])[0], alpha=b[k])
+        x = x.add_(dynamics.predict(Prediction.SCORE, state, befores[k])[0], alpha=b[k])
         if c[k]:
             x = x.add_(drawn(noise).normal(Stream.STEP, k, before[k], after[k]), alpha=c[k])
         return (x,), None

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise
 from .base import GridSteps, Step, combine, on_grid, scalars
@@ -172,7 +173,7 @@ class _Nodes:
     def noise(self, k: int, i: int, u: State) -> State:
         """The noise at node i of step k, as a rate of u over kappa."""
         x = self._dynamics.propagate(u, self.log_alpha[k, i])
-        return self._dynamics.rate(self._dynamics.noise(x, self._t[k, i]), self._alpha[k, i])
+        return self._dynamics.rate(self._dynamics.predict(Prediction.NOISE, x, self._t[k, i]), self._alpha[k, i])
 
 
 def _psi(z: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
 from .base import FixedStep, Step, drawn
@@ -66,7 +67,7 @@ class Langevin(Corrector):
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             source = drawn(noise)
             for j in range(self.steps):
-                x = state[0].add(dynamics.score(state, points[k])[0], alpha=gain[k])
+                x = state[0].add(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=gain[k])
                 z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
                 state = (x.add_(z, alpha=spread[k]),)
             return state, None
@@ -105,7 +106,7 @@ class SongLangevin(Corrector):
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             source = drawn(noise)
             for j in range(self.steps):
-                (score,) = dynamics.score(state, points[k])
+                (score,) = dynamics.predict(Prediction.SCORE, state, points[k])
                 z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
                 ratio = z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
                 epsilon = 2.0 * alpha[k] * (self.snr * ratio).square()

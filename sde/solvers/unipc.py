@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..dynamics import Semilinear, State
 from ..noise import StepNoise
 from .base import Step
@@ -65,7 +66,7 @@ class UniPC(Multistep):
         points, scale = times.unbind(), table.log_scales
 
         def step(k: int, state: State, memory: Any, noise: StepNoise | None) -> tuple[State, Any]:
-            readings = (dynamics.x0(state, points[k]),)
+            readings = (dynamics.predict(Prediction.X0, state, points[k]),)
             if memory is not None:
                 before, older = memory
                 readings += older

@@ -23,9 +23,11 @@ trajectory all of them are smooth: at a tolerance of 1e-6 an adaptive solver tak
 the exact trace.
 """
 
-__all__ = ["BoundTrace", "Exact", "Hutchinson", "Orthogonal", "Probes", "Trace", "XTrace"]
+__all__ = ["BoundTrace", "Exact", "ExactTrace", "Hutchinson", "Orthogonal", "Probes", "Trace", "XTrace"]
 
 from .base import BoundTrace, Trace
-from .exact import Exact
+from .exact import ExactTrace
 from .hutchinson import Hutchinson, Orthogonal, Probes
 from .xtrace import XTrace
+
+Exact = ExactTrace  # the name of version 0.1.0

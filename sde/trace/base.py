@@ -23,6 +23,10 @@ class BoundTrace(ABC):
     def estimates(self) -> int:
         """P, the number of estimates of each divergence."""
 
+    def vjps(self, dims: int) -> int:
+        """The vector-Jacobian products of one evaluation on data of `dims` dimensions; by default one an estimate."""
+        return self.estimates
+
     @abstractmethod
     def standard_error(self, estimates: Tensor) -> Tensor:
         """The standard error of the mean of the estimates, as far as they tell it.

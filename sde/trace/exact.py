@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Exact"]
+__all__ = ["ExactTrace"]
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from .base import BoundTrace, Field, Trace, at_point, check_count, products
 
 
 @dataclass(frozen=True)
-class Exact(Trace, BoundTrace):
+class ExactTrace(Trace, BoundTrace):
     """The exact divergence by D vector-Jacobian products, for small D.
 
     Args:
@@ -25,19 +25,22 @@ class Exact(Trace, BoundTrace):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        check_count("Exact", "chunk", self.chunk, 1)
+        check_count("ExactTrace", "chunk", self.chunk, 1)
 
     @property
     def estimates(self) -> int:
         return 1
 
+    def vjps(self, dims: int) -> int:
+        return dims
+
     def standard_error(self, estimates: Tensor) -> Tensor:
         return torch.zeros_like(estimates[:, 0])
 
-    def bind(self, noise: Noise, index: Tensor, x: Tensor) -> Exact:
+    def bind(self, noise: Noise, index: Tensor, x: Tensor) -> ExactTrace:
         return self
 
-    def select(self, index: Tensor) -> Exact:
+    def select(self, index: Tensor) -> ExactTrace:
         return self
 
     def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:

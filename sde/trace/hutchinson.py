@@ -140,6 +140,6 @@ def check_dims(trace: Trace, probes: int, x: Tensor) -> int:
     if probes > d:
         raise ValueError(
             f"{type(trace).__name__} has at most as many probes as the data has dimensions, {d}, "
-            f"got probes={probes}; Exact() costs no more than that"
+            f"got probes={probes}; ExactTrace() costs no more than that"
         )
     return d

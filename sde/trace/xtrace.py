@@ -72,6 +72,9 @@ class _Sketch(BoundTrace):
     def estimates(self) -> int:
         return len(self.probes)
 
+    def vjps(self, dims: int) -> int:
+        return 2 * self.estimates
+
     def standard_error(self, estimates: Tensor) -> Tensor:
         return estimates.std(1) / math.sqrt(estimates.shape[1])
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..denoisers import Prediction
 from ..grids import LogSNR
 from ..solvers import DEIS
 from .pilot import Pilot, Tuning, within
@@ -52,7 +53,7 @@ class EqualError(Tuning):
         state, memory, readings = pilot.begin, None, []
         with torch.no_grad():
             for k in range(self.points):
-                readings.append(pilot.dynamics.noise(state, points[k])[0].flatten().double())
+                readings.append(pilot.dynamics.predict(Prediction.NOISE, state, points[k])[0].flatten().double())
                 state, memory = step(k, state, memory, None)
         readings = readings if pilot.start > pilot.stop else readings[::-1]
         # Once differenced p times, the readings stand at the middles of p + 1 neighbours.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde.denoisers import Clip, Denoiser, DynamicThreshold, Limited, NetworkDenoiser
+from sde.denoisers import Clip, Denoiser, DynamicThreshold, Limited, NetworkDenoiser, Prediction
 from sde.processes import SDE, VP, DiscreteChain
 from sde.sampling import sample
 from sde.solvers import Ancestral
@@ -26,13 +26,12 @@ class Given(Denoiser):
         self.asked += 1
         return self.x0.expand_as(x_t) + condition.get("shift", 0.0)
 
-    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        assert what in (Prediction.X0, Prediction.SCORE), "a limited denoiser is computed from x0"
+        return super().predict(what, x_t, t, **condition)
+
+    def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.score(x_t, t, **condition), 0.25 * torch.ones_like(x_t)
-
-    def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        raise AssertionError("a limited denoiser does not read the noise")
-
-    velocity = noise
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -75,7 +74,7 @@ def test_every_reading_follows_from_the_limited_x0(wrap: type, limit: object, pr
     torch.testing.assert_close(d.noise(x_t, time), noise, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(d.score(x_t, time), -noise / sigma, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(d.velocity(x_t, time), alpha * noise - sigma * clean, rtol=1e-9, atol=1e-9)
-    score, fraction = d.posterior(x_t, time)
+    score, fraction = d.score_and_variance(x_t, time)
     torch.testing.assert_close(score, -noise / sigma, rtol=1e-9, atol=1e-9)
     assert fraction is not None
     assert (fraction == 0.25).all()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from sde.denoisers import (
     NetworkDenoiser,
     NoisePrediction,
     Parametrisation,
-    Reading,
+    Prediction,
     ScorePrediction,
     VelocityPrediction,
     Wrapper,
@@ -93,17 +91,12 @@ class Labelled(Denoiser):
         self.asked.append("forward")
         return x_t + condition["label"].reshape(-1, 1) + condition.get("shift", 0.0)
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self.asked.append("score")
-        return 2.0 * condition["label"].reshape(-1, 1) + 0.0 * x_t
-
-    def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self.asked.append("noise")
-        return 3.0 * condition["label"].reshape(-1, 1) + 0.0 * x_t
-
-    def velocity(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self.asked.append("velocity")
-        return 4.0 * condition["label"].reshape(-1, 1) + 0.0 * x_t
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        if what is Prediction.X0:
+            return self(x_t, t, **condition)
+        self.asked.append(what.value)
+        factor = {Prediction.SCORE: 2.0, Prediction.NOISE: 3.0, Prediction.VELOCITY: 4.0}[what]
+        return factor * condition["label"].reshape(-1, 1) + 0.0 * x_t
 
 
 def oracle(gaussian: Gaussian, process: SDE, x: Tensor, t: Tensor) -> dict[str, Tensor]:
@@ -233,8 +226,8 @@ def test_a_network_of_another_shape_is_refused() -> None:
 @pytest.mark.parametrize("name", READINGS)
 def test_a_wrapper_passes_each_reading_on(name: str) -> None:
     class Doubled(Wrapper):
-        def read(self, reading: Reading, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-            return 2.0 * reading(self.inner, x_t, t, **condition)
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return 2.0 * self.inner.predict(what, x_t, t, **condition)
 
     inner = Labelled(calls=3)
     wrapped = Doubled(inner)
@@ -293,3 +286,78 @@ def test_counting_does_not_hide_the_gradient(gaussian: Gaussian) -> None:
     x = f64([[0.3, 0.1]]).requires_grad_()
     (gradient,) = torch.autograd.grad(d.score(x, f64(0.5)).sum(), x)
     assert bool((gradient != 0).all())
+
+
+class Scaled(Wrapper):
+    """The prediction times a weight of each sample."""
+
+    def __init__(self, inner: Denoiser, weight: Tensor) -> None:
+        super().__init__(inner)
+        self.weight = weight
+
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.weight[:, None] * self.inner.predict(what, x_t, t, **condition)
+
+    def select(self, index: Tensor) -> Denoiser:
+        return Scaled(self.inner.select(index), self.weight[index])
+
+
+class Halved(Wrapper):
+    """Half the prediction: a wrapper that knows nothing of samples."""
+
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return 0.5 * self.inner.predict(what, x_t, t, **condition)
+
+
+@pytest.mark.parametrize("what", Prediction)
+def test_select_passes_through_every_wrapper_and_repeats_rows(what: Prediction) -> None:
+    """Weights within a wrapper within a condition stay with their samples; a repeated row is counted twice."""
+    inner, x, t = Labelled(calls=2), torch.linspace(0.0, 1.0, 3)[:, None], torch.tensor(0.5)
+    weight, label = torch.tensor([1.0, 10.0, 100.0]), torch.tensor([1.0, 2.0, 3.0])
+    nfe = torch.zeros(3, dtype=torch.int64)
+    whole = Conditioned(Halved(Scaled(inner, weight)), {"label": label}, nfe)
+    every = whole.predict(what, x, t)
+    torch.testing.assert_close(every, 0.5 * weight[:, None] * inner.predict(what, x, t, label=label))
+    index = torch.tensor([2, 0, 2])
+    part = whole.select(index)
+    assert torch.equal(part.predict(what, x[index], t), every[index])
+    assert nfe.tolist() == [4, 2, 6]
+    again = part.select(torch.tensor([0, 1]))
+    assert torch.equal(again.predict(what, x[[2, 0]], t), every[[2, 0]])
+    assert nfe.tolist() == [6, 2, 8]
+    assert torch.equal(whole.predict(what, x, t), every)
+
+
+def test_vector_jacobian_products_are_counted_with_the_calls() -> None:
+    """A denoiser declares both; the counts of a selection go to its rows."""
+
+    class Guided(Halved):
+        def __init__(self, inner: Denoiser) -> None:
+            super().__init__(inner)
+            self.calls, self.vjps = 2 * inner.calls, 1 + inner.vjps
+
+    nfe, vjps = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    d = Conditioned(Guided(Labelled(calls=2)), {"label": torch.ones(3)}, nfe, vjps=vjps)
+    d.score(torch.zeros(3, 1), torch.tensor(0.5))
+    d.select(torch.tensor([1, 1])).score(torch.zeros(2, 1), torch.tensor(0.5))
+    assert nfe.tolist() == [4, 12, 4]
+    assert vjps.tolist() == [1, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["score", "noise", "velocity", "posterior"])
+def test_a_hook_of_version_0_1_0_is_refused_when_the_class_is_made(name: str) -> None:
+    """Never silently computed from x0; also where a class in between defines it."""
+
+    def hook(self: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t
+
+    instead = "score_and_variance" if name == "posterior" else "predict"
+    for bases in ((Denoiser,), (type("Between", (), {name: hook}), Denoiser), (Wrapper,), (NetworkDenoiser,)):
+        body = {} if bases[0].__name__ == "Between" else {name: hook}
+        with pytest.raises(TypeError, match=rf"Old defines {name}.*define {instead}\("):
+            type("Old", bases, body)
+
+
+def test_a_wrapper_of_version_0_1_0_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Old defines read.*predict"):
+        type("Old", (Wrapper,), {"read": lambda self, reading, x_t, t, condition: x_t})

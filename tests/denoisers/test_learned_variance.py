@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,15 +16,13 @@ from sde.denoisers import (
     NetworkDenoiser,
     NoisePrediction,
     Parametrisation,
-    Reading,
+    Prediction,
     TimeLevel,
     Wrapper,
 )
-from sde.dynamics import Reverse, WithLogDensity
+from sde.dynamics import Reverse
 from sde.exact import Gaussian
-from sde.noise import Noise
 from sde.processes import VP
-from sde.trace import Exact
 
 READINGS = ["forward", "score", "noise", "velocity"]
 
@@ -65,7 +61,7 @@ def test_one_call_answers_score_and_fraction(x: Tensor) -> None:
     d, t = LearnedVarianceDenoiser(Wide(), VP()), torch.tensor(0.4)
     assert d.level == TimeLevel()
     assert d.parametrisation == NoisePrediction()
-    score, fraction = d.posterior(x, t)
+    score, fraction = d.score_and_variance(x, t)
     assert d.network.calls == 1
     assert torch.equal(score, d.score(x, t))
     # u in [-1, 1] stands for v in [0, 1]; the network sees x as it stands, VP having unit variance.
@@ -75,23 +71,23 @@ def test_one_call_answers_score_and_fraction(x: Tensor) -> None:
 
 def test_the_state_keeps_its_dtype(x: Tensor) -> None:
     d = LearnedVarianceDenoiser(Wide(dtype=torch.float32), VP())
-    score, fraction = d.posterior(x, torch.tensor(0.4))
+    score, fraction = d.score_and_variance(x, torch.tensor(0.4))
     assert (score.dtype, fraction.dtype) == (torch.float64, torch.float64)
 
 
 def test_other_shapes_are_refused(x: Tensor) -> None:
     d = LearnedVarianceDenoiser(Wide(half=True), VP())
-    with pytest.raises(ValueError, match=r"twice the channels .* expected \(3, 4, 5\), got \(3, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"twice.* expected \(3, 4, 5\), got \(3, 2, 5\)"):
         d.score(x, torch.tensor(0.5))
     plain = NetworkDenoiser(Wide(), VP())
     with pytest.raises(ValueError, match=r"expected \(3, 2, 5\), got \(3, 4, 5\)"):
-        plain.posterior(x, torch.tensor(0.5))
+        plain.score_and_variance(x, torch.tensor(0.5))
 
 
 def test_the_rest_have_learned_none(x: Tensor, gaussian: Gaussian) -> None:
     t = torch.tensor(0.5, dtype=torch.float64)
     for d, at in ((NetworkDenoiser(Wide(half=True), VP()), x), (gaussian.denoiser(VP()), x[:, :, 0])):
-        score, fraction = d.posterior(at, t)
+        score, fraction = d.score_and_variance(at, t)
         assert torch.equal(score, d.score(at, t))
         assert fraction is None
 
@@ -101,12 +97,12 @@ def test_conditions_and_counts_go_with_it(x: Tensor) -> None:
     label = torch.tensor([0.0, 0.3, 0.6], dtype=torch.float64)
     inner = LearnedVarianceDenoiser(Wide(), VP())
     dynamics = Reverse(Conditioned(inner, {"label": label}, nfe))
-    (score,), fraction = dynamics.posterior((x,), t)
+    score, fraction = dynamics.denoiser.score_and_variance(x, t)
     assert nfe.tolist() == [1, 1, 1]
     assert torch.equal(score, inner.score(x, t, label=label))
-    assert torch.equal(fraction, inner.posterior(x, t, label=label)[1])
+    assert torch.equal(fraction, inner.score_and_variance(x, t, label=label)[1])
     rows = torch.tensor([2, 0])
-    (some,), part = dynamics.select(rows).posterior((x[rows],), t)
+    some, part = dynamics.select(rows).denoiser.score_and_variance(x[rows], t)
     assert nfe.tolist() == [2, 1, 2]
     assert torch.equal(some, score[rows])
     assert torch.equal(part, fraction[rows])
@@ -118,26 +114,16 @@ def test_guidance_keeps_the_variance_of_its_first_reading(x: Tensor) -> None:
             super().__init__(inner)
             self.calls = 2 * inner.calls
 
-        def read(self, reading: Reading, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-            told = reading(self.inner, x_t, t, **condition)
-            free = reading(self.inner, x_t, t, label=torch.zeros_like(condition["label"]))
-            return free + 3.0 * (told - free)
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            conditional = self.inner.predict(what, x_t, t, **condition)
+            free = self.inner.predict(what, x_t, t, label=torch.zeros_like(condition["label"]))
+            return free + 3.0 * (conditional - free)
 
     inner, t = LearnedVarianceDenoiser(Wide(), VP()), torch.tensor(0.4)
     label = torch.tensor([0.2, 0.3, 0.6], dtype=torch.float64)
     nfe = torch.zeros(3, dtype=torch.int64)
-    score, fraction = Conditioned(Guided(inner), {"label": label}, nfe).posterior(x, t)
+    score, fraction = Conditioned(Guided(inner), {"label": label}, nfe).score_and_variance(x, t)
     assert (inner.network.calls, nfe.tolist()) == (2, [2, 2, 2])
-    assert torch.equal(fraction, inner.posterior(x, t, label=label)[1])
+    assert torch.equal(fraction, inner.score_and_variance(x, t, label=label)[1])
     assert torch.equal(score, Guided(inner).score(x, t, label=label))
-    assert Guided(NetworkDenoiser(Wide(half=True), VP())).posterior(x, t, label=label)[1] is None
-
-
-def test_a_log_density_has_no_reverse_step(x: Tensor) -> None:
-    flow = Reverse(LearnedVarianceDenoiser(Wide(), VP()), 0.0)
-    dynamics = WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(3), x))
-    state, t = (x, torch.zeros(3, 1, dtype=torch.float64)), torch.tensor(0.4)
-    score, fraction = dynamics.posterior(state, t)
-    assert fraction is None
-    for a, b in zip(score, dynamics.score(state, t)):
-        assert torch.equal(a, b)
+    assert Guided(NetworkDenoiser(Wide(half=True), VP())).score_and_variance(x, t, label=label)[1] is None

@@ -30,7 +30,7 @@ from sde.model import Model
 from sde.processes import VE, VP, DiscreteChain, SubVP
 from sde.solvers import Ancestral, Heun, RungeKutta
 from sde.storage.store import read
-from sde.trace import Exact, Hutchinson
+from sde.trace import ExactTrace, Hutchinson
 
 F64 = torch.float64
 MANY = 4.5
@@ -222,7 +222,7 @@ def test_on_gaussian_data_the_bounds_lie_above_the_flow_which_is_the_truth() -> 
     model = Model(target.denoiser(process), scaling, (2,))
     x = target.sample(400, generator=torch.Generator().manual_seed(1))
     split = Split((x + 0.3) / 0.5)
-    how: dict[str, Any] = {"solver": RungeKutta(rtol=1e-6, atol=1e-6), "trace": Exact(), "batch_size": 400}
+    how: dict[str, Any] = {"solver": RungeKutta(rtol=1e-6, atol=1e-6), "trace": ExactTrace(), "batch_size": 400}
     rows = join(*measure(model, split, draws=64, chain=default_chain(process, 250), **how))
     truth = -(target.log_prob(x, process, process.t_min) + 2.0 * math.log(0.5)) / (2.0 * math.log(2.0))
     np.testing.assert_allclose(rows["flow"], truth, atol=1e-3)

@@ -23,11 +23,11 @@ from sde.model import Model
 from sde.noise import Noise
 from sde.processes import VP
 from sde.solvers import Heun
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 F64, LEVELS, BATCH = torch.float64, 4, 64
 SCALING = Scaling.interval(LEVELS)
-FLOW = FlowDensity(Heun(24), Exact())
+FLOW = FlowDensity(Heun(24), ExactTrace())
 DENSITIES = [BoundDensity(4), FLOW]
 
 
@@ -63,7 +63,7 @@ def test_a_loss_is_the_library_s_bound_on_the_levels_of_the_batch(density: Densi
         made = dequantise(UniformDequantiser(), seen[step], SCALING, seed=5, repeat=step, dtype=F64)
         call: dict[str, Any] = {"seed": 5, "index": step * BATCH + torch.arange(BATCH)}
         if density is FLOW:
-            nats = log_prob(MODEL.denoiser, made.x, solver=Heun(24), trace=Exact(), **call).nats
+            nats = log_prob(MODEL.denoiser, made.x, solver=Heun(24), trace=ExactTrace(), **call).nats
         else:
             nats = density_bound(MODEL.denoiser, made.x, draws=4, **call).nats
         assert loss == pytest.approx(-float((nats + made.log_weight).mean()) / (2 * math.log(2.0)), rel=1e-6)
@@ -83,7 +83,7 @@ class Seconds(Density):
 
 @pytest.mark.parametrize(
     ("density", "steps", "fine"),
-    [(BoundDensity(4), 120, BoundDensity(4)), (FLOW, 35, FlowDensity(Heun(80), Exact()))],
+    [(BoundDensity(4), 120, BoundDensity(4)), (FLOW, 35, FlowDensity(Heun(80), ExactTrace()))],
     ids=["bound", "flow"],
 )
 def test_what_it_gains_shows_on_other_data_by_the_true_density(density: Density, steps: int, fine: Density) -> None:
@@ -119,7 +119,7 @@ def test_bits_are_those_of_the_flow() -> None:
     """In batches as at once, with the noise of the job's first repeat."""
     columns = bits(MODEL, DATA, FLOW, n=9, batch_size=4, seed=3)
     made, _ = states(MODEL, DATA, torch.arange(9), seed=3)
-    nats = log_prob(MODEL.denoiser, made.x, solver=Heun(24), trace=Exact()).nats
+    nats = log_prob(MODEL.denoiser, made.x, solver=Heun(24), trace=ExactTrace()).nats
     expected = -(nats + made.log_weight) / (2 * math.log(2.0))
     np.testing.assert_allclose(columns["bits_per_dim"], expected.numpy(), rtol=1e-9)
     assert columns["index"].tolist() == list(range(9))

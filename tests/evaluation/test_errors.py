@@ -41,7 +41,7 @@ def test_it_says_what_it_does_not_know() -> None:
     one = str(errors_of(MODEL, SPLIT, torch.arange(3), solver=solver, trace=sde.Hutchinson(1)))
     assert "from 3 images solved again" in one
     assert "probes unknown with one probe" in one
-    exact = str(errors_of(MODEL, SPLIT, torch.arange(5), solver=solver, trace=sde.Exact()))
+    exact = str(errors_of(MODEL, SPLIT, torch.arange(5), solver=solver, trace=sde.ExactTrace()))
     assert "from 5 images solved again" in exact
     assert "probes +- 0;" in exact
 

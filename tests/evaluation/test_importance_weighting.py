@@ -18,7 +18,7 @@ from sde.likelihood.variational import VariationalDequantiser
 from sde.model import Model
 from sde.processes import VP
 from sde.solvers import Heun
-from sde.trace import Exact, Hutchinson
+from sde.trace import ExactTrace, Hutchinson
 
 LEVELS, D, K = 8, 3, 4
 SOLVER = Heun(6)
@@ -52,8 +52,8 @@ def learned() -> VariationalDequantiser:
 RULES = [UniformDequantiser(), TruncatedNormal.matched(VP(), MODEL.scaling), learned()]
 
 
-def rows(rule: Dequantiser | None = None, trace: Exact | Hutchinson | None = None) -> Rows:
-    settings = {"solver": SOLVER, "trace": trace or Exact(), "dequantiser": rule, "seed": 3}
+def rows(rule: Dequantiser | None = None, trace: ExactTrace | Hutchinson | None = None) -> Rows:
+    settings = {"solver": SOLVER, "trace": trace or ExactTrace(), "dequantiser": rule, "seed": 3}
     return join(*score(MODEL, Split(VALUES), repeats=K, batch_size=4, **settings))
 
 
@@ -62,7 +62,7 @@ def rows(rule: Dequantiser | None = None, trace: Exact | Hutchinson | None = Non
 def test_it_is_the_library_s_for_the_same_draws(rule: Dequantiser, draws: int) -> None:
     """Both key noise by (seed, index, repeat), so that they agree to the rounding of nats to bits and back."""
     columns, index = rows(rule), torch.arange(10)
-    call = {"solver": SOLVER, "trace": Exact(), "dequantiser": rule, "seed": 3, "index": index}
+    call = {"solver": SOLVER, "trace": ExactTrace(), "dequantiser": rule, "seed": 3, "index": index}
     expected = discrete_log_prob(MODEL.denoiser, VALUES, MODEL.scaling, draws=draws, weighted=True, **call)
     shuffle = np.random.RandomState(0).permutation(10 * K)
     found = weighted({name: values[shuffle] for name, values in columns.items()}, D, draws)

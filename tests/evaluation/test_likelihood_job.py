@@ -27,7 +27,7 @@ from sde.processes import VP
 from sde.solvers import Heun, RungeKutta
 from sde.storage.files import Lock
 from sde.storage.store import Store, read
-from sde.trace import Exact, Hutchinson
+from sde.trace import ExactTrace, Hutchinson
 from sde.tuning import EqualError, tune_grid
 
 LEVELS, D = 8, 3
@@ -174,7 +174,7 @@ def test_an_exact_model_s_bits() -> None:
     target, scaling = Gaussian(mean, cov), Scaling(scale=0.5, shift=-1.0)
     model = Model(target.denoiser(VP()), scaling, (2,))
     values = torch.tensor([[1.0, 2.0], [3.0, -1.0], [2.0, 2.5]], dtype=torch.float64)
-    (part,) = score(model, Split(values), trace=Exact(), solver=RungeKutta(rtol=1e-7, atol=1e-7))
+    (part,) = score(model, Split(values), trace=ExactTrace(), solver=RungeKutta(rtol=1e-7, atol=1e-7))
     y = 0.5 * values - 1.0
     nats = target.log_prob(y, VP(), VP().t_min) + 2.0 * math.log(0.5)
     np.testing.assert_allclose(part["bits_per_dim"], (-nats / (2.0 * math.log(2.0))).numpy(), atol=2e-3)
@@ -366,9 +366,9 @@ def test_processes_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_another_dequantisation_has_its_weight_in_the_bits(model: Model, split: Split) -> None:
     rule = TruncatedNormal.matched(model.process, model.scaling)
-    (part,) = score(model, split, dequantiser=rule, seed=4, solver=SOLVER, trace=Exact())
+    (part,) = score(model, split, dequantiser=rule, seed=4, solver=SOLVER, trace=ExactTrace())
     bound = discrete_log_prob(
-        model.denoiser, split.values, model.scaling, dequantiser=rule, seed=4, solver=SOLVER, trace=Exact()
+        model.denoiser, split.values, model.scaling, dequantiser=rule, seed=4, solver=SOLVER, trace=ExactTrace()
     )
     np.testing.assert_allclose(part["bits_per_dim"], bound.bits_per_dim.numpy(), rtol=1e-12)
 
@@ -385,14 +385,14 @@ def test_a_grid_is_tuned_once(model: Model, split: Split, tmp_path: Path, monkey
     model.denoiser.float()
     solver = Heun(3)
     settings: dict[str, Any] = {"pilot": 4, "seed": 2}
-    best = tuned(model, split, solver, Exact(), tmp_path, **settings, keep=False)
+    best = tuned(model, split, solver, ExactTrace(), tmp_path, **settings, keep=False)
     assert list(tmp_path.iterdir()) == []
-    assert tuned(model, split, solver, Exact(), tmp_path, **settings) == best != solver
-    assert tuned(model, split, solver, Exact(), tmp_path, **settings) == best
+    assert tuned(model, split, solver, ExactTrace(), tmp_path, **settings) == best != solver
+    assert tuned(model, split, solver, ExactTrace(), tmp_path, **settings) == best
     assert len(pilots) == 2
     assert torch.equal(model.scaling.to_data(pilots[0]), split.values[:4])
     exact, plain, on_grid = (
-        collect(list(score(model, split, n=4, trace=Exact(), solver=s)))["log_prob"]
+        collect(list(score(model, split, n=4, trace=ExactTrace(), solver=s)))["log_prob"]
         for s in (RungeKutta(rtol=1e-5, atol=1e-5), solver, best)
     )
     assert np.abs(on_grid - exact).mean() < np.abs(plain - exact).mean()

@@ -136,7 +136,7 @@ def test_the_learned_variance_is_no_fixed_one(name: str, recorded: Callable[[str
     r = recorded(name)
     denoiser, x = load(r, tmp_path).denoiser, recorded(name)["x"].double()
     with torch.no_grad():
-        fraction = denoiser.posterior(x, torch.tensor(0.5), **condition(r))[1]
+        fraction = denoiser.score_and_variance(x, torch.tensor(0.5), **condition(r))[1]
     assert isinstance(denoiser, LearnedVarianceDenoiser)
     assert fraction.shape == x.shape
     assert fraction.std() > 0.1
@@ -174,7 +174,7 @@ def test_the_terms_of_the_bound_are_the_original_s(
         late, early = (torch.tensor(u, dtype=torch.float64) for u in times(r, key, t))
         x_t = process.alpha(late) * x0 + process.sigma(late) * z
         with torch.no_grad():
-            score, fraction = denoiser.posterior(x_t, late, **condition(r))
+            score, fraction = denoiser.score_and_variance(x_t, late, **condition(r))
         log_alpha, var = process.transition(early, late)
         small = var * process.var(early) / process.var(late)
         # KL of N(m_1, v_1) from N(m_2, v_2), whose means differ as the scores do.

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 import sde
+from sde.denoisers import Prediction
 from sde.dynamics import Reverse
 from sde.instantiate import build
 from sde.interop import score_sde_checkpoint
@@ -166,8 +167,8 @@ class At(sde.Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return self.inner.score(x_t, self.t)
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.inner.predict(what, x_t, self.t)
 
 
 def original_s_kernel(case: Case) -> tuple[sde.SDE, float, float]:

@@ -252,7 +252,7 @@ class Learned(Denoiser):
         column = shift[:, None] if isinstance(shift, Tensor) else shift
         return torch.tanh(self.layer(x_t.float()) + column).to(x_t.dtype)
 
-    def posterior(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
+    def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
         score = self.score(x_t, t, **condition)
         return score, None if self.fraction is None else torch.full_like(x_t, self.fraction)
 

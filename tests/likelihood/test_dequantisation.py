@@ -26,7 +26,7 @@ from sde.model import Model
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
 from sde.solvers import Heun
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 F64 = torch.float64
 STDS = [0.01, 0.1, 0.3, 1.0, 50.0]
@@ -189,19 +189,21 @@ def test_noise_images_score_the_bits_of_a_level_in_any_scaling(low: float, high:
     process = VE(sigma_min=2e-4 * width, sigma_max=20.0 * width)
     target = Uniform(torch.full((2,), low, dtype=F64), torch.full((2,), high, dtype=F64))
     v = torch.randint(levels, (32, 2), generator=torch.Generator().manual_seed(5))
-    r = discrete_log_prob(target.denoiser(process), v, scaling, trace=Exact(), prior=target.at(process, process.t_max))
+    r = discrete_log_prob(
+        target.denoiser(process), v, scaling, trace=ExactTrace(), prior=target.at(process, process.t_max)
+    )
     assert abs(float(r.bits_per_dim.mean()) - math.log2(levels)) < 0.01
     unit = Scaling.interval(levels, 0.0, 1.0)
     same = Uniform(torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64))
     scaled = VE(sigma_min=2e-4, sigma_max=20.0)
-    other = discrete_log_prob(same.denoiser(scaled), v, unit, trace=Exact(), prior=same.at(scaled, scaled.t_max))
+    other = discrete_log_prob(same.denoiser(scaled), v, unit, trace=ExactTrace(), prior=same.at(scaled, scaled.t_max))
     torch.testing.assert_close(r.bits_per_dim, other.bits_per_dim, rtol=0.0, atol=1e-3)
 
 
 def test_draws_through_the_flow_are_those_made_by_hand() -> None:
     target, scaling, process = pointed(), Scaling.interval(8, -1.0, 1.0), VP()
     rule, v, index = TruncatedNormal(0.3, alpha=0.99), torch.tensor([[2], [5], [6]]), torch.tensor([7, 1, 900])
-    settings: dict[str, Any] = {"trace": Exact(), "prior": target.at(process, process.t_max)}
+    settings: dict[str, Any] = {"trace": ExactTrace(), "prior": target.at(process, process.t_max)}
     r = discrete_log_prob(
         target.denoiser(process), v, scaling, dequantiser=rule, draws=3, seed=4, index=index, repeat=2, **settings
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoisers import Denoiser
+from sde.denoisers import Denoiser, Prediction, from_score
 from sde.dynamics import Reverse
 from sde.exact import Gaussian, Mixture
 from sde.grids import LogSNR
@@ -16,7 +16,7 @@ from sde.likelihood import log_prob
 from sde.likelihood.diagnostics import calibration, round_trip
 from sde.processes import SDE, VE, VP
 from sde.solvers import Heun, RungeKutta
-from sde.trace import Exact, Hutchinson
+from sde.trace import ExactTrace, Hutchinson
 
 
 class Louder(Denoiser):
@@ -27,15 +27,15 @@ class Louder(Denoiser):
         self.inner, self.factor, self.process = inner, factor, inner.process
         self.seen: list[Tensor] = []
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         self.seen.append(torch.as_tensor(t).expand(len(x_t)))
-        return self.factor * self.inner.score(x_t, t)
+        return from_score(what, self.process, self.factor * self.inner.score(x_t, t), x_t, t)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         raise AssertionError("the noise is read from the score")
 
 
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(2)], ids=["exact", "hutchinson"])
+@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(2)], ids=["exact", "hutchinson"])
 @pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
 def test_a_close_solver_comes_back_with_the_same_density(process: SDE, mixture: Mixture, trace: object) -> None:
     """One sample's probes are the same on both ways, so that an estimated trace makes no difference either."""
@@ -54,7 +54,7 @@ def test_a_coarse_solver_is_told_and_the_finer_one_is_better(mixture: Mixture) -
     """Heun's error of a round trip falls at its order, 2, or faster: by 4 and more for twice the steps."""
     denoiser = mixture.denoiser(VP())
     x = mixture.sample(5, generator=torch.Generator().manual_seed(1))
-    coarse, fine = (round_trip(denoiser, x, solver=Heun(n, LogSNR()), trace=Exact()) for n in (40, 80))
+    coarse, fine = (round_trip(denoiser, x, solver=Heun(n, LogSNR()), trace=ExactTrace()) for n in (40, 80))
     assert coarse.error.max() > 1e-4
     assert (coarse.error.mean() / fine.error.mean()) > 3.5
     gaps = [(trip.forward - trip.backward).abs() for trip in (coarse, fine)]
@@ -69,7 +69,7 @@ def test_the_error_is_per_dimension() -> None:
     x = target.sample(4, generator=torch.Generator().manual_seed(2))
     (z,), solver = _flow(denoiser, (x,), process.t_min, process.t_max), Heun(4)
     (back,) = _flow(denoiser, (z,), process.t_max, process.t_min)
-    trip = round_trip(denoiser, x, solver=solver, trace=Exact())
+    trip = round_trip(denoiser, x, solver=solver, trace=ExactTrace())
     assert trip.error.min() > 0.01
     torch.testing.assert_close(trip.error, (back - x).norm(dim=1) / math.sqrt(3.0))
 

@@ -16,7 +16,7 @@ from sde.likelihood import LogProb, log_prob
 from sde.likelihood.error_budget import ErrorBudget, error_budget, half_width
 from sde.processes import SDE, VE, VP, SubVP
 from sde.solvers import DEIS, Heun, RungeKutta
-from sde.trace import Exact, Hutchinson, Orthogonal, Trace
+from sde.trace import ExactTrace, Hutchinson, Orthogonal, Trace
 
 DTYPE = torch.float64
 COARSE = RungeKutta(rtol=1e-3, atol=1e-3)
@@ -43,7 +43,7 @@ def scored(d: Any, x: Tensor, **settings: Any) -> tuple[LogProb, ErrorBudget]:
 
 # ---- coverage
 
-SLOW = (Hutchinson(4, gaussian=True), Orthogonal(4), Exact())
+SLOW = (Hutchinson(4, gaussian=True), Orthogonal(4), ExactTrace())
 COVERED = [Hutchinson(8), *(pytest.param(trace, marks=pytest.mark.slow) for trace in SLOW)]
 
 
@@ -69,7 +69,7 @@ def test_it_covers_the_error(trace: Trace) -> None:
 
 def test_the_solver_s_width_covers_the_rows_that_were_not_solved_again(process: SDE, mixture: Mixture) -> None:
     x, end, d = data(mixture, process, 100), mixture.at(process, process.t_max), mixture.denoiser(process)
-    r, budget = scored(d, x, trace=Exact(), solver=COARSE, prior=end, rows=8)
+    r, budget = scored(d, x, trace=ExactTrace(), solver=COARSE, prior=end, rows=8)
     error = (r.nats - mixture.log_prob(x, process, process.t_min)).abs()
     assert int((error <= budget.solver).sum()) >= 95
     assert float(budget.solver.median()) < 20.0 * float(error.square().mean().sqrt())
@@ -80,7 +80,7 @@ def test_the_solver_s_width_covers_the_rows_that_were_not_solved_again(process: 
 def test_a_solver_of_fixed_steps(mixture: Mixture, solver: Any) -> None:
     """Its error is what it differs by from the usual solver at 1e-7, with a margin of Student's for the rest."""
     x, end, d = data(mixture, VP(), 20), mixture.at(VP(), 1.0), mixture.denoiser(VP())
-    r, budget = scored(d, x, trace=Exact(), solver=solver, prior=end, rows=20)
+    r, budget = scored(d, x, trace=ExactTrace(), solver=solver, prior=end, rows=20)
     error = (r.nats - mixture.log_prob(x, VP(), VP().t_min)).abs()
     rms = float(error.square().mean().sqrt())
     width = 2.8453 * rms / 0.9  # the 0.995 quantile of 20 degrees of freedom
@@ -100,7 +100,7 @@ def test_the_probes_width_is_student_s(mixture: Mixture) -> None:
     _, budget = scored(d, x, trace=Hutchinson(1), solver=COARSE, rows=2)
     assert bool(budget.probes.isnan().all())
     assert bool(budget.total.isnan().all())
-    for exact in (Exact(), Orthogonal(2)):
+    for exact in (ExactTrace(), Orthogonal(2)):
         _, budget = scored(d, x, trace=exact, solver=COARSE, rows=2)
         assert budget.probes.tolist() == [0.0] * 6
 
@@ -135,11 +135,11 @@ def test_float32_is_solved_again_in_float64(mixture: Mixture) -> None:
     """So that its rounding is in the width, which the tolerance alone would not show."""
     x, d, end = data(mixture, VP(), 8).float(), mixture.denoiser(VP()), mixture.at(VP(), 1.0)
     tolerance = RungeKutta(rtol=1e-5, atol=1e-5)
-    r, budget = scored(d, x, trace=Exact(), solver=tolerance, prior=end)
+    r, budget = scored(d, x, trace=ExactTrace(), solver=tolerance, prior=end)
     error = (r.nats.double() - mixture.log_prob(x.double(), VP(), VP().t_min)).abs()
     assert budget.solver.dtype == DTYPE
     assert bool((error <= budget.solver).all())
-    fine = log_prob(d, x.double(), trace=Exact(), solver=RungeKutta(rtol=1e-6, atol=1e-6), prior=end).nats
+    fine = log_prob(d, x.double(), trace=ExactTrace(), solver=RungeKutta(rtol=1e-6, atol=1e-6), prior=end).nats
     seen = (r.nats.double() - fine).abs() / 0.9
     wanted = seen.clamp(min=3.355387 * float(seen.square().mean().sqrt()))
     torch.testing.assert_close(budget.solver, wanted, rtol=1e-5, atol=0.0)
@@ -149,8 +149,8 @@ def test_rows_that_cannot_be_solved_again_tell_nothing(mixture: Mixture) -> None
     """A tenth of the tolerance takes more steps than the solver may: the width is unknown, the rest is there."""
     x, d = data(mixture, VP(), 1), mixture.denoiser(VP())
     fine = RungeKutta(rtol=1e-6, atol=1e-6)
-    most = -(-int(log_prob(d, x, solver=fine, trace=Exact()).nfe.max() - 2) // 6)  # two calls find the first step
-    r, budget = scored(d, x, solver=replace(fine, max_steps=most + 1), trace=Exact())
+    most = -(-int(log_prob(d, x, solver=fine, trace=ExactTrace()).nfe.max() - 2) // 6)  # two calls find the first step
+    r, budget = scored(d, x, solver=replace(fine, max_steps=most + 1), trace=ExactTrace())
     assert bool(r.nats.isfinite().all())
     assert bool(budget.solver.isnan().all())
     assert budget.probes.tolist() == [0.0]
@@ -178,7 +178,7 @@ def test_the_default_rows_are_spread_over_the_finite_ones(mixture: Mixture) -> N
 
 def test_the_mean_and_its_standard_error(mixture: Mixture) -> None:
     x, d = data(mixture, VP(), 7), mixture.denoiser(VP())
-    r, budget = scored(d, x, trace=Exact(), solver=COARSE, rows=1)
+    r, budget = scored(d, x, trace=ExactTrace(), solver=COARSE, rows=1)
     assert budget.mean.value == pytest.approx(float(r.nats.mean()))
     assert budget.mean.standard_error == pytest.approx(float(r.nats.std()) / math.sqrt(7.0))
     assert budget.mean.half_width == pytest.approx(3.70743 * budget.mean.standard_error, rel=1e-5)
@@ -190,8 +190,8 @@ def test_the_mean_and_its_standard_error(mixture: Mixture) -> None:
 def test_the_prior_s_mismatch_is_the_mean_divergence(truth: SDE, gaussian: Gaussian) -> None:
     """Against torch's, and as a bound on what the prior costs: KL(p_T || prior) for a Gaussian in closed form."""
     x = gaussian.sample(4000, generator=torch.Generator().manual_seed(2))
-    r = LogProb(*(torch.zeros(4000, dtype=DTYPE) for _ in range(6)))
-    budget = error_budget(gaussian.denoiser(truth), x, r, trace=Exact(), solver=COARSE, rows=1)
+    r = LogProb(*(torch.zeros(4000, dtype=DTYPE) for _ in range(7)))
+    budget = error_budget(gaussian.denoiser(truth), x, r, trace=ExactTrace(), solver=COARSE, rows=1)
     location, std = truth.marginal(x, torch.tensor(truth.t_max, dtype=DTYPE))
     scale = truth.prior_var(torch.tensor(truth.t_max, dtype=DTYPE)).sqrt()
     normal = torch.distributions.Normal
@@ -202,7 +202,9 @@ def test_the_prior_s_mismatch_is_the_mean_divergence(truth: SDE, gaussian: Gauss
     assert float(cost.mean()) < budget.prior_mismatch + 4.0 * float(cost.std()) / math.sqrt(100_000)
     other = gaussian.at(truth, truth.t_max)
     assert math.isnan(
-        error_budget(gaussian.denoiser(truth), x, r, trace=Exact(), solver=COARSE, rows=1, prior=other).prior_mismatch
+        error_budget(
+            gaussian.denoiser(truth), x, r, trace=ExactTrace(), solver=COARSE, rows=1, prior=other
+        ).prior_mismatch
     )
 
 
@@ -211,7 +213,7 @@ def test_the_truncation_is_the_change_of_the_density_in_data_space(truth: SDE, m
     """Of y = x / alpha, whose density at both times is known."""
     x, d = data(mixture, truth, 12), mixture.denoiser(truth)
     end = mixture.at(truth, truth.t_max)
-    _, budget = scored(d, x, trace=Exact(), solver=RungeKutta(rtol=1e-6, atol=1e-6), prior=end, rows=12)
+    _, budget = scored(d, x, trace=ExactTrace(), solver=RungeKutta(rtol=1e-6, atol=1e-6), prior=end, rows=12)
     times = torch.tensor([truth.t_min, 3.0 * truth.t_min], dtype=DTYPE)
     first, later = truth.alpha(times)
     y = x / first
@@ -226,7 +228,7 @@ def test_the_truncation_is_the_change_of_the_density_in_data_space(truth: SDE, m
 
 def test_no_truncation_where_the_process_begins_at_0(gaussian: Gaussian) -> None:
     process = VE(sigma_min=0.1, t_min=0.0)
-    _, budget = scored(gaussian.denoiser(process), data(gaussian, process, 3), trace=Exact(), solver=COARSE)
+    _, budget = scored(gaussian.denoiser(process), data(gaussian, process, 3), trace=ExactTrace(), solver=COARSE)
     assert (budget.truncation.value, budget.truncation.standard_error) == (0.0, 0.0)
 
 
@@ -239,7 +241,7 @@ def test_conditions_go_along_with_their_rows() -> None:
 
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=DTYPE)
     condition: dict[str, Any] = {"shift": torch.linspace(-1.0, 1.0, 6, dtype=DTYPE), "scale": 0.5}
-    r, budget = scored(Moved(), x, trace=Exact(), solver=COARSE, condition=condition, rows=torch.tensor([5, 2]))
+    r, budget = scored(Moved(), x, trace=ExactTrace(), solver=COARSE, condition=condition, rows=torch.tensor([5, 2]))
     assert float(budget.solver.max()) < 0.02
     assert budget.total.shape == r.nats.shape
 
@@ -268,12 +270,12 @@ def test_half_width() -> None:
 )
 def test_refusals(mixture: Mixture, given: dict[str, Any], message: str) -> None:
     x, d = data(mixture, VP(), 4), mixture.denoiser(VP())
-    r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(6)))
+    r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(7)))
     with pytest.raises(ValueError, match=message):
-        error_budget(d, x, r, trace=Exact(), solver=COARSE, **given)
+        error_budget(d, x, r, trace=ExactTrace(), solver=COARSE, **given)
 
 
 def test_the_result_of_other_data_is_refused(mixture: Mixture) -> None:
-    r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(6)))
+    r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(7)))
     with pytest.raises(ValueError, match=r"the result of these 5 samples, got one of shape \(4,\)"):
         error_budget(mixture.denoiser(VP()), data(mixture, VP(), 5), r)

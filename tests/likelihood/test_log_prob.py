@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde.denoisers import Denoiser, Wrapper
+from sde.denoisers import Denoiser, Prediction, Wrapper
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.processes import SDE, VE, VP, SubVP
 from sde.sampling import encode
 from sde.solvers import DEIS, Euler, EulerMaruyama, Heun, RungeKutta, ScipyODE
-from sde.trace import Exact, Hutchinson, Orthogonal, XTrace
+from sde.trace import ExactTrace, Hutchinson, Orthogonal, XTrace
 
 FINE = RungeKutta(rtol=1e-7, atol=1e-7)
 
@@ -63,7 +63,7 @@ def points(n: int = 4) -> Tensor:
 def test_exact_trace_and_prior_give_the_exact_density(process: SDE, mixture: Mixture) -> None:
     """To 1e-4 nats per dimension at the default tolerance."""
     x = data(mixture, process, 32)
-    r = log_prob(mixture.denoiser(process), x, trace=Exact(), prior=mixture.at(process, process.t_max))
+    r = log_prob(mixture.denoiser(process), x, trace=ExactTrace(), prior=mixture.at(process, process.t_max))
     assert float((r.nats - mixture.log_prob(x, process, process.t_min)).abs().max()) < 1e-4 * 2
     assert r.standard_error.tolist() == [0.0] * 32
 
@@ -71,7 +71,9 @@ def test_exact_trace_and_prior_give_the_exact_density(process: SDE, mixture: Mix
 @pytest.mark.parametrize("solver", [FINE, Heun(400), ScipyODE(rtol=1e-7, atol=1e-7)], ids=["RK", "Heun", "SciPy"])
 def test_every_ode_solver_agrees(process: SDE, mixture: Mixture, solver: Any) -> None:
     x = data(mixture, process, 4)
-    r = log_prob(mixture.denoiser(process), x, trace=Exact(), prior=mixture.at(process, process.t_max), solver=solver)
+    r = log_prob(
+        mixture.denoiser(process), x, trace=ExactTrace(), prior=mixture.at(process, process.t_max), solver=solver
+    )
     assert float((r.nats - mixture.log_prob(x, process, process.t_min)).abs().max()) < 2e-3
 
 
@@ -79,7 +81,7 @@ def test_the_plain_prior_differs_by_its_own_mismatch(process: SDE, mixture: Mixt
     """Between the two answers stands the difference of the two priors at the same latent, and nothing else."""
     x, end = data(mixture, process, 8), mixture.at(process, process.t_max)
     d = mixture.denoiser(process)
-    plain, exact = log_prob(d, x, trace=Exact()), log_prob(d, x, trace=Exact(), prior=end)
+    plain, exact = log_prob(d, x, trace=ExactTrace()), log_prob(d, x, trace=ExactTrace(), prior=end)
     assert torch.equal(plain.latent, exact.latent)
     torch.testing.assert_close(
         plain.nats - exact.nats, process.prior_log_prob(plain.latent) - end.log_prob(plain.latent), rtol=0.0, atol=1e-12
@@ -93,7 +95,7 @@ def test_gaussians_of_any_dimension(process: SDE, dims: int, generator: torch.Ge
     cov = root @ root.T + 0.05 * torch.eye(dims, dtype=torch.float64)
     target = Gaussian(torch.randn(dims, generator=generator, dtype=torch.float64), cov)
     x = data(target, process, 4)
-    r = log_prob(target.denoiser(process), x, trace=Exact(), prior=target.at(process, process.t_max))
+    r = log_prob(target.denoiser(process), x, trace=ExactTrace(), prior=target.at(process, process.t_max))
     assert float((r.nats - target.log_prob(x, process, process.t_min)).abs().max()) < 1e-4 * dims
 
 
@@ -113,7 +115,7 @@ def target(kind: str, dims: int) -> Mixture | Gaussian:
 def test_to_1e_5_nats_per_dimension(continuous: SDE, kind: str, dims: int) -> None:
     t = target(kind, dims)
     x, end = data(t, continuous, 3), t.at(continuous, continuous.t_max)
-    r = log_prob(t.denoiser(continuous), x, trace=Exact(), prior=end, solver=RungeKutta(rtol=1e-8, atol=1e-8))
+    r = log_prob(t.denoiser(continuous), x, trace=ExactTrace(), prior=end, solver=RungeKutta(rtol=1e-8, atol=1e-8))
     assert float((r.nats - t.log_prob(x, continuous, continuous.t_min)).abs().max()) < 1e-5 * dims
 
 
@@ -125,7 +127,7 @@ def test_the_integrand_is_smooth_for_every_trace(continuous: SDE, trace: Any) ->
     x, d = data(t, continuous, 3), t.denoiser(continuous)
     exact, fine, finer = (
         log_prob(d, x, trace=some, solver=RungeKutta(rtol=tolerance, atol=tolerance))
-        for some, tolerance in ((Exact(), 1e-6), (trace, 1e-6), (trace, 1e-8))
+        for some, tolerance in ((ExactTrace(), 1e-6), (trace, 1e-6), (trace, 1e-8))
     )
     assert float(fine.nfe.double().mean()) < 1.3 * float(exact.nfe.double().mean())
     torch.testing.assert_close(fine.nats, finer.nats, rtol=0.0, atol=1e-4)
@@ -141,7 +143,7 @@ def test_4096_probes(process: SDE, mixture: Mixture, gaussian_probes: bool) -> N
     """
     x, d, solver = data(mixture, process, 4), mixture.denoiser(process), DEIS(15)
     r, one = (log_prob(d, x, trace=Hutchinson(n, gaussian_probes, chunk=512), solver=solver) for n in (4096, 64))
-    exact = log_prob(d, x, trace=Exact(), solver=solver)
+    exact = log_prob(d, x, trace=ExactTrace(), solver=solver)
     assert bool(((r.nats - exact.nats).abs() < 4.0 * r.standard_error).all())
     ratio = one.standard_error / r.standard_error
     assert bool(((ratio > 8.0 * 0.6) & (ratio < 8.0 * 1.4)).all())
@@ -150,7 +152,7 @@ def test_4096_probes(process: SDE, mixture: Mixture, gaussian_probes: bool) -> N
 def test_any_event_shape(mixture: Mixture) -> None:
     x = data(mixture, VP(), 4)
     d = mixture.denoiser(VP())
-    flat, image = (log_prob(d, y, trace=Exact()) for y in (x, x.reshape(4, 1, 2, 1)))
+    flat, image = (log_prob(d, y, trace=ExactTrace()) for y in (x, x.reshape(4, 1, 2, 1)))
     torch.testing.assert_close(image.nats, flat.nats, rtol=1e-9, atol=1e-9)
     assert image.latent.shape == (4, 1, 2, 1)
 
@@ -159,7 +161,7 @@ def test_the_density_integrates_to_one(process: SDE, mixture: Mixture) -> None:
     """The trapezoidal rule on a grid that holds all but 1e-6 of the mass, finer than the narrowest component."""
     axis = torch.arange(-4.0, 4.0, 0.14, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
-    r = log_prob(mixture.denoiser(process), grid, trace=Exact(), solver=RungeKutta(rtol=1e-4, atol=1e-4))
+    r = log_prob(mixture.denoiser(process), grid, trace=ExactTrace(), solver=RungeKutta(rtol=1e-4, atol=1e-4))
     assert abs(float(r.nats.exp().sum()) * 0.14**2 - 1.0) < 1e-3
 
 
@@ -182,7 +184,7 @@ def test_the_gradient_is_the_score(process: SDE, mixture: Mixture) -> None:
     """d log p(x) / dx at `t_min`, through the whole integration, is the exact score there."""
     x = data(mixture, process, 3).requires_grad_()
     d, end = mixture.denoiser(process), mixture.at(process, process.t_max)
-    r = log_prob(d, x, trace=Exact(), prior=end, solver=RungeKutta(rtol=1e-7, atol=1e-7), differentiable=True)
+    r = log_prob(d, x, trace=ExactTrace(), prior=end, solver=RungeKutta(rtol=1e-7, atol=1e-7), differentiable=True)
     (gradient,) = torch.autograd.grad(r.nats.sum(), x)
     score = d.score(x.detach(), torch.tensor(process.t_min, dtype=torch.float64))
     torch.testing.assert_close(gradient, score, rtol=1e-3, atol=1e-3)
@@ -234,17 +236,17 @@ def test_the_defaults_are_one_sign_probe_and_runge_kutta(mixture: Mixture) -> No
 def test_at_another_time(process: SDE, mixture: Mixture) -> None:
     t, d = 0.3 * process.t_max, mixture.denoiser(process)
     x = mixture.at(process, t).sample(4, generator=torch.Generator().manual_seed(6))
-    r = log_prob(d, x, trace=Exact(), prior=mixture.at(process, process.t_max), t=t)
+    r = log_prob(d, x, trace=ExactTrace(), prior=mixture.at(process, process.t_max), t=t)
     torch.testing.assert_close(r.nats, mixture.log_prob(x, process, t), rtol=0.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(2)], ids=repr)
+@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(2)], ids=repr)
 def test_failed_samples_are_marked(mixture: Mixture, trace: Any) -> None:
     """NaN in everything but what was spent; the others are what they are without them."""
 
     class Broken(Wrapper):
-        def read(self, reading: Any, x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
-            value = reading(self.inner, x_t, t, **condition)
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            value = self.inner.predict(what, x_t, t, **condition)
             return value + torch.where(x_t[:, :1] > 50.0, math.nan, 0.0)
 
     d, solver = Broken(mixture.denoiser(VP())), RungeKutta(rtol=1e-3, atol=1e-3, on_failure="mark")
@@ -263,7 +265,7 @@ def test_failed_samples_are_marked(mixture: Mixture, trace: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_runs_in_the_dtype_of_the_data(mixture: Mixture, dtype: torch.dtype) -> None:
     x = data(mixture, VP(), 4).to(dtype)
-    r = log_prob(mixture.denoiser(VP()), x, trace=Exact(), prior=mixture.at(VP(), 1.0))
+    r = log_prob(mixture.denoiser(VP()), x, trace=ExactTrace(), prior=mixture.at(VP(), 1.0))
     assert {v.dtype for v in (r.nats, r.prior, r.divergence, r.standard_error, r.latent)} == {dtype}
     assert float((r.nats.double() - mixture.log_prob(x.double(), VP(), VP().t_min)).abs().max()) < 5e-4
 
@@ -289,9 +291,9 @@ def test_probes_belong_to_the_index(mixture: Mixture) -> None:
 def test_a_sample_does_not_depend_on_its_batch(process: SDE, mixture: Mixture) -> None:
     """Alone, among 7 and among 64, to 1e-8; a solver of the whole batch would move by the size of its tolerance."""
     x, d, solver = data(mixture, process, 64), mixture.denoiser(process), RungeKutta(rtol=1e-3, atol=1e-3)
-    whole = log_prob(d, x, trace=Exact(), solver=solver)
+    whole = log_prob(d, x, trace=ExactTrace(), solver=solver)
     for part in (slice(5, 6), slice(3, 10)):
-        r = log_prob(d, x[part], trace=Exact(), solver=solver)
+        r = log_prob(d, x[part], trace=ExactTrace(), solver=solver)
         torch.testing.assert_close(r.nats, whole.nats[part], rtol=0.0, atol=1e-8)
         assert torch.equal(r.nfe, whole.nfe[part])
 
@@ -327,7 +329,9 @@ def test_a_tighter_tolerance_for_the_log_density_works(mixture: Mixture) -> None
     p, x = VP(), data(mixture, VP(), 16)
     d, end, truth = mixture.denoiser(p), mixture.at(p, p.t_max), mixture.log_prob(x, p, p.t_min)
     solver = RungeKutta(rtol=1e-2, atol=1e-2)
-    loose, own, tight = (log_prob(d, x, trace=Exact(), prior=end, solver=solver, atol=a) for a in (10.0, None, 1e-5))
+    loose, own, tight = (
+        log_prob(d, x, trace=ExactTrace(), prior=end, solver=solver, atol=a) for a in (10.0, None, 1e-5)
+    )
     errors = [float((r.nats - truth).abs().max()) for r in (loose, own, tight)]
     calls = [int(r.nfe.sum()) for r in (loose, own, tight)]
     assert errors[2] < 1e-3 < errors[1]
@@ -355,7 +359,7 @@ def test_memory_does_not_grow_with_the_steps() -> None:
 # ---- gradients and modes
 
 
-@pytest.mark.parametrize("trace", [Exact(), Hutchinson(2), Orthogonal(1), XTrace(2)], ids=repr)
+@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(2), Orthogonal(1), XTrace(2)], ids=repr)
 @pytest.mark.parametrize("solver", [Heun(3), RungeKutta(rtol=1e-7, atol=1e-7)], ids=["Heun", "RK"])
 def test_gradients_are_finite_differences(trace: Any, solver: Any) -> None:
     """With respect to data, condition and parameters. The finite differences of an adaptive solver also see its steps
@@ -377,7 +381,7 @@ def test_gradients_where_the_flow_stands_still() -> None:
     """A standard normal under VP does not move: the gradient is its score, though every error estimate is 0."""
     normal = Gaussian(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
     x = points().requires_grad_()
-    r = log_prob(normal.denoiser(VP()), x, trace=Exact(), differentiable=True)
+    r = log_prob(normal.denoiser(VP()), x, trace=ExactTrace(), differentiable=True)
     (gradient,) = torch.autograd.grad(r.nats.sum(), x)
     torch.testing.assert_close(gradient, -x.detach(), rtol=1e-5, atol=1e-5)
 
@@ -406,9 +410,9 @@ def test_modes_are_restored() -> None:
 def test_a_condition_reaches_the_network_row_by_row() -> None:
     d, x = Network(), points(3)
     shift = torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64)
-    together = log_prob(d, x, trace=Exact(), condition={"shift": shift})
+    together = log_prob(d, x, trace=ExactTrace(), condition={"shift": shift})
     for i in range(3):
-        alone = log_prob(d, x[i : i + 1], trace=Exact(), condition={"shift": shift[i]})
+        alone = log_prob(d, x[i : i + 1], trace=ExactTrace(), condition={"shift": shift[i]})
         torch.testing.assert_close(together.nats[i : i + 1], alone.nats, rtol=1e-8, atol=1e-8)
     assert len(set(together.nats.tolist())) == 3
 
@@ -451,8 +455,46 @@ def test_a_denoiser_without_gradients_is_refused() -> None:
             with torch.no_grad():
                 return super().forward(x_t, t, shift, **condition)
 
-        def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
             return self(x_t, t)
 
     with pytest.raises(ValueError, match="differentiable in x"):
         log_prob(Detached(), points())
+
+
+class _Counted(torch.autograd.Function):
+    """The identity, which counts how often a gradient comes back through it."""
+
+    backwards = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        _Counted.backwards += 1
+        return gradient
+
+
+@pytest.mark.parametrize(
+    ("trace", "products"),
+    [(ExactTrace(chunk=1), 2), (Hutchinson(3, chunk=1), 3), (Orthogonal(1, chunk=1), 1), (XTrace(2, chunk=1), 4)],
+    ids=repr,
+)
+def test_the_products_that_are_counted_are_those_that_happened(trace: Any, products: int) -> None:
+    """Ten predictions of two network calls each, and every product goes back through both."""
+
+    class Twice(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.process, self.calls = VP(), 2
+
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return torch.tanh(_Counted.apply(x_t)) + 0.1 * _Counted.apply(x_t)
+
+    _Counted.backwards = 0
+    r = log_prob(Twice(), torch.zeros(3, 2), trace=trace, solver=Heun(5))
+    assert r.nfe.tolist() == [20] * 3
+    assert r.vjps.tolist() == [20 * products] * 3
+    assert _Counted.backwards == 20 * products

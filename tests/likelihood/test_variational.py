@@ -17,7 +17,7 @@ from sde.likelihood.variational import VariationalDequantiser, train_dequantiser
 from sde.noise import Noise
 from sde.processes import VP
 from sde.solvers import Heun
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 F64 = torch.float64
 SHAPES = [(3,), (1, 4), (2, 2, 3), (1, 2, 1, 2)]
@@ -123,14 +123,14 @@ def test_training_through_the_flow_leaves_the_model_alone() -> None:
     def log_density(x: Tensor, step: int) -> Tensor:
         calls.append(step)
         states.append(x.detach())
-        return log_prob(denoiser, x, solver=Heun(8), trace=Exact(), seed=step, differentiable=True).nats
+        return log_prob(denoiser, x, solver=Heun(8), trace=ExactTrace(), seed=step, differentiable=True).nats
 
     optimiser = torch.optim.Adam(rule.parameters(), lr=1e-2)
     v = levels(scaling, 64)
     run = train_dequantiser(rule, log_density, itertools.repeat(v), scaling, optimiser, seed=3)
     first = next(run)
     made = dequantise(UniformDequantiser(), v, scaling, seed=3)
-    nats = log_prob(denoiser, made.x, solver=Heun(8), trace=Exact()).nats
+    nats = log_prob(denoiser, made.x, solver=Heun(8), trace=ExactTrace()).nats
     assert first == pytest.approx(-float((nats + made.log_weight).mean()), rel=1e-5)
     assert next(run) != first
     assert calls == [0, 1]

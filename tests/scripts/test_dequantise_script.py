@@ -257,7 +257,11 @@ def test_the_weighted_bound_of_the_repeats(folder: Path) -> None:
     assert said == f"digits test: {found}"
     assert (found.draws, len(found.index)) == (3, 6)
     model, data = sde.load(folder / "run"), sde.data.digits(holdout=9)
-    call = {"solver": SOLVER, "trace": sde.Exact(), "dequantiser": load_dequantiser(folder / "run" / "dequantiser.pt")}
+    call = {
+        "solver": SOLVER,
+        "trace": sde.ExactTrace(),
+        "dequantiser": load_dequantiser(folder / "run" / "dequantiser.pt"),
+    }
     expected = sde.likelihood.discrete_log_prob(
         model.denoiser, data.test.values[:6], model.scaling, draws=3, weighted=True, **call
     )

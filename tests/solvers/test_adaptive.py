@@ -18,7 +18,7 @@ from sde.noise import Noise
 from sde.processes import SDE, VE, VP
 from sde.sampling import sample
 from sde.solvers import BOGACKI_SHAMPINE, DORMAND_PRINCE, RungeKutta, ScipyODE, Solver, Tableau
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 MEAN = torch.tensor([0.7, -0.3], dtype=torch.float64)
 COV = torch.tensor([[0.6, 0.25], [0.25, 0.3]], dtype=torch.float64)
@@ -32,7 +32,7 @@ def begin(mixture: Mixture, process: SDE, t: float, n: int) -> Tensor:
 
 def carried(flow: Semilinear, x: Tensor, atol: float | None = None) -> tuple[WithLogDensity, State]:
     n = len(x)
-    return WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(n), x), atol), (x, x.new_zeros(n, 1))
+    return WithLogDensity(flow, ExactTrace().bind(Noise(0), torch.arange(n), x), atol), (x, x.new_zeros(n, 1))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def test_the_log_density_has_a_tolerance_of_its_own(mixture: Mixture, solver: So
     exact = mixture.log_prob(x, p, p.t_min)
     errors, calls = [], []
     for atol in (None, 1e-6):
-        r = log_prob(d, x, solver=solver, trace=Exact(), prior=end, atol=atol)
+        r = log_prob(d, x, solver=solver, trace=ExactTrace(), prior=end, atol=atol)
         errors.append(float((r.nats - exact).abs().max()))
         calls.append(int(r.nfe.sum()))
     assert errors[0] > 1e-3

@@ -157,4 +157,4 @@ def test_the_true_variance_is_learnable() -> None:
 
 def test_a_gaussian_knows_none(gaussian: Gaussian) -> None:
     x = torch.zeros(2, 2, dtype=torch.float64)
-    assert gaussian.denoiser(VP()).posterior(x, torch.tensor(0.5))[1] is None
+    assert gaussian.denoiser(VP()).score_and_variance(x, torch.tensor(0.5))[1] is None

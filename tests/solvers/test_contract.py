@@ -52,7 +52,7 @@ from sde.solvers import (
     TorchSDE,
     UniPC,
 )
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 N = 5  # steps
 
@@ -185,7 +185,7 @@ class DriftOnly(Dynamics):
 
 
 def carried(flow: Reverse, n: int = 3) -> WithLogDensity:
-    return WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(n), torch.zeros(n, 2)))
+    return WithLogDensity(flow, ExactTrace().bind(Noise(0), torch.arange(n), torch.zeros(n, 2)))
 
 
 def keyed(n: int, first: int = 0, event: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float64) -> StepNoise:

@@ -19,7 +19,7 @@ from sde.processes import SDE, VE, VP, SubVP
 from sde.sampling import encode, sample
 from sde.solvers import GridSteps, ScipyODE
 from sde.solvers.midpoint import DPMSolver2, DPMSolver3, Midpoint
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 METHODS: list[tuple[type[GridSteps], int]] = [(Midpoint, 2), (DPMSolver2, 2), (DPMSolver3, 3)]
 EACH = pytest.mark.parametrize(("method", "order"), METHODS, ids=[m.__name__ for m, _ in METHODS])
@@ -29,7 +29,7 @@ COV = torch.tensor([[0.6, 0.25], [0.25, 0.3]], dtype=torch.float64)
 
 
 def carried(flow: Reverse, x: Tensor) -> tuple[WithLogDensity, State]:
-    dynamics = WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(len(x)), x))
+    dynamics = WithLogDensity(flow, ExactTrace().bind(Noise(0), torch.arange(len(x)), x))
     return dynamics, (x, x.new_zeros(len(x), 1))
 
 

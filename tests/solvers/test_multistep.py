@@ -42,7 +42,7 @@ from sde.solvers import (
     Variable,
 )
 from sde.solvers.coordinates import Coordinates, DataCoordinates, DriftCoordinates, NoiseCoordinates, Table
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 SMOOTH = [VP(), SubVP(), VE()]
 IRREGULAR = torch.tensor([1.0, 0.83, 0.8, 0.55, 0.3, 0.26, 0.1], dtype=torch.float64)
@@ -426,7 +426,7 @@ def test_gradients_flow_to_the_grid(process: SDE, mixture: Mixture, solver: Solv
     dynamics = Reverse(mixture.denoiser(process), 0.0)
     state: tuple[Tensor, ...] = (x,)
     if log_density:
-        dynamics = WithLogDensity(dynamics, Exact())  # type: ignore[assignment]
+        dynamics = WithLogDensity(dynamics, ExactTrace())  # type: ignore[assignment]
         state = (x, torch.zeros(2, 1, dtype=torch.float64))
     times = torch.tensor([0.9, 0.7, 0.6, 0.45, 0.4, 0.3], dtype=torch.float64)
 

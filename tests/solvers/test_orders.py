@@ -26,7 +26,7 @@ from sde.solvers import (
     Solver,
     Tableau,
 )
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 MEAN = torch.tensor([0.7, -0.3], dtype=torch.float64)
 COV = torch.tensor([[0.6, 0.25], [0.25, 0.3]], dtype=torch.float64)
@@ -65,7 +65,7 @@ def begin(target: Target, process: SDE, t: float) -> Tensor:
 
 
 def carried(flow: Reverse, x: Tensor) -> tuple[Dynamics, State]:
-    dynamics = WithLogDensity(flow, Exact().bind(Noise(0), torch.arange(len(x)), x))
+    dynamics = WithLogDensity(flow, ExactTrace().bind(Noise(0), torch.arange(len(x)), x))
     return dynamics, (x, torch.zeros(len(x), 1, dtype=x.dtype))
 
 

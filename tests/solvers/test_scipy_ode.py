@@ -15,7 +15,7 @@ from sde.noise import Noise
 from sde.processes import VP
 from sde.sampling import sample
 from sde.solvers import ScipyODE
-from sde.trace import Exact
+from sde.trace import ExactTrace
 
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 GOOD = torch.tensor([True, True, False, True, True, False, True, True])
@@ -38,7 +38,7 @@ def test_a_marked_sample_becomes_nan_and_leaves_the_others_alone(method: str, va
 def test_a_marked_sample_has_no_log_density() -> None:
     solver = ScipyODE(per_sample=True, on_failure="mark")
     healthy, ill = Broken([]), Broken([2, 5])
-    a, b = (log_prob(d, X, solver=solver, condition=ROWS, trace=Exact()) for d in (healthy, ill))
+    a, b = (log_prob(d, X, solver=solver, condition=ROWS, trace=ExactTrace()) for d in (healthy, ill))
     for name in ("nats", "prior", "divergence", "latent"):
         assert torch.equal(getattr(b, name)[GOOD], getattr(a, name)[GOOD]), name
         assert bool(getattr(b, name)[~GOOD].isnan().all()), name
@@ -120,7 +120,7 @@ def test_a_state_that_asks_for_gradients_is_refused_before_the_first_call() -> N
 def test_a_drift_that_asks_for_gradients_is_refused(gaussian: Gaussian) -> None:
     """With the log-density it always does while gradients are on, as its divergence is differentiable in x."""
     x = torch.ones(2, 2, dtype=torch.float64)
-    dynamics = WithLogDensity(Reverse(gaussian.denoiser(VP()), 0.0), Exact().bind(Noise(0), torch.arange(2), x))
+    dynamics = WithLogDensity(Reverse(gaussian.denoiser(VP()), 0.0), ExactTrace().bind(Noise(0), torch.arange(2), x))
     state = (x, x.new_zeros(2, 1))
     with pytest.raises(ValueError, match=r"gradients do not pass through SciPy.*or torch\.no_grad"):
         ScipyODE()(dynamics, state)

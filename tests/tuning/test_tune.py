@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde import tune_grid
-from sde.denoisers import NetworkDenoiser
+from sde.denoisers import Denoiser, NetworkDenoiser, Prediction
 from sde.exact import Mixture
 from sde.grids import Explicit, Karras, LogSNR, Quadratic, Uniform
 from sde.likelihood import log_prob
@@ -32,7 +32,7 @@ from sde.solvers import (
     RungeKutta,
     UniPC,
 )
-from sde.trace import Exact
+from sde.trace import ExactTrace
 from sde.tuning import EqualError, Gradient, load_grid, save_grid
 
 FLOW = {"rtol": 1e-10, "atol": 1e-10}
@@ -74,11 +74,11 @@ def test_a_grid_for_likelihoods(mixture: Mixture) -> None:
     d, generator = mixture.denoiser(process), torch.Generator().manual_seed(0)
     pilot, x = mixture.at(process, process.t_min).sample(88, generator=generator).split([24, 64])
     prior = mixture.at(process, process.t_max)
-    grid = tune_grid(d, data=pilot, solver=solver, trace=Exact(), tuning=Gradient(40))
+    grid = tune_grid(d, data=pilot, solver=solver, trace=ExactTrace(), tuning=Gradient(40))
     exact = mixture.log_prob(x, process, process.t_min)
 
     def mean_error(solver: GridSteps) -> float:
-        return float((log_prob(d, x, solver=solver, trace=Exact(), prior=prior).nats - exact).abs().mean())
+        return float((log_prob(d, x, solver=solver, trace=ExactTrace(), prior=prior).nats - exact).abs().mean())
 
     usual = [mean_error(replace(solver, grid=g)) for g in (LogSNR(), Uniform(), Quadratic(), Karras())]
     assert mean_error(replace(solver, grid=grid)) < 0.5 * min(usual), usual
@@ -93,11 +93,8 @@ def test_the_pilot_is_not_the_sample(mixture: Mixture) -> None:
             seen.append(x_t)
             return mixture.denoiser(VP())(x_t, t)
 
-        def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            return (x_t - expand(self.process.alpha(t), x_t) * self(x_t, t)) / expand(self.process.sigma(t), x_t)
-
-        def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            return -self.noise(x_t, t) / expand(self.process.sigma(t), x_t)
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return Denoiser.predict(self, what, x_t, t, **condition)
 
     d = Seen(nn.Identity(), VP())
     tune_grid(d, (4, 2), DEIS(3), tuning=EqualError(3, 20), dtype=torch.float64, seed=5)
@@ -147,12 +144,8 @@ def test_conditions_reach_the_denoiser(mixture: Mixture) -> None:
             assert condition["label"].shape == (len(x_t),)
             return mixture.denoiser(VP())(x_t, t)
 
-        def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            self(x_t, t, **condition)
-            return mixture.denoiser(VP()).score(x_t, t)
-
-        def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            return -expand(self.process.sigma(t), x_t) * self.score(x_t, t, **condition)
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return Denoiser.predict(self, what, x_t, t, **condition)
 
     d = Told(nn.Identity(), VP())
     label = torch.tensor([0, 1, 1, 0])
@@ -184,8 +177,8 @@ def test_what_else_is_refused(mixture: Mixture) -> None:
 
 def test_a_denoiser_that_is_not_finite_is_an_error() -> None:
     class Broken(NetworkDenoiser):
-        def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-            return x_t * (math.nan if float(t) < 0.5 else 1.0)
+        def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            return x_t * expand(torch.where(t < 0.5, math.nan, 1.0), x_t)
 
     with pytest.raises(FloatingPointError):
         tune_grid(Broken(MLP(2, 8, 1), VP()), (4, 2), DEIS(4))

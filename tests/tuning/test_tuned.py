@@ -52,7 +52,7 @@ def test_45_calls_for_a_thousandth_of_a_bit() -> None:
     grid = sde.tune_grid(d, data=pilot, solver=solver, tuning=Gradient(12, starts=1))
     errors: dict[str, float] = {}
     for name, tuned in (("tuned", replace(solver, grid=grid)), ("as it is", solver)):
-        r = sde.log_prob(d, x, solver=tuned, trace=sde.Exact(), prior=target.at(process, process.t_max))
+        r = sde.log_prob(d, x, solver=tuned, trace=sde.ExactTrace(), prior=target.at(process, process.t_max))
         assert int(r.nfe.max()) == 45
         error = (r.nats - target.log_prob(x, process, process.t_min)).abs() / (64 * math.log(2.0))
         errors[name] = float(error.mean())
