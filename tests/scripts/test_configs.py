@@ -81,8 +81,10 @@ IMAGES = DataSet("images", Scaling.interval(4), *(Split(torch.ones(2, 3, 6, 6, d
 VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for _ in range(2)))
 
 
-@pytest.mark.parametrize("process", leaves("sde"))
-@pytest.mark.parametrize("leaf", leaves("denoiser"))
+@pytest.mark.parametrize(
+    ("leaf", "process"),
+    [*((leaf, "vp") for leaf in leaves("denoiser")), *(("noise", sde) for sde in leaves("sde") if sde != "vp")],
+)
 def test_denoiser_and_sde(leaf: str, process: str) -> None:
     """The defaults of every file are the library's own, and a fresh network answers finite readings."""
     config = composed("train", f"denoiser={leaf}", f"sde={process}", "network=mlp", "network.width=8")
