@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One fault: `old`, a regular expression, becomes `new` at its first match in `file`, from the repository's root."""
+    """One fault: `old`, a regular expression, becomes `new` at its first match in `file`, a path in the repository."""
 
     file: str
     old: str
@@ -136,10 +136,19 @@ BIND = Group(
 
 SOLVERS = Group(
     (
-        "tests/solvers/test_contract.py",
-        "tests/solvers/test_orders.py",
         "tests/solvers/test_moments.py",
+        "tests/solvers/test_multistep.py",
+        "tests/solvers/test_midpoint.py",
+        "tests/solvers/test_heun.py",
+        "tests/solvers/test_ancestral.py",
+        "tests/solvers/test_stochastic_runge_kutta.py",
+        "tests/solvers/test_adaptive.py",
+        "tests/solvers/test_adaptive_sde.py",
+        "tests/solvers/test_runge_kutta.py",
+        "tests/solvers/test_order_table.py",
+        "tests/solvers/test_orders.py",
         "tests/solvers/test_invariance.py",
+        "tests/solvers/test_contract.py",
     ),
     within(
         "sde/solvers",

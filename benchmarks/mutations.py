@@ -1,8 +1,8 @@
 """Mutations: small faults put into the package one after the other, to see which of them the tests notice.
 
-`mutants.py` beside this file lists the faults. Each is made in a copy of the repository, and the tests named with it run
-there until the first one fails. A mutant that survives is a fault that those tests would let through; after a change of
-the tests no mutant may survive that was killed before.
+`mutants.py` beside this file lists the faults. Each is made in a copy of the repository, and the tests named with it
+run there until the first one fails. A mutant that survives is a fault that those tests would let through; after a
+change of the tests no mutant may survive that was killed before.
 
     python benchmarks/mutations.py                        all of them, about fifteen minutes
     python benchmarks/mutations.py exact dynamics         those of the groups whose names contain a word
