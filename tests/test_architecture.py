@@ -134,6 +134,21 @@ def test_no_import_is_for_the_types_alone() -> None:
     assert not offenders, offenders
 
 
+# What the methods of `sde/solvers` may share; none imports another.
+_SHARED = {"base", "adaptive", "coordinates", "multistep", "tableaus"}
+
+
+def test_solver_methods_do_not_import_each_other() -> None:
+    methods = [name for name in MODULES if name.startswith("sde.solvers.")]
+    offenders = [
+        (name, other)
+        for name in methods
+        for other in imports(name)
+        if other in methods and other.rpartition(".")[2] not in _SHARED
+    ]
+    assert not offenders, offenders
+
+
 # What draws from a global generator, and what seeds one.
 _DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson", "rand_like"}
 _DRAWS |= {"randn_like", "randint_like", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_"}

@@ -261,12 +261,10 @@ class Broken(Denoiser):
 def test_a_drift_that_is_not_finite_ends_with_sample_and_time(value: float) -> None:
     d = Broken(value, row=2, below=0.5)
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pytest.raises(
-        FloatingPointError, match=r"sample 2 is stuck at t=0\.5.*not finite.*check the denoiser"
-    ) as error:
+    with pytest.raises(FloatingPointError, match=r"sample 2 .*t=0\.5.*not finite") as error:
         sample(d, x_T=x, solver=RungeKutta(), condition={"row": torch.arange(4)})
     assert "Dormand-Prince" in str(error.value)
-    with pytest.raises(FloatingPointError, match=r"not finite at t=0\.[45].*check the denoiser"):
+    with pytest.raises(FloatingPointError, match=r"not finite.*t=0\.[45]"):
         sample(d, x_T=x, solver=ScipyODE(), condition={"row": torch.arange(4)})
 
 
@@ -277,7 +275,7 @@ def test_a_drift_that_is_never_finite_ends_at_once(value: float) -> None:
     nfe = torch.zeros(3, dtype=torch.int64)
     condition = {"row": torch.arange(3)}
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pytest.raises(FloatingPointError, match=r"sample 1 is stuck at t=1.*not finite"):
+    with pytest.raises(FloatingPointError, match=r"sample 1 .*t=1.*not finite"):
         RungeKutta(max_steps=400)(Reverse(Conditioned(d, condition, nfe), 0.0), (x,))
     assert int(nfe.max()) < 300
 
@@ -285,9 +283,9 @@ def test_a_drift_that_is_never_finite_ends_at_once(value: float) -> None:
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
-        (RungeKutta(max_steps=5), r"sample \d is still near t=.* after max_steps=5 steps; raise max_steps, or rtol"),
-        (ScipyODE(max_steps=5), "RK45 is still at t=.* after max_steps=5 steps; raise max_steps, or rtol"),
-        (ScipyODE(max_steps=5, per_sample=True), "still at t=.* after max_steps=5 steps"),
+        (RungeKutta(max_steps=5), r"sample \d .*t=.*max_steps=5 "),
+        (ScipyODE(max_steps=5), "RK45 .*t=.*max_steps=5 "),
+        (ScipyODE(max_steps=5, per_sample=True), "RK45 .*t=.*sample 0.*max_steps=5 "),
     ],
 )
 def test_the_budget_ends_with_an_error(mixture: Mixture, solver: Solver, message: str) -> None:
@@ -308,5 +306,5 @@ def test_the_budget_may_be_spent_to_the_last_step(mixture: Mixture, make: Callab
 def test_gradients_do_not_pass_through_scipy(gaussian: Gaussian) -> None:
     x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
     d = gaussian.denoiser(VP())
-    with pytest.raises(ValueError, match=r"gradients do not pass through SciPy; use sde.solvers.RungeKutta"):
+    with pytest.raises(ValueError, match=r"ScipyODE.*gradients.*RungeKutta"):
         log_prob(d, x, solver=ScipyODE(), differentiable=True)

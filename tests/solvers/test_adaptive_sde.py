@@ -278,7 +278,7 @@ class Broken(Denoiser):
 @pytest.mark.parametrize(("below", "where"), [(0.5, r"t=0\.5"), (2.0, r"t=1: the drift is not finite there")])
 def test_a_failure_names_sample_and_time(gaussian: Gaussian, value: float, below: float, where: str) -> None:
     d = Broken(gaussian, value, row=2, below=below)
-    with pytest.raises(FloatingPointError, match=f"AdaptiveSDE: sample 2 is stuck at {where}.*check the denoiser"):
+    with pytest.raises(FloatingPointError, match=f"AdaptiveSDE.*sample 2 .*{where}"):
         sample(d, (4, 2), solver=AdaptiveSDE(0.1, 0.1), condition={"row": torch.arange(4)}, dtype=torch.float64)
 
 
@@ -301,7 +301,7 @@ def test_the_budget_may_be_spent_to_the_last_step(mixture: Mixture) -> None:
     noise = PATH.batch(torch.arange(6), (2,), torch.float64)
     n = sum(1 for _ in AdaptiveSDE(0.2, 0.2).trajectory(dynamics, x, noise)) - 1
     assert bool(AdaptiveSDE(0.2, 0.2, max_steps=n)(dynamics, x, noise)[0].isfinite().all())
-    with pytest.raises(FloatingPointError, match=rf"sample \d is still near t=.* max_steps={n - 1} steps; raise"):
+    with pytest.raises(FloatingPointError, match=rf"sample \d .*t=.*max_steps={n - 1} "):
         AdaptiveSDE(0.2, 0.2, max_steps=n - 1)(dynamics, x, noise)
     (marked,) = AdaptiveSDE(0.2, 0.2, max_steps=n - 1, on_failure="mark")(dynamics, x, noise)
     assert bool(marked.isnan().any())
@@ -311,12 +311,12 @@ def test_the_budget_may_be_spent_to_the_last_step(mixture: Mixture) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rtol": 0.0}, "rtol > 0"),
-        ({"atol": math.nan}, "atol > 0"),
-        ({"max_steps": 0}, "max_steps >= 1"),
-        ({"first_step": 0.0}, r"first_step in \(0, 1\]"),
-        ({"first_step": 1.5}, r"first_step in \(0, 1\]"),
-        ({"on_failure": "ignore"}, "on_failure is .*raise.*mark.*, got 'ignore'"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"atol": math.nan}, "atol=nan"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"first_step": 0.0}, "first_step=0.0"),
+        ({"first_step": 1.5}, "first_step=1.5"),
+        ({"on_failure": "ignore"}, "on_failure.*'ignore'"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde.denoisers import Conditioned, Denoiser
-from sde.dynamics import Dynamics, Reverse, State, WithLogDensity
+from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.noise import Noise, StepNoise
@@ -63,7 +63,7 @@ class Case:
 
     Attributes:
         solver: the solver.
-        etas: the shares of noise it serves, of 0, 0.5 and 1.
+        etas: the stochasticities it serves, of 0, 0.5 and 1.
         log_density: whether it serves a flow with log-density.
         calls: network calls for N steps, or None where the error decides.
         semilinear: whether it needs the drift in parts.
@@ -196,6 +196,17 @@ def begin(mixture: Mixture, process: SDE, n: int) -> Tensor:
 
 
 @CASES
+def test_the_class_attributes_are_what_is_served(case: Case) -> None:
+    solver = case.solver
+    assert solver.needs is Dynamics or case.semilinear
+    assert issubclass(solver.needs, Semilinear) == case.semilinear
+    assert solver.eta in case.etas
+    assert (solver.serves_log_density and not solver.draws) == case.log_density
+    # A start or a predictor may serve less than the class does.
+    assert solver.serves_noise or case.etas == (0.0,)
+
+
+@CASES
 def test_any_event_shape(case: Case, generator: torch.Generator) -> None:
     """An image and the same numbers as a vector: the same result."""
     root = torch.randn(12, 12, generator=generator, dtype=torch.float64) / 4.0
@@ -208,12 +219,10 @@ def test_any_event_shape(case: Case, generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize(("name", "eta"), REFUSED)
-def test_the_wrong_share_of_noise_is_refused(name: str, eta: float) -> None:
+def test_a_stochasticity_that_it_does_not_serve_is_refused(name: str, eta: float) -> None:
     solver = SOLVERS[name].solver
-    reason = (
-        "ancestral sampling.*reverse SDE" if eta != 1.0 and "Ancestral" in name else "ordinary differential equations"
-    )
-    with pytest.raises(ValueError, match=f"{type(solver).__name__} cannot serve this dynamics: .*{reason}"):
+    reason = f"eta=1.*got eta={eta}" if "Ancestral" in name else "noise.*(eta=0|Ramp)"
+    with pytest.raises(ValueError, match=f"{type(solver).__name__}.*{reason}"):
         solver.bind(Reverse(Untouched(VP()), eta))
 
 
@@ -225,7 +234,7 @@ def test_a_refusal_comes_before_the_first_network_call() -> None:
         lambda: sample(Untouched(VP()), (3, 2), solver=Euler(N), eta=1.0),
         lambda: log_prob(Untouched(VP()), torch.zeros(3, 2), solver=EulerMaruyama(N)),
     ):
-        with pytest.raises(ValueError, match="cannot serve this dynamics"):
+        with pytest.raises(ValueError, match=r"Euler.*(noise|log-density)"):
             attempt()
 
 
@@ -243,18 +252,14 @@ def test_the_log_density_goes_along_without_a_change_of_the_path(mixture: Mixtur
 @pytest.mark.parametrize("name", where(log_density=False))
 def test_the_log_density_is_refused(name: str) -> None:
     solver = SOLVERS[name].solver
-    reason = "moves x alone.*use an ODE solver for likelihoods|reverse SDE|parts of Reverse"
-    with pytest.raises(ValueError, match=f"{type(solver).__name__} .*({reason})"):
+    with pytest.raises(ValueError, match=f"{type(solver).__name__}.*log-density"):
         solver.bind(carried(Reverse(Untouched(VP()), 0.0)))
 
 
 @pytest.mark.parametrize("name", where(semilinear=True))
 def test_a_drift_alone_is_refused(name: str) -> None:
     solver = SOLVERS[name].solver
-    message = (
-        f"{type(solver).__name__} needs a dynamics with the parts of (Semilinear|Reverse), got DriftOnly; use a solver"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{type(solver).__name__}.*{solver.needs.__name__}.*DriftOnly"):
         solver.bind(DriftOnly(VP()))
 
 
@@ -267,7 +272,7 @@ def test_a_drift_alone_is_served(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in where(semilinear=False) if SOLVERS[name].etas == (0.0,)])
 def test_a_drift_with_noise_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="ordinary differential equations"):
+    with pytest.raises(ValueError, match=r"noise.*eta=0"):
         SOLVERS[name].solver.bind(DriftOnly(VP(), spread=1.0))
 
 
@@ -286,7 +291,7 @@ def test_encoding_is_served(name: str) -> None:
 @pytest.mark.parametrize(("name", "eta"), DRAWING)
 def test_encoding_with_noise_is_refused(name: str, eta: float) -> None:
     process = VP()
-    with pytest.raises(ValueError, match=r"noise runs from large times to small ones.*the flow \(eta=0\)"):
+    with pytest.raises(ValueError, match=r"noise.*start=.*stop=.*eta=0"):
         SOLVERS[name].solver.bind(Reverse(Untouched(process), eta), process.t_min, process.t_max)
 
 
@@ -294,14 +299,14 @@ def test_encoding_with_noise_is_refused(name: str, eta: float) -> None:
     ("start", "stop"), [(1.0, 1.0), (2.0, 0.5), (1.0, 0.0), (math.nan, 0.5), (1.0, math.nan), (0.5, -1.0), (1.0, 1.001)]
 )
 def test_times_outside_the_process_are_refused(start: float, stop: float) -> None:
-    with pytest.raises(ValueError, match=r"two different times within \[1e-05, 1\.0\].*got start="):
+    with pytest.raises(ValueError, match=rf"\[1e-05, 1\.0\].*start={start}, stop={stop}"):
         Heun(N).bind(Reverse(Untouched(VP()), 0.0), start, stop)
 
 
 @pytest.mark.parametrize(("name", "eta"), DRAWING)
 def test_noise_is_asked_for_where_it_is_needed(name: str, eta: float) -> None:
     solver = SOLVERS[name].solver
-    with pytest.raises(ValueError, match=f"{type(solver).__name__} draws noise.*needs noise=, got None"):
+    with pytest.raises(ValueError, match=f"{type(solver).__name__}.*noise=.*None"):
         solver(Reverse(Untouched(VP()), eta), (torch.zeros(3, 2),))
 
 
@@ -314,7 +319,7 @@ def test_noise_is_not_looked_at_where_none_is_needed(mixture: Mixture, name: str
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, 10.0, True, "10"])
 def test_steps_are_a_whole_number(steps: object) -> None:
-    with pytest.raises(ValueError, match=f"Euler needs a whole number of steps >= 1, got steps={steps!r}"):
+    with pytest.raises(ValueError, match=f"Euler.*steps={steps!r}"):
         Euler(steps)  # type: ignore[arg-type]
 
 
@@ -326,26 +331,26 @@ def test_every_method_on_a_grid_checks_its_steps(name: str) -> None:
 
 @pytest.mark.parametrize("v", [-0.1, 1.1, math.nan])
 def test_ancestral_variance_is_a_share(v: float) -> None:
-    with pytest.raises(ValueError, match=r"v in \[0, 1\].*got v="):
+    with pytest.raises(ValueError, match=rf"\[0, 1\].*v={v}"):
         Ancestral(3, v=v)
 
 
 @pytest.mark.parametrize("corrector", [Langevin, SongLangevin])
 @pytest.mark.parametrize(("snr", "steps"), [(0.0, 1), (-1.0, 1), (math.nan, 1), (math.inf, 1), (0.1, 0)])
 def test_corrector_settings_are_checked(corrector: type, snr: float, steps: int) -> None:
-    with pytest.raises(ValueError, match="snr > 0 and steps >= 1, got snr="):
+    with pytest.raises(ValueError, match=f"Langevin.*(snr={snr}|steps={steps})"):
         corrector(snr, steps)
 
 
 def test_a_predictor_has_a_fixed_grid() -> None:
-    with pytest.raises(ValueError, match=r"predictor on a fixed grid .* got RungeKutta"):
+    with pytest.raises(ValueError, match=r"PredictorCorrector.*RungeKutta"):
         PredictorCorrector(RungeKutta(), Langevin(0.1))  # type: ignore[arg-type]
 
 
 def test_a_predictor_corrector_is_no_predictor() -> None:
     """Both correctors would draw the same normals; more Langevin steps are `Langevin(steps=)`."""
     inner = PredictorCorrector(Ancestral(4), Langevin(0.1))
-    with pytest.raises(ValueError, match="corrects nothing itself, got PredictorCorrector"):
+    with pytest.raises(ValueError, match="got PredictorCorrector"):
         PredictorCorrector(inner, Langevin(0.1))
 
 
@@ -361,7 +366,7 @@ def test_a_schedule_that_is_no_diffusion_is_refused() -> None:
         def var(self, t: Tensor) -> Tensor:
             return 1.0 / (1.0 + t)
 
-    with pytest.raises(ValueError, match=r"is no diffusion: log_snr does not decrease at t=0\.0"):
+    with pytest.raises(ValueError, match=r"log_snr.*t=0\.0"):
         Heun(N).bind(Reverse(Untouched(Backwards()), 0.0))
 
 
@@ -370,12 +375,12 @@ def test_a_schedule_that_is_no_diffusion_is_refused() -> None:
     "settings", [{"rtol": 0.0}, {"atol": 0.0}, {"rtol": math.nan}, {"atol": -1.0}, {"max_steps": 0}]
 )
 def test_tolerances_are_checked(method: type, settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"{method.__name__} needs .*{next(iter(settings))}"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*{next(iter(settings))}="):
         method(**settings)
 
 
 def test_scipy_methods_are_named() -> None:
-    with pytest.raises(ValueError, match=r"method is one of RK23, .*LSODA, got 'rk4'"):
+    with pytest.raises(ValueError, match=r"RK23.*LSODA.*'rk4'"):
         ScipyODE("rk4")
 
 

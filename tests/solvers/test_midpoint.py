@@ -192,9 +192,9 @@ def test_a_latent_comes_back(mixture: Mixture, method: type[GridSteps], order: i
 def test_ends_without_noise_are_refused_before_the_first_call(method: type[GridSteps]) -> None:
     nfe = torch.zeros(2, dtype=torch.int64)
     flow = Reverse(Conditioned(Curved(VP(t_min=0.0)), None, nfe), 0.0)
-    with pytest.raises(ValueError, match=r"steps in log-SNR cannot begin or end at t=0, .*no noise.*such as Midpoint"):
+    with pytest.raises(ValueError, match=r"log-SNR.*t=0, .*Midpoint"):
         method(4).bind(flow)
-    with pytest.raises(ValueError, match=f"{method.__name__} needs a dynamics with the parts of Semilinear, got Clock"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*Semilinear.*Clock"):
         method(4).bind(Clock(1))
     assert nfe.tolist() == [0, 0]
     (y,) = Midpoint(4)(flow, (torch.ones(2, 2, dtype=torch.float64),), None, 1.0, 0.1)
@@ -203,7 +203,7 @@ def test_ends_without_noise_are_refused_before_the_first_call(method: type[GridS
 
 @EACH
 def test_noise_is_refused(method: type[GridSteps], order: int) -> None:
-    with pytest.raises(ValueError, match=f"{method.__name__} cannot serve this dynamics: .*ordinary differential"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*noise.*eta=0"):
         method(4).bind(Reverse(Curved(VP()), 1.0))
 
 

@@ -191,7 +191,7 @@ class Poisoned(Denoiser):
 @pytest.mark.parametrize(("per_sample", "whose"), [(False, ""), (True, r" \(sample 1\)")])
 def test_a_drift_that_is_not_finite_ends_with_the_time(gaussian: Gaussian, per_sample: bool, whose: str) -> None:
     solver = TorchSDE("srk", rtol=0.3, atol=0.3, per_sample=per_sample)
-    with pytest.raises(FloatingPointError, match=rf"drift is not finite at t=0\.[1-4]\d*{whose}; check the denoiser"):
+    with pytest.raises(FloatingPointError, match=rf"drift.*t=0\.[1-4]\d*{whose}"):
         sample(Poisoned(gaussian), (3, 2), solver=solver, condition={"row": torch.arange(3)}, dtype=torch.float64)
 
 
@@ -199,7 +199,7 @@ def test_the_budget_ends_with_an_error(gaussian: Gaussian) -> None:
     d = gaussian.denoiser(VP())
     for per_sample, whose in ((False, ""), (True, r" \(sample 0\)")):
         solver = TorchSDE("srk", rtol=1e-3, atol=1e-3, max_steps=5, per_sample=per_sample)
-        message = rf"srk is still near t=0\..*{whose} after max_steps=5 steps; raise"
+        message = rf"srk .*t=0\..*{whose} .*max_steps=5 "
         with pytest.raises(FloatingPointError, match=message):
             sample(d, (2, 2), solver=solver, dtype=torch.float64)
 
@@ -218,23 +218,23 @@ class Rough(Denoiser):
 def test_a_tolerance_that_cannot_be_met_ends_with_an_error() -> None:
     """An error, and not torchsde's warning about its smallest step."""
     solver = TorchSDE("euler", rtol=1e-6, atol=1e-6, max_steps=200)
-    with pytest.raises(FloatingPointError, match=r"torchsde's euler is stuck at t=[01].*no step is small enough"):
+    with pytest.raises(FloatingPointError, match=r"euler .*t=[01].*no step"):
         sample(Rough(), (1, 2), solver=solver, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "rk4"}, "method is one of euler, milstein, srk, .*, got 'rk4'"),
-        ({"method": "adjoint_reversible_heun"}, "method is one of"),
-        ({"method": "srk", "sde_type": "stratonovich"}, "srk is a method for sde_type='ito', got 'stratonovich'"),
-        ({"method": "heun", "sde_type": "ito"}, "heun is a method for sde_type='stratonovich', got 'ito'"),
+        ({"method": "rk4"}, "euler.*'rk4'"),
+        ({"method": "adjoint_reversible_heun"}, "euler.*'adjoint_reversible_heun'"),
+        ({"method": "srk", "sde_type": "stratonovich"}, "srk.*'ito', got 'stratonovich'"),
+        ({"method": "heun", "sde_type": "ito"}, "heun.*'stratonovich', got 'ito'"),
         ({"sde_type": "Ito"}, "got 'Ito'"),
-        ({"steps": 0}, "whole number of steps >= 1, or None for adaptive ones, got steps=0"),
-        ({"steps": 2.0}, "got steps=2.0"),
-        ({"steps": True}, "got steps=True"),
-        ({"rtol": 0.0}, "rtol > 0"),
-        ({"max_steps": 0}, "max_steps >= 1"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 2.0}, "steps=2.0"),
+        ({"steps": True}, "steps=True"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"max_steps": 0}, "max_steps=0"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:
