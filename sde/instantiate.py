@@ -40,9 +40,10 @@ MOVED = {
     "sde.interop.writing": "sde.storage.checkpoint",
     "sde.journal": "sde.storage.journal",
     "sde.learned_variance": "sde.denoisers",
+    "sde.likelihood.Paired": "sde.evaluation.Paired",
     "sde.likelihood.bound": "sde.likelihood.bounds",
-    "sde.likelihood.bound_chain": "sde.likelihood.chain_bound",
-    "sde.likelihood.budget": "sde.likelihood.error_budget",
+    "sde.likelihood.bound_chain": "sde.likelihood",
+    "sde.likelihood.budget": "sde.likelihood",
     "sde.likelihood.data_end": "sde.likelihood.truncation",
     "sde.likelihood.dequantise": "sde.likelihood",
     "sde.likelihood.dequantiser_file": "sde.evaluation",
@@ -54,6 +55,7 @@ MOVED = {
     "sde.likelihood.measures": "sde.evaluation.bounds_table",
     "sde.likelihood.ode": "sde.likelihood.flow",
     "sde.likelihood.out_of_distribution": "sde.evaluation.out_of_distribution",
+    "sde.likelihood.paired": "sde.evaluation.paired",
     "sde.likelihood.pairing": "sde.evaluation.pairing",
     "sde.likelihood.parts": "sde.evaluation.shards",
     "sde.likelihood.picture": "sde.evaluation.plots",
@@ -66,6 +68,7 @@ MOVED = {
     "sde.runs": "sde.training.run",
     "sde.solvers.variables": "sde.solvers.coordinates",
     "sde.store": "sde.storage.store",
+    "sde.trace.exact": "sde.trace",
     "sde.tuning.kept": "sde.tuning.cache",
     "sde.wrappers": "sde.denoisers",
 }
@@ -94,11 +97,10 @@ def _public_name(name: Any) -> Any:
         return name
     parts = current(name).split(".")
     target = _resolve(parts)
-    for room in ("sde", ".".join(parts[:2])):
-        for start in range(1, len(parts)):
-            candidate = [*room.split("."), *parts[start:]]
-            if target is not None and _resolve(candidate) == target:
-                return ".".join(candidate)
+    candidates = [[*room, *parts[start:]] for room in (parts[:1], parts[:2]) for start in range(1, len(parts))]
+    for candidate in sorted(candidates, key=len):
+        if target is not None and _resolve(candidate) == target:
+            return ".".join(candidate)
     return ".".join(parts)
 
 

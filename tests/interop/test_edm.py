@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.fixtures import recorded
 from torch import Tensor
 
 import sde
@@ -58,7 +58,7 @@ def assert_close(value: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_denoised_are_the_original_s(name: str, recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_denoised_are_the_original_s(name: str, tmp_path: Path) -> None:
     r = recorded(name)
     model = load(r, tmp_path)
     none = None if model.classes is None else torch.tensor(model.classes)
@@ -71,9 +71,7 @@ def test_the_denoised_are_the_original_s(name: str, recorded: Callable[[str], An
 
 @pytest.mark.parametrize("process", OTHERS, ids=lambda process: type(process).__name__)
 @pytest.mark.parametrize("name", CASES)
-def test_any_process_serves_the_same_network(
-    name: str, process: SDE, recorded: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_any_process_serves_the_same_network(name: str, process: SDE, tmp_path: Path) -> None:
     r = recorded(name)
     model = load(r, tmp_path, process)
     assert model.process is process
@@ -82,7 +80,7 @@ def test_any_process_serves_the_same_network(
     assert_close(denoised(model, r["x"], log_snrs, none), r["denoised"])
 
 
-def test_the_process_and_its_conventions(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_process_and_its_conventions(tmp_path: Path) -> None:
     def parts(name: str, **changes: Any) -> tuple[Any, ...]:
         d = load(recorded(name), tmp_path, **changes).denoiser
         return d.process, d.parametrisation, d.level
@@ -102,7 +100,7 @@ def test_the_process_and_its_conventions(recorded: Callable[[str], Any], tmp_pat
     assert matched == MatchedLevel(sde.VP(0.1, 20.0, t_min=1e-5), TimeLevel(999.0))
 
 
-def test_the_table_of_an_iddpm_chain_is_compared(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_table_of_an_iddpm_chain_is_compared(tmp_path: Path) -> None:
     r = recorded("edm_iddpm_adm")
     for change in ({"C_2": 0.01}, {"M": 999}):
         with pytest.raises(ValueError, match="u is not what the settings say: check M, C_1 and C_2"):
@@ -111,7 +109,7 @@ def test_the_table_of_an_iddpm_chain_is_compared(recorded: Callable[[str], Any],
     assert load(r, tmp_path).process.t_min == 1 / 1000
 
 
-def test_a_sample_is_an_image(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_sample_is_an_image(tmp_path: Path) -> None:
     model = load(recorded("edm_ddpmpp"), tmp_path)
     x = model.sample(2, solver=sde.solvers.Heun(2, grid=sde.grids.Karras()))
     assert (x.shape, x.dtype, model.classes) == ((2, 3, 8, 8), torch.uint8, 4)
@@ -120,7 +118,7 @@ def test_a_sample_is_an_image(recorded: Callable[[str], Any], tmp_path: Path) ->
     torch.testing.assert_close(model.scaling.to_model(v, u, dtype=torch.float64), v.double() / 127.5 - 1.0)
 
 
-def test_settings_lie_beside_or_within(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_settings_lie_beside_or_within(tmp_path: Path) -> None:
     r = recorded("edm_adm")
     model, path = load(r, tmp_path), tmp_path / "beside.pt"
     torch.save(r.state, path)
@@ -135,7 +133,7 @@ def test_settings_lie_beside_or_within(recorded: Callable[[str], Any], tmp_path:
     assert again.process == model.process
 
 
-def test_a_file_of_safetensors_serves_too(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_file_of_safetensors_serves_too(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     r = recorded("edm_vp_ddpmpp")
     path = tmp_path / "network.safetensors"
@@ -180,15 +178,13 @@ def test_a_file_of_safetensors_serves_too(recorded: Callable[[str], Any], tmp_pa
         ("edm_vp_ddpmpp", {"img_resolution": 16}, "does not hold the"),
     ],
 )
-def test_wrong_settings_are_one_error(
-    name: str, change: dict[str, Any], message: str, recorded: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_wrong_settings_are_one_error(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load(recorded(name), tmp_path, **change)
     assert str(caught.value).startswith(str(tmp_path / "network.pt"))
 
 
-def test_settings_are_asked_for(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_settings_are_asked_for(tmp_path: Path) -> None:
     r, path = recorded("edm_adm"), tmp_path / "network.pt"
     torch.save(r.state, path)
     with pytest.raises(ValueError, match="give settings="):
@@ -209,9 +205,7 @@ def test_settings_are_asked_for(recorded: Callable[[str], Any], tmp_path: Path) 
         ("edm_iddpm_adm", "model.out_conv.weight", r"1 missing \(outlet.2.weight\)"),
     ],
 )
-def test_a_missing_weight_is_named(
-    name: str, gone: str, message: str, recorded: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_a_missing_weight_is_named(name: str, gone: str, message: str, tmp_path: Path) -> None:
     r = recorded(name)
     del r.state[gone]
     with pytest.raises(ValueError, match=message):
@@ -230,7 +224,7 @@ def test_a_missing_weight_is_named(
         ("edm_adm", "u"),
     ],
 )
-def test_an_extra_weight_is_named(name: str, extra: str, recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_an_extra_weight_is_named(name: str, extra: str, tmp_path: Path) -> None:
     r = recorded(name)
     r.state[extra] = torch.zeros(3)
     with pytest.raises(ValueError, match="1 not the network's") as caught:
@@ -238,7 +232,7 @@ def test_an_extra_weight_is_named(name: str, extra: str, recorded: Callable[[str
     assert "conv9" in str(caught.value) or "missing" not in str(caught.value)
 
 
-def test_no_two_weights_share_a_place(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_no_two_weights_share_a_place(tmp_path: Path) -> None:
     r = recorded("edm_adm")
     r.state["map_layer0.weight"] = r.state["model.map_layer0.weight"]
     with pytest.raises(ValueError, match=r"1 not the network's \(map_layer0\.weight\)"):
@@ -259,7 +253,7 @@ def test_no_two_weights_share_a_place(recorded: Callable[[str], Any], tmp_path: 
     ],
 )
 def test_a_misshapen_weight_is_named(
-    name: str, bent: str, shape: tuple[int, ...], message: str, recorded: Callable[[str], Any], tmp_path: Path
+    name: str, bent: str, shape: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     r = recorded(name)
     r.state[bent] = torch.zeros(shape)
@@ -267,7 +261,7 @@ def test_a_misshapen_weight_is_named(
         load(r, tmp_path)
 
 
-def test_other_files_are_not_recognised(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_other_files_are_not_recognised(tmp_path: Path) -> None:
     for content in (recorded("openai_fixed").state, {"model": {}}, [1, 2]):
         torch.save(content, tmp_path / "other.pt")
         assert not edm.recognises(Source(tmp_path / "other.pt"))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from support.score_sde import outputs
 
 import sde
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"
 CASES = [
     ("ddpm_vp", "vp", sde.VP()),
     ("ddpmpp_vp", "vp", sde.VP()),
@@ -23,11 +20,7 @@ CASES = [
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def recorded(request):
     file, key, process = request.param
-    path = FOLDER / f"{file}.npz"
-    if not path.exists():
-        pytest.skip(f"needs ../shared/reference/score_sde/{file}.npz, which is not there")
-    with np.load(path, allow_pickle=False) as arrays:
-        return process, {k.removeprefix(f"{key}/"): torch.from_numpy(arrays[k]) for k in arrays.files}
+    return process, {k.removeprefix(f"{key}/"): value for k, value in outputs(file).items()}
 
 
 def test_the_forward_sde_is_the_original_s(recorded):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_scripts import files, here, refused
+from support.commands import files, here, refused
 
 import sde
 from sde.data import digits

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
-from test_scripts import SCRIPTS, TINY, files, here, refused
+from support.commands import SCRIPTS, TINY, files, here, refused
 
 import sde
 from sde.comparison import compare, plan, read_table

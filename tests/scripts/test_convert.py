@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from test_scripts import CHEAP, files, here, process, refused
+from support.commands import CHEAP, files, here, process, refused
+from support.score_sde import write
 
 import sde
 from sde.storage.checkpoint import load_checkpoint
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A foreign checkpoint and its settings."""
-    for name in ("ddpmpp_vp.pth", "ddpmpp_vp.json"):
-        if not (FOLDER / name).exists():
-            pytest.skip(f"needs ../shared/reference/score_sde/{name}, which is not there")
-        shutil.copy(FOLDER / name, tmp_path / name)
-    return tmp_path / "ddpmpp_vp.pth"
+    """A checkpoint of score_sde with its settings beside it."""
+    return write("ddpmpp_vp", tmp_path)
 
 
 def same(a: sde.Model, b: sde.Model) -> bool:

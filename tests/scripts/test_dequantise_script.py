@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_scripts import files, here, refused, told
+from support.commands import files, here, refused, told
 
 import sde
 from sde.evaluation.dequantiser_file import load_dequantiser, save_dequantiser

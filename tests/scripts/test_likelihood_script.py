@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_scripts import SCRIPTS, files, here, refused
+from support.commands import SCRIPTS, files, here, refused
 
 import sde
 from sde.storage.checkpoint import load_checkpoint, write
