@@ -28,6 +28,7 @@ from sde.processes import SDE
 from sde.solvers import (
     DDIM,
     DEIS,
+    DORMAND_PRINCE_8,
     AdamsBashforth,
     Arcsinh,
     DPMSolver2,
@@ -129,7 +130,9 @@ def _problem(process: SDE, start: float, stop: float) -> tuple[WithLogDensity, T
     x = target.at(process, start).sample(24, generator=torch.Generator().manual_seed(3))
     dynamics = WithLogDensity(Reverse(target.denoiser(process), 0.0), ExactTrace())
     with torch.no_grad():
-        truth = RungeKutta(rtol=1e-13, atol=1e-13)(dynamics, (x, x.new_zeros(len(x), 1)), None, start, stop)
+        truth = RungeKutta(DORMAND_PRINCE_8, rtol=1e-13, atol=1e-13)(
+            dynamics, (x, x.new_zeros(len(x), 1)), None, start, stop
+        )
     return dynamics, x, truth
 
 

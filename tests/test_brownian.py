@@ -38,7 +38,7 @@ def test_increments_and_areas_are_independent_standard_normals(levels: int) -> N
     times = [t for t in TIMES if levels > 4 or t == 0.0 or math.sqrt(t) > leaf]
     if levels == 1:  # the leaves of the first tree are [0, 1/4] and [1/4, 1], of the second [1, 5/4] and [5/4, 2]
         times = [0.0, 0.2, 0.6, 1.0, 1.1, 1.9, 2.0, 2.3]
-    n = 60_000
+    n = 20_000
     noise = paths(n, 1, (1,), levels)
     draws = [
         noise.normal(stream, 0, b, a)[:, 0]
@@ -79,8 +79,8 @@ def test_increments_and_integrals_add_up(a: float, b: float, c: float) -> None:
 
 
 def test_the_integral_is_that_of_the_path() -> None:
-    """Against the trapezoid rule on 500 intervals, whose error is the sum of their areas."""
-    noise, m = paths(40), 500
+    """Against the trapezoid rule on 100 intervals, whose error is the sum of their areas."""
+    noise, m = paths(40), 100
     times = torch.linspace(0.2, 0.9, m + 1, dtype=torch.float64).tolist()
     h = 0.7 / m
     w = torch.stack([torch.zeros(40, 2, dtype=torch.float64), *(increments(noise, 0.2, t)[0] for t in times[1:])])

@@ -8,16 +8,15 @@ The blocks of a page share one namespace and run in their order, in a temporary 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.commands import here
 
 import sde
 
@@ -54,12 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = [f"run_dir={RUN}", "steps=2", "log_every=1", "batch_size=8", "preview.n=0"]
     train += ["network.width=8", "network.multipliers=[1]", "network.attention=[]"]
     score = [f"ckpt={RUN}", "n=2", "repeats=2", "trace.probes=2", "solver.rtol=1e-2", "solver.atol=1e-2", "atol=1"]
-    for script, keys in {"train": train, "likelihood": score}.items():
-        command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *keys, "device=cpu"]
-        # One thread, as in the tests around it.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+    for script, keys in {"train": train, "likelihood": [*score, "budget=0"]}.items():
+        done = here(place, script, *keys, "device=cpu")
+        assert done.code == 0, done.err
     (place / DEMO).symlink_to(Path(RUN).name)
     return place
 

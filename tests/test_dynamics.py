@@ -161,8 +161,7 @@ def exponential_euler(dynamics: Semilinear, state: State, grid: Tensor, by_noise
     return state
 
 
-@pytest.mark.parametrize("by_noise", [True, False], ids=["noise", "x0"])
-@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize(("by_noise", "direction"), [(True, "up"), (False, "down")], ids=["noise-up", "x0-down"])
 def test_exponential_methods_need_only_the_parts(
     process: SDE, by_noise: bool, direction: str, generator: torch.Generator
 ) -> None:
@@ -174,7 +173,7 @@ def test_exponential_methods_need_only_the_parts(
     y, change = flow(x, start, stop)
     dynamics = carried(Reverse(Gaussian(MEAN, COV).denoiser(process), 0.0), x)
     errors = []
-    for n in (50, 100, 200):
+    for n in (50, 100):
         grid = torch.linspace(start, stop, n + 1, dtype=torch.float64)
         with torch.no_grad():
             got, density = exponential_euler(dynamics, (x, torch.zeros(B, 1, dtype=torch.float64)), grid, by_noise)

@@ -405,8 +405,7 @@ def test_a_learned_variance_takes_the_same_steps(hf: ModuleType, tmp_path: Path)
 
 
 @each_limit
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize(("eta", "spacing"), [(0.0, "leading"), (0.5, "trailing"), (1.0, "leading")])
 def test_ddim_takes_the_same_steps(
     hf: ModuleType, tmp_path: Path, limit: dict[str, Any], eta: float, spacing: str
 ) -> None:

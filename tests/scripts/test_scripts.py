@@ -28,6 +28,8 @@ import sde
 from sde.storage.checkpoint import load_checkpoint
 from sde.storage.files import sha256
 
+SCORE = [*CHEAP, "budget=0"]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -83,7 +85,7 @@ def test_train(trained: tuple[Path, Result]) -> None:
 
 def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     """Sampling writes a picture and values; scoring an HDF5 file that a larger n continues row for row."""
-    sampled = process(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
+    sampled = here(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
     assert (sampled.code, sampled.err) == (0, "")
     png = run / "samples" / "step_00000004-Heun-seed3.png"
     assert (
@@ -106,7 +108,7 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
         assert np.abs(archive["x"].astype(int) - whole[3:]).max() <= 1
         assert archive["index"].tolist() == [3, 4]
 
-    score = ["ckpt=run", *CHEAP, "batch_size=4"]
+    score = ["ckpt=run", *SCORE, "batch_size=4"]
     scored = process(run.parent, "likelihood", *score, "n=3", "repeats=2")
     assert (scored.code, scored.err) == (0, "")
     h5 = run / "likelihood" / "test.h5"
@@ -199,7 +201,7 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     small = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
     result = here(tmp_path, "train", *small, *PREVIEW, "steps=2", "log_every=1", "batch_size=8", "run_dir=run")
     assert result.code == 0, result.err
-    scored = here(tmp_path, "likelihood", "ckpt=run", *CHEAP, "trace=exact", "out=a.h5")
+    scored = here(tmp_path, "likelihood", "ckpt=run", *SCORE, "trace=exact", "out=a.h5")
     assert scored.code == 0, scored.err
     assert "moons test: " in scored.out
     assert "over 9 samples" in scored.out
@@ -311,7 +313,7 @@ def test_bad_requests_of_samples_and_scores(run: Path) -> None:
     before = files(run.parent)
     refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "n=0"), "n=0")
     refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "ema=fast"), "'fast'", "default")
-    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "split=dev"), "'dev'", "train, test")
+    refused(here(run.parent, "likelihood", "ckpt=run", *SCORE, "split=dev"), "'dev'", "train, test")
     assert files(run.parent) == before
 
 
@@ -330,17 +332,17 @@ def test_a_score_that_cannot_be_had_does_not_stand_in_the_way_of_one_that_can(
 ) -> None:
     cheap = [a for a in CHEAP if not (a.startswith("solver") and "solver=ancestral" in arguments)]
     refused(here(run.parent, "likelihood", "ckpt=run", *cheap, *arguments), word)
-    good = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=1")
+    good = here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=1")
     assert good.code == 0, good.err
 
 
 def test_the_scores_of_another_job_are_not_written_over(run: Path) -> None:
-    first = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2")
+    first = here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=2")
     assert first.code == 0, first.err
     before = files(run.parent)
-    other = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "seed=1")
+    other = here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=2", "seed=1")
     refused(other, "test.h5", "seed")
-    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "out=run/config.yaml"), "config.yaml")
+    refused(here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=2", "out=run/config.yaml"), "config.yaml")
     assert files(run.parent) == before
 
 

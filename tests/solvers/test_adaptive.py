@@ -15,7 +15,7 @@ from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.noise import Noise
-from sde.processes import SDE, VE, VP
+from sde.processes import SDE, VE, VP, SubVP
 from sde.sampling import sample
 from sde.solvers import BOGACKI_SHAMPINE, DORMAND_PRINCE, RungeKutta, ScipyODE, Solver, Tableau
 from sde.trace import ExactTrace
@@ -67,12 +67,12 @@ class Clock(Dynamics):
 
 @TABLEAUS
 def test_error_falls_with_the_tolerance(mixture: Mixture, tableau: Tableau) -> None:
-    """Error per unit tolerance stays within bounds over three decades, in x and in the log-density."""
-    x = begin(mixture, VP(), VP().t_min, 8)
+    """Error per unit tolerance stays within bounds over two decades, in x and in the log-density."""
+    x = begin(mixture, VP(), VP().t_min, 4)
     dynamics, state = carried(Reverse(mixture.denoiser(VP()), 0.0), x)
     with torch.no_grad():
         truth = ScipyODE("DOP853", rtol=1e-12, atol=1e-12)(dynamics, state, None, VP().t_min, VP().t_max)
-        tolerances = [1e-3, 1e-4, 1e-6]
+        tolerances = [1e-3, 1e-5]
         errors = []
         for tolerance in tolerances:
             got = RungeKutta(tableau, rtol=tolerance, atol=tolerance)(dynamics, state, None, VP().t_min, VP().t_max)
@@ -96,7 +96,9 @@ def test_polynomials_up_to_the_order_are_exact(tableau: Tableau) -> None:
     assert float((y + 1.0 / (tableau.order + 2)).abs().max()) > 1e-8
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize(
+    ("process", "direction"), [(VP(), "down"), (VE(), "up"), (SubVP(), "down")], ids=["VP-down", "VE-up", "SubVP-down"]
+)
 def test_runge_kutta_and_scipy_agree(process: SDE, mixture: Mixture, direction: str) -> None:
     start, stop = process.t_max, process.t_min
     if direction == "up":
@@ -162,14 +164,14 @@ def test_a_sample_is_the_same_alone_and_among_64(solver: Solver) -> None:
 @PER_SAMPLE
 def test_a_sample_does_not_depend_on_its_batch(mixture: Mixture, solver: Solver) -> None:
     """On a mixture, with the log-density: below the tolerance of 1e-5, by the rounding of matrix products."""
-    x = begin(mixture, VP(), VP().t_min, 40)
+    x = begin(mixture, VP(), VP().t_min, 20)
 
     def run(rows: slice) -> State:
         dynamics, state = carried(Reverse(mixture.denoiser(VP()), 0.0), x[rows])
         with torch.no_grad():
             return solver(dynamics, state, None, VP().t_min, VP().t_max)
 
-    whole = run(slice(0, 40 if isinstance(solver, RungeKutta) else 8))
+    whole = run(slice(0, 20 if isinstance(solver, RungeKutta) else 8))
     for rows in (slice(0, 7), slice(5, 6)):
         for part, entry in zip(run(rows), whole):
             torch.testing.assert_close(part, entry[rows], rtol=1e-6, atol=1e-6)
