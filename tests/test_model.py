@@ -357,7 +357,7 @@ def test_levels_are_encoded_at_the_centres_of_their_bins_and_decoded_again() -> 
     model = gaussian(Scaling.interval(17))
     x, solver = values(17), sde.solvers.RungeKutta(rtol=1e-5, atol=1e-5)
     latent = model.encode(x, solver=solver)
-    centres = 2.0 / 17.0 * (x + 0.5) - 1.0
+    centres = (2.0 / 17.0 * (x + 0.5) - 1.0).to(latent.dtype)
     torch.testing.assert_close(latent, sde.encode(model.denoiser, centres, solver=solver), rtol=1e-4, atol=1e-4)
     assert torch.equal(model.scaling.to_data(sde.sample(model.denoiser, x_T=latent, solver=solver).x), x)
     with pytest.raises(ValueError, match=r"\(B, 1, 2, 3\).*\(8, 1, 3, 2\)"):

@@ -4,7 +4,7 @@ from .adams_bashforth import AdamsBashforth
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
 from .base import FixedStep, GridSteps, OneStep, Progress, Run, Solver, Step, linear_combination
-from .coordinates import Arcsinh, LogNoise
+from .coordinates import Arcsinh, LogNoise, Variable
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm_solver_pp import DPMSolverPP, DPMSolverPP2S
@@ -12,7 +12,7 @@ from .euler import Euler
 from .euler_maruyama import EulerMaruyama
 from .heun import Heun
 from .midpoint import DPMSolver2, DPMSolver3, Midpoint
-from .multistep import Multistep, Ramp, RungeKuttaStart
+from .multistep import Multistep, Ramp, RungeKuttaStart, Start
 from .predictor_corrector import Corrector, Langevin, PredictorCorrector, SongLangevin
 from .reverse_diffusion import ReverseDiffusion
 from .runge_kutta import RungeKutta
@@ -55,6 +55,8 @@ __all__ = [
     "Multistep",
     "Ramp",
     "RungeKuttaStart",
+    "Start",
+    "Variable",
     "LogNoise",
     "Arcsinh",
     "RungeKutta",

@@ -31,6 +31,7 @@ Zhang and Chen 2023, https://arxiv.org/abs/2204.13902; Lu et al. 2022, https://a
 from __future__ import annotations
 
 __all__ = [
+    "Variable",
     "Arcsinh",
     "LogNoise",
     "Coordinates",
@@ -61,8 +62,12 @@ from .base import Scalar, linear_combination, scalars
 _NODES, _MASSES = (torch.from_numpy(0.5 * values) for values in np.polynomial.legendre.leggauss(24))
 
 
+class Variable:
+    """The variable of the interpolating polynomials: :class:`LogNoise` or :class:`Arcsinh`."""
+
+
 @dataclass(frozen=True)
-class LogNoise:
+class LogNoise(Variable):
     r"""The logarithm of the noise level as the variable of interpolation, :math:`w = -\lambda` (Lu et al. 2022)."""
 
     def of(self, half_log_snr: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ class LogNoise:
 
 
 @dataclass(frozen=True)
-class Arcsinh:
+class Arcsinh(Variable):
     r"""The variable of interpolation :math:`w = \operatorname{arcsinh}(e^{-\lambda} / \mathrm{data\_std})`.
 
     It is the logarithm of the noise level above the standard deviation of the data and the noise level itself below:

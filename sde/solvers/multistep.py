@@ -10,7 +10,7 @@ Bashforth and Adams 1883; Hairer, Nørsett and Wanner, Solving Ordinary Differen
 
 from __future__ import annotations
 
-__all__ = ["Multistep", "Ramp", "RungeKuttaStart"]
+__all__ = ["Multistep", "Ramp", "RungeKuttaStart", "Start"]
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,15 +28,19 @@ from .coordinates import Table
 FirstSteps = Callable[[int, State, State], State | None]
 
 
+class Start:
+    """The first predictions of a multistep method: :class:`Ramp` or :class:`RungeKuttaStart`."""
+
+
 @dataclass(frozen=True)
-class Ramp:
+class Ramp(Start):
     """Orders 1, 2, ... in the first steps: no extra calls, and order 2 in all."""
 
     full_order: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
-class RungeKuttaStart:
+class RungeKuttaStart(Start):
     """The classical Runge-Kutta method of order 4 in the first steps: three extra calls in each, and full order."""
 
     full_order: ClassVar[bool] = True
