@@ -105,7 +105,7 @@ def _public_name(name: Any) -> Any:
     candidates = [[*room, *parts[start:]] for room in (parts[:1], parts[:2]) for start in range(1, len(parts))]
     for candidate in sorted(candidates, key=len):
         if target is not None and _resolve(candidate) == target:
-            return ".".join(candidate)
+            return current(".".join(candidate))
     return ".".join(parts)
 
 
