@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,16 @@ def progress(items: Iterable[Item], total: int, done: int = 0, unit: str = "step
         for item in items:
             yield item, bar
             bar.update()
+
+
+def show(states: Generator[Any, None, None], unit: str) -> None:
+    """Runs a job (:meth:`sde.evaluation.job.Job.run`) with a progress bar that shows the means so far."""
+    with contextlib.closing(states), tqdm(unit=unit, disable=None, dynamic_ncols=True) as bar:
+        for state in states:
+            if bar.total is None:
+                bar.total, bar.initial, bar.n = state.total, state.rows, state.rows
+            bar.set_postfix_str(state.means, refresh=False)
+            bar.update(state.rows - bar.n)
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:

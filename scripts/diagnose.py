@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from command import command, progress
 
-from sde.evaluation.job_setup import data_of, split_of, tolerance_of
-from sde.evaluation.likelihood_job import score, states
-from sde.instantiate import build
+from sde.evaluation import BatchPlan, JobSetup, flow_scorer
 from sde.likelihood.diagnostics import calibration, round_trip
-from sde.model import from_checkpoint
 from sde.plots import save_diagnostics
-from sde.runtime import choose_device
-from sde.storage.checkpoint import load_checkpoint, resolve, run_directory
 
 
 @command("diagnose")
 def main(config: dict[str, Any]) -> None:
-    path, trust, seed = resolve(config["ckpt"]), config["trust"], config["seed"]
-    content = load_checkpoint(path)
-    model = from_checkpoint(content, ema=config["ema"], device=choose_device(config["device"]), trust=trust)
-    data = data_of(config.get("data"), content, trust=trust)
-    split = split_of(model, data, config["split"])
-    solver, trace = build(config["solver"], trust=trust), build(config["trace"], trust=trust)
-    settings: dict[str, Any] = {"solver": solver, "trace": trace, "seed": seed}
-    settings["atol"] = tolerance_of(config["atol"], solver)
-    score(model, split, n=config["n"], **settings)  # refuses what does not fit, before a call of the network
-    index = torch.arange(config["n"])
-    made, condition = states(model, split, index, seed=seed)
-    given: dict[str, Any] = {"index": index, "condition": condition}
-    times = calibration(model.denoiser, made.x, times=config["times"], seed=seed, **given)
-    trip = round_trip(model.denoiser, made.x, **settings, **given)
-    print(f"{data.name} {config['split']}, {trip}\n\n      t  log-SNR  measured  predicted  gap +- standard error   z")
-    found = []
+    setup, seed = JobSetup.load(config), config["seed"]
+    split, denoiser = setup.split(config["split"]), setup.model.denoiser
+    scorer, plan = flow_scorer(setup, split), BatchPlan(len(split), config["n"])
+    index = torch.arange(plan.samples)
+    batch, condition = scorer.batch(index)
+    samples: dict[str, Any] = {"index": index, "condition": condition}
+    times = calibration(denoiser, batch.x, times=config["times"], seed=seed, **samples)
+    trip = round_trip(denoiser, batch.x, **scorer.settings, **samples)
+    print(f"{setup.name}, {trip}\n")
+    print("      t  log-SNR  measured  predicted  gap +- standard error   z")
+    rows = []
     for row, _ in progress(times, config["times"], unit="time"):
         print(row)
-        found.append(row)
-    out = Path(config["out"] or run_directory(path) / "likelihood" / f"{config['split']}-diagnostics.png")
+        rows.append(row)
+    out = setup.output("-diagnostics.png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_diagnostics(out, trip, found)
+    save_diagnostics(out, trip, rows)
     print(f"wrote {out}")
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from command import command
 
-from sde.evaluation.pairing import paired
+from sde.evaluation import paired
 
 
 @command("paired")
 def main(config: dict[str, Any]) -> None:
     first, second, column = config["first"], config["second"], config["column"]
     result = paired(first, second, column=column)
-    left = f"; {result.dropped} rows without a finite partner are left out" if result.dropped else ""
-    print(f"{column}, {second} less {first}: {result}{left}")
+    dropped = f"; {result.dropped} rows without a finite partner are left out" if result.dropped else ""
+    print(f"{column}, {second} - {first}: {result}{dropped}")
 
 
 if __name__ == "__main__":

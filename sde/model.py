@@ -22,18 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from .data import Scaling
+from .data.scaling import nats_to_bits
 from .denoisers import Denoiser, Wrapper
 from .instantiate import MODEL_ROOMS, build, class_name, describe
 from .interop import read
 from .interop.formats import Settings, Source
-from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
-from .noise import Noise, Stream
+from .likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
+from .likelihood.dequantisation import States, states
 from .processes import SDE
 from .runtime import exact_float32
 from .sampling import encode, sample, state_like
-from .shapes import check_condition
+from .shapes import check_condition, check_count, check_event
 from .solvers import GridSteps, Solver
 from .storage.checkpoint import misfits, write
+from .trace import Trace
 from .tuning import load_grid, save_grid, tune_grid
 from .version import __version__
 
@@ -140,29 +142,40 @@ class Model:
         solver: GridSteps,
         directory: str | os.PathLike[str] | None = None,
         *,
+        data: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+        trace: Trace | None = None,
         pilot: int = 64,
         seed: int = 0,
         seconds: float | None = None,
+        save: bool = True,
     ) -> GridSteps:
-        """The solver on the grid that a pilot run designs for this model; see :func:`sde.tune_grid`.
+        r"""The solver with a time grid that a pilot run designs for this model; see :func:`sde.tune_grid`.
 
         Args:
-            solver: a deterministic solver of fixed steps.
-            directory: a run directory, which keeps the grid in `grids/`: one that is there for just this solver is
-                used as it is.
-            pilot: how many samples the pilot run has.
-            seed: the seed of the pilot.
+            solver: a deterministic solver with steps and a grid.
+            directory: a run directory. A grid that was saved in its `grids/` for this solver is used again.
+            data: data values with shape (B, \*) for the pilot run, which then designs a grid for likelihoods; by
+                default the grid is for sampling.
+            condition: as in :meth:`sample`, for the pilot run.
+            trace: as in :meth:`log_prob`, for likelihoods.
+            pilot: the number of samples in the pilot run for sampling.
+            seed: the seed of the pilot run.
             seconds: stop improving the grid after this time.
+            save: save a new grid in the directory.
         """
         if not isinstance(solver, GridSteps):
-            raise ValueError(f"a grid is tuned for a solver with steps and a grid, got {type(solver).__name__}")
-        grid = None if directory is None else load_grid(directory, solver)
+            raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
+        grid = None if directory is None else load_grid(directory, solver, data=data is not None)
         if grid is None:
-            condition = self._labelled(None, 0, pilot)
-            shape = (pilot, *self.shape)
-            grid = tune_grid(self.denoiser, shape, solver, condition=condition, seed=seed, seconds=seconds)
-            if directory is not None:
-                save_grid(directory, solver, grid)
+            if data is None:
+                start: dict[str, Any] = {"shape": (pilot, *self.shape)}
+                condition = self._labelled(condition, 0, pilot)
+            else:
+                start = {"data": self._states(data, seed=seed).x, "trace": trace}
+            grid = tune_grid(self.denoiser, solver=solver, condition=condition, seed=seed, seconds=seconds, **start)
+            if directory is not None and save:
+                save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
 
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> Mapping[str, Tensor] | None:
@@ -173,69 +186,110 @@ class Model:
         return {**(condition or {}), "label": label}
 
     def log_prob(
-        self, x: Tensor, *, seed: int = 0, index: Tensor | None = None, repeat: int = 0, **settings: Any
+        self,
+        x: Tensor,
+        *,
+        solver: Solver | None = None,
+        trace: Trace | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+        condition: Mapping[str, Tensor] | None = None,
+        prior: Any = None,
+        atol: float | None = None,
+        dequantiser: Dequantiser | None = None,
+        differentiable: bool = False,
     ) -> LogProb:
-        r"""The log-density of data in the model's range, in nats; discrete values are dequantised with uniform noise.
+        r"""The log-density of data values in their own units, in nats.
+
+        For continuous data this is the log-density of x. For discrete data it is a lower bound on the log-probability
+        of the levels, by one draw of dequantisation noise. In both cases bits/dim are :math:`-\log p / (D \log 2)`. The
+        terms of the result are in the model's range: `nats` is `prior` + `divergence` + `log_weight`. The density of
+        states, without the weight, is :func:`sde.log_prob`.
 
         Args:
             x: data values as the data set gives them, with shape (B, \*).
+            solver, trace, condition, prior, atol, differentiable: as in :func:`sde.log_prob`.
             seed: the seed of probes and dequantisation.
             index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
-            repeat: which draw of the dequantisation noise.
-            settings: `solver`, `trace`, `condition`, `prior`, `atol`, `differentiable` as in :func:`sde.log_prob`.
+            repeat: the number of the draw of dequantisation noise and probes.
+            dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
-        y, index = self._states(x, seed, index, repeat)
-        with exact_float32():
-            return log_prob(self.denoiser, y, seed=seed, index=index, **settings)
+        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        with torch.set_grad_enabled(differentiable), exact_float32():
+            s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
+            r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
+            log_weight = s.log_weight.to(r.nats)
+            return replace(r, nats=r.nats + log_weight, log_weight=log_weight)
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        *,
+        solver: Solver | None = None,
+        trace: Trace | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+        condition: Mapping[str, Tensor] | None = None,
+        prior: Any = None,
+        atol: float | None = None,
+        dequantiser: Dequantiser | None = None,
+        differentiable: bool = False,
+    ) -> Tensor:
+        """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
+        draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
+        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        nats = self.log_prob(x, differentiable=differentiable, **draw, **flow).nats
+        return nats_to_bits(nats, math.prod(self.shape))
 
     def error_budget(
         self,
         x: Tensor,
         *,
+        solver: Solver | None = None,
+        trace: Trace | None = None,
         seed: int = 0,
         index: Tensor | None = None,
         repeats: int = 1,
         rows: Tensor | int = 16,
-        **settings: Any,
+        condition: Mapping[str, Tensor] | None = None,
+        prior: Any = None,
+        atol: float | None = None,
+        dequantiser: Dequantiser | None = None,
     ) -> ErrorBudget:
-        r"""The error budget of :meth:`log_prob`, in nats.
+        r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
         Args:
-            x: as in :meth:`log_prob`, like `seed` and `index`.
-            seed: as there.
-            index: as there.
-            repeats: how many draws of dequantisation noise and probes; with two or more, the budget is that of their
-                mean, and knows what they scatter by.
-            rows: the samples that are solved again and finer, or how many, as in :func:`sde.error_budget`.
-            settings: as in :meth:`log_prob`, without `differentiable`.
+            x: data values, with shape (B, \*).
+            solver, trace, seed, index, condition, prior, atol, dequantiser: as in :meth:`log_prob`.
+            repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
+                mean and includes its error over the draws.
+            rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
         """
-        if repeats < 1:
-            raise ValueError(f"error_budget needs repeats >= 1, got {repeats}")
-        y, keys = self._states(x, seed, index, 0)
-        with exact_float32(), torch.no_grad():
-            result = log_prob(self.denoiser, y, seed=seed, index=keys, **settings)
-            more = [self.log_prob(x, seed=seed, index=index, repeat=k, **settings).nats for k in range(1, repeats)]
-            draws = torch.stack([result.nats, *more]) if more else None
-            return error_budget(self.denoiser, y, result, seed=seed, index=keys, rows=rows, repeats=draws, **settings)
-
-    def _states(self, x: Tensor, seed: int, index: Tensor | None, repeat: int) -> tuple[Tensor, Tensor]:
-        """Data values as states in the model's range, and the keys of their probes."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"this model is for data of shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+        check_count("error_budget", "repeats", repeats)
+        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
+        results = [self.log_prob(x, repeat=k, **draw, **flow) for k in range(repeats)]
+        nats = torch.stack([result.nats for result in results]) if repeats > 1 else None
+        with torch.no_grad(), exact_float32():
+            s = self._states(x, **draw)
+            return error_budget(
+                self.denoiser, s.x, results[0], seed=seed, index=s.keys, rows=rows, repeats=nats, **flow
             )
-        index = torch.arange(len(x)) if index is None else index.cpu()
-        u = None
-        if self.scaling.levels is not None:
-            counter = torch.full_like(index, repeat)
-            u = Noise(seed).uniform(Stream.DEQUANTISE, index, counter, self.shape, torch.float64)
-        like = state_like(self.denoiser)
-        y = self.scaling.to_model(x.cpu(), u, dtype=like.dtype).to(like.device)
-        return y, index + repeat * 2**40  # repeats differ in their probes too: each takes its own range of keys
 
-    def bits_per_dim(self, x: Tensor, **settings: Any) -> Tensor:
-        """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
-        return self.scaling.bits_per_dim(self.log_prob(x, **settings).nats, math.prod(self.shape))
+    def _states(
+        self,
+        x: Tensor,
+        *,
+        dequantiser: Dequantiser | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+    ) -> States:
+        """Data values of the model's shape as states, log-weights and keys."""
+        check_event(x, self.shape)
+        return states(self.denoiser, self.scaling, x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
 
 
 def save(path: str | os.PathLike[str], model: Model) -> None:

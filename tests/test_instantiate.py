@@ -1,4 +1,4 @@
-"""What a config may name, what a checkpoint may name, and how mistakes are told."""
+"""Names that configs and checkpoints may contain, and the errors for mistakes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,32 +43,30 @@ def test_arguments_go_to_the_outermost_call() -> None:
     assert build({"_target_": "sde.VP", "beta_max": 9.0}, beta_max=5.0) == sde.VP(beta_max=5.0)
 
 
-def test_a_misspelt_argument_is_told_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"sde\.VP takes no argument 'beta_mix': it takes beta_min, beta_max, t_min"):
+def test_a_misspelt_argument_is_an_error_that_lists_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match=r"sde\.VP.*'beta_mix'.*beta_min, beta_max, t_min"):
         build({"_target_": "sde.VP", "beta_mix": 1.0})
-    with pytest.raises(ValueError, match=r"Karras takes no argument 'roh'"):
+    with pytest.raises(ValueError, match=r"Karras.*'roh'.*rho"):
         build({"_target_": "sde.solvers.Heun", "steps": 3, "grid": {"_target_": "sde.grids.Karras", "roh": 1.0}})
 
 
-def test_a_missing_argument_is_told() -> None:
-    with pytest.raises(ValueError, match=r"sde\.networks\.MLP needs the argument 'features'"):
+def test_a_missing_argument_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"sde\.networks\.MLP.*'features'"):
         build({"_target_": "sde.networks.MLP"})
 
 
 @pytest.mark.parametrize(
     "name",
-    ["sde.VPP", "sde.solver.Heun", "sde.VP.beta", "VP", "sde", "sde.solvers", "", "sde.", ".VP", "torch.optim.SGD"],
+    ["sde.VPP", "sde.solver.Heun", "sde.VP.gamma", "VP", "sde", "sde.solvers", "", "sde.", ".VP", "torch.optim.SGD"],
 )
-def test_a_misspelt_name_is_told(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"_target_ '{name}' is not known: expected .* sde, or one of torch.optim.Adam"
-    ):
+def test_a_misspelt_name_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"_target_ '{re.escape(name)}' .* sde, .*torch\.optim\.Adam"):
         build({"_target_": name})
 
 
 @pytest.mark.parametrize("name", [None, 3, ["sde.VP"], {"a": 1}])
 def test_a_name_is_a_string(name: Any) -> None:
-    with pytest.raises(ValueError, match="is not known"):
+    with pytest.raises(ValueError, match=rf"_target_ {re.escape(repr(name))} "):
         build({"_target_": name})
 
 
@@ -139,7 +138,7 @@ def test_what_the_tree_of_a_checkpoint_must_not_name(name: str, no_calls: list[s
         {"_target_": "sde.processes.VP", "beta_min": {"_target_": name}},
         [{"deep": {"_target_": name}}],
     ):
-        with pytest.raises(ValueError, match=rf"'{name}' is not known: expected a class or function defined in sde\."):
+        with pytest.raises(ValueError, match=rf"_target_ '{re.escape(name)}' .*sde\.processes"):
             build(tree, rooms=MODEL_ROOMS)
     assert no_calls == []
     assert list(tmp_path.iterdir()) == []
@@ -151,7 +150,7 @@ def test_what_the_tree_of_a_checkpoint_must_not_name(name: str, no_calls: list[s
     [a for a in ATTACKS if a.partition(".")[0] in {"os", "builtins", "subprocess", "antigravity"} or ".os." in a],
 )
 def test_a_config_must_not_name_it_either(name: str, no_calls: list[str]) -> None:
-    with pytest.raises(ValueError, match="is not known"):
+    with pytest.raises(ValueError, match=rf"_target_ '{re.escape(name)}' "):
         build({"_target_": name, "command": "true"})
     assert no_calls == []
 
@@ -171,20 +170,18 @@ def test_a_package_of_ones_own_has_to_be_trusted_by_name(tmp_path: Path, monkeyp
     (tmp_path / "ownsdeother.py").write_text("def make():\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     tree = {"_target_": "ownsde.parts.make", "size": 3}
-    with pytest.raises(
-        ValueError, match=r"'ownsde\.parts\.make' is not known.*a package of your own has to be trusted"
-    ):
+    with pytest.raises(ValueError, match=r"_target_ 'ownsde\.parts\.make' .*trust="):
         build(tree)
     assert "ownsde" not in sys.modules
     for rooms in (("sde",), MODEL_ROOMS):
         assert build(tree, rooms=rooms, trust=["ownsde"]) == ["made", 3]
         assert build({"a": [tree]}, rooms=rooms, trust=["ownsde.parts"]) == {"a": [["made", 3]]}
-        with pytest.raises(ValueError, match="is not known"):
+        with pytest.raises(ValueError, match=r"_target_ 'ownsde\.parts\.make' .*ownsde\.part\b"):
             build(tree, rooms=rooms, trust=["ownsde.part"])
         for name in ("ownsde.parts.system", "ownsde.system", "ownsdeother.make", "ownsde.gone", "ownsde.parts.gone"):
-            with pytest.raises(ValueError, match="is not known"):
+            with pytest.raises(ValueError, match=rf"_target_ '{re.escape(name)}' "):
                 build({"_target_": name}, rooms=rooms, trust=["ownsde"])
-    with pytest.raises(ValueError, match=r"takes no argument 'sise': it takes size"):
+    with pytest.raises(ValueError, match=r"ownsde\.parts\.make.*'sise'.*size"):
         build({"_target_": "ownsde.parts.make", "sise": 3}, trust=["ownsde"])
 
 

@@ -1,4 +1,4 @@
-"""Noise: the hash against its reference, the same numbers whatever the batch, and the moments of what it gives."""
+"""Noise: the hash against its reference, independence of the batch, and the moments of the numbers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from sde.noise import KeyedNoise, Noise, Stream
+from sde.noise import KeyedNoise, Noise, Stream, repeat_key, sample_index
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15
 
 
 def mix(h: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) in Python's own integers."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) in Python integers."""
     h &= MASK
     h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     h = (h ^ (h >> 27)) * 0x94D049BB133111EB & MASK
@@ -53,7 +53,7 @@ def test_bits_are_the_reference(seed: int, stream: Stream) -> None:
 
 
 def test_streams_keep_their_numbers() -> None:
-    # A stream's number is part of the address of every draw already made.
+    # The number of a stream is part of the address of every draw.
     assert {s.name: s.value for s in Stream} == {
         "PRIOR": 1,
         "STEP": 2,
@@ -87,7 +87,7 @@ def test_golden_bits(address: tuple[int, Stream, int, int]) -> None:
 
 
 def test_golden_draws() -> None:
-    # Frozen: these numbers stand behind every seeded result that was ever published.
+    # These numbers must not change: every published result with a seed depends on them.
     noise, index, counter = Noise(42), torch.tensor(17), torch.tensor(3)
     normal = noise.normal(Stream.STEP, index, counter, (5,), torch.float64)
     assert normal.tolist() == pytest.approx(
@@ -141,12 +141,12 @@ def test_blocks_of_steps_do_not_show(batch: int, shape: tuple[int, ...], dtype: 
 
 
 def test_steps_of_their_own() -> None:
-    # Where samples differ in their step, each gets the draw of its own number.
+    # Samples may be at different steps: each one gets the draw of its step.
     steps = Noise(3).batch(torch.arange(3), (4,), torch.float64)
     k = torch.tensor([2, 0, 70])
-    own = steps.normal(Stream.STEP, k, torch.full((3,), 0.5), torch.full((3,), 0.4))
+    values = steps.normal(Stream.STEP, k, torch.full((3,), 0.5), torch.full((3,), 0.4))
     for i in range(3):
-        assert torch.equal(own[i], steps.normal(Stream.STEP, int(k[i]), 0.5, 0.4)[i])
+        assert torch.equal(values[i], steps.normal(Stream.STEP, int(k[i]), 0.5, 0.4)[i])
 
 
 def test_select_keeps_the_samples() -> None:
@@ -285,3 +285,21 @@ def test_odd_and_empty_events() -> None:
     assert noise.normal(Stream.STEP, INDEX[:3], ZERO, (0,)).shape == (3, 0)
     assert noise.uniform(Stream.STEP, INDEX[:3], ZERO, ()).shape == (3,)
     assert noise.rademacher(Stream.STEP, INDEX[:0], ZERO, (2,)).shape == (0, 2)
+
+
+def test_every_repeat_has_keys_of_its_own() -> None:
+    """Those of 0.1.0: 2^40 apart, for positions and for single draws; the first repeat's are the positions."""
+    index = torch.tensor([0, 3, 2**40 - 1])
+    keys = [repeat_key(index, repeat) for repeat in range(3)]
+    assert torch.equal(keys[0], index)
+    assert len(torch.cat(keys).unique()) == 9
+    assert repeat_key(5, 2) == 5 + 2 * 2**40 == int(keys[2][1]) + 2
+
+
+def test_samples_are_numbered_unless_they_have_positions() -> None:
+    x = torch.zeros(3, 2)
+    assert sample_index(x, None).tolist() == [0, 1, 2]
+    assert sample_index(x, torch.tensor([7, 7, 1])).tolist() == [7, 7, 1]
+    for bad in (torch.arange(2), torch.zeros(3), torch.zeros(3, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"int64 with shape \(3,\), got torch"):
+            sample_index(x, bad)

@@ -1,7 +1,40 @@
 """Evaluation: a model over a whole data set, in jobs that are sharded, resumed and forecast."""
 
-__all__ = ["BoundDensity", "Density", "FlowDensity", "Paired", "load_dequantiser", "paired", "save_dequantiser"]
+__all__ = [
+    "BatchPlan",
+    "BoundDensity",
+    "BoundsScorer",
+    "Density",
+    "FlowDensity",
+    "FlowScorer",
+    "JobSetup",
+    "Paired",
+    "Shard",
+    "against_flow",
+    "bounds_job",
+    "flow_scorer",
+    "forecast",
+    "join",
+    "likelihood_jobs",
+    "load_dequantiser",
+    "paired",
+    "report",
+    "save_dequantiser",
+    "summarise",
+    "summarise_measures",
+    "table",
+    "waiting",
+]
 
+from .bounds_job import BoundsScorer, bounds_job
+from .bounds_table import summarise_measures, table
 from .dequantiser_file import load_dequantiser, save_dequantiser
 from .dequantiser_training import BoundDensity, Density, FlowDensity
+from .forecast import forecast
+from .job import waiting
+from .job_setup import JobSetup
+from .likelihood_job import FlowScorer, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
+from .plots import against_flow
+from .sharding import BatchPlan, Shard
+from .summary import join, summarise

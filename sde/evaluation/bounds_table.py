@@ -1,22 +1,22 @@
-r"""Likelihoods side by side: the probability flow and the variational bounds on the same images, in bits/dim.
+r"""The table of bounds: the probability flow and the variational bounds for the same samples, in bits/dim.
 
-Four measures, each with the terms that it is the sum of, all in bits/dim, :math:`-\text{nats} / (D \log 2)`:
+There are four measures of the likelihood, each the sum of three terms, in bits/dim, :math:`-\text{nats}/(D \log 2)`:
 
 - `flow`, the density of the probability flow (:func:`sde.log_prob`): the `prior` at the latent, the integral of the
-  `divergence`, and the `weight` of the dequantisation (:mod:`sde.likelihood.dequantisation`; of continuous data the
-  :math:`D \log a` of their scaling).
+  `divergence`, and the `weight` of the dequantisation (:mod:`sde.likelihood.dequantisation`), or of the scaling for
+  continuous data, :math:`D \log a`.
 - `density`, the bound of the reverse SDE on the density of the same states (:func:`sde.likelihood.density_bound`): the
   `prior`, the `diffusion`, and the same `weight`.
-- `continuous`, the bound of the reverse SDE and a decoder (:func:`sde.likelihood.continuous_bound`): the `prior`, the
-  `diffusion`, and the decoder at the `data` end, wherever that is (:mod:`sde.likelihood.truncation`). Of discrete data
-  it needs no dequantisation; of continuous data the decoder is a density on the scale of the data, :math:`D \log a`
-  included.
+- `continuous`, the bound of the reverse SDE with a decoder (:func:`sde.likelihood.continuous_bound`): the `prior`, the
+  `diffusion`, and the decoder of the `data` at the end of the path (:mod:`sde.likelihood.truncation`). For discrete
+  data it needs no dequantisation; for continuous data the decoder is a density in the units of the data, which includes
+  :math:`D \log a`.
 - `chain`, the bound of DDPM's chain (:func:`sde.likelihood.chain_bound`): the `prior` :math:`L_N`, the `steps`
-  :math:`\sum_{i=1}^{N-1} L_i`, and the decoder's :math:`L_0` at the `data` end, as in `continuous`.
+  :math:`\sum_{i=1}^{N-1} L_i`, and the decoder's :math:`L_0` of the `data`, as in `continuous`.
 
-The SDE and the flow of a network are two models: only with the true score have they one density. That a bound lies
-above the flow is therefore no law, and the difference holds the slack of the bound, the difference of the two models,
-and what dequantisation costs the flow.
+The SDE and the flow of a network are two models with the same density only for the true score. A bound may therefore be
+below the flow. The difference includes the slack of the bound, the difference of the two models, and the cost of
+dequantisation for the flow.
 
 Song et al., Maximum Likelihood Training of Score-Based Diffusion Models, 2021, https://arxiv.org/abs/2101.09258,
 section 4; Ho et al., Denoising Diffusion Probabilistic Models, 2020, https://arxiv.org/abs/2006.11239, equation 5.
@@ -24,7 +24,7 @@ section 4; Ho et al., Denoising Diffusion Probabilistic Models, 2020, https://ar
 
 from __future__ import annotations
 
-__all__ = ["MEASURES", "Line", "columns_of", "lines", "table"]
+__all__ = ["MEASURES", "MeasureSummary", "columns_of", "summarise_measures", "table"]
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .likelihood_job import Summary, summarise
 from .pairing import Paired, paired
+from .summary import Summary, summarise
 
-# The measures and the terms that each is the sum of: the noise end, the path, the data end.
+# The measures, and the three terms of each: the prior, the path, and the data or its weight.
 MEASURES: dict[str, tuple[str, str, str]] = {
     "flow": ("prior", "divergence", "weight"),
     "density": ("prior", "diffusion", "weight"),
@@ -47,11 +47,13 @@ MEASURES: dict[str, tuple[str, str, str]] = {
 
 
 def columns_of(measures: Sequence[str]) -> dict[str, type[np.generic]]:
-    """The columns of the file of some measures beside `index` and `repeat`, name to dtype: for each measure M its
-    bits/dim M, its terms M_TERM, `M_standard_error` over draws or probes, in bits/dim too, and `M_nfe`.
+    """The columns of a bounds file beside `index` and `repeat`, name to dtype.
+
+    A measure M has the columns M, M_TERM for each term and `M_standard_error` over draws or probes, all in bits/dim,
+    and `M_nfe`.
 
     Raises:
-        ValueError: if there is none, one is not known, or one comes twice.
+        ValueError: if there is no measure, one is unknown, or one occurs twice.
     """
     known = ", ".join(MEASURES)
     if isinstance(measures, str) or not measures or len(set(measures)) < len(measures):
@@ -59,23 +61,24 @@ def columns_of(measures: Sequence[str]) -> dict[str, type[np.generic]]:
     columns: dict[str, type[np.generic]] = {}
     for name in measures:
         if name not in MEASURES:
-            raise ValueError(f"measure {name!r} is not known: expected some of {known}")
+            raise ValueError(f"unknown measure {name!r}: expected some of {known}")
         terms = (f"{name}_{term}" for term in (*MEASURES[name], "standard_error"))
         columns |= {name: np.float64, **dict.fromkeys(terms, np.float64), f"{name}_nfe": np.int64}
     return columns
 
 
 @dataclass(frozen=True)
-class Line:
-    """What a measure gave, over images; rows in which it is not finite are counted and else left out.
+class MeasureSummary:
+    """The result of a measure on a data set. Rows in which it is not finite are counted and otherwise left out.
 
     Attributes:
         name: the measure.
-        summary: the mean over images of each one's mean over repeats, its standard error, calls and failures.
-        terms: the same mean of each term, in bits/dim; they add up to that of the measure.
-        draws: the root mean square, over rows, of the standard error over draws or probes, in bits/dim; NaN where
-            there is one draw, which cannot tell.
-        difference: from the flow, image by image; None for the flow itself, and where two images are not in both.
+        summary: the mean over samples of each one's mean over repeats, with standard error, calls and failures.
+        terms: the same mean for each term, in bits/dim; the terms add up to the measure.
+        draws: the root mean square, over rows, of the standard error over draws or probes, in bits/dim; NaN for a
+            single draw.
+        difference: the paired difference from the flow; None for the flow itself, and for fewer than two samples with
+            finite values of both.
     """
 
     name: str
@@ -85,12 +88,12 @@ class Line:
     difference: Paired | None
 
 
-def lines(columns: Mapping[str, NDArray[Any]]) -> list[Line]:
-    """What the measures of a file gave, flow, density, continuous, chain in this order."""
-    return [_line(columns, name) for name in MEASURES if name in columns]
+def summarise_measures(columns: Mapping[str, NDArray[Any]]) -> list[MeasureSummary]:
+    """The results of the measures in a bounds file, in the order flow, density, continuous, chain."""
+    return [_summarise(columns, name) for name in MEASURES if name in columns]
 
 
-def _line(columns: Mapping[str, NDArray[Any]], name: str) -> Line:
+def _summarise(columns: Mapping[str, NDArray[Any]], name: str) -> MeasureSummary:
     keys = {key: columns[key] for key in ("index", "repeat")}
     whole = {**keys, "bits_per_dim": columns[name], "nfe": columns[f"{name}_nfe"]}
     good = np.isfinite(columns[name])
@@ -105,32 +108,31 @@ def _line(columns: Mapping[str, NDArray[Any]], name: str) -> Line:
         flow = {**keys, "bits_per_dim": columns["flow"]}
         if len(np.unique(keys["index"][good & np.isfinite(columns["flow"])])) > 1:
             difference = paired(flow, whole)
-    return Line(name, summarise(whole), terms, draws, difference)
+    return MeasureSummary(name, summarise(whole), terms, draws, difference)
 
 
-def table(found: Sequence[Line]) -> str:
-    """The measures as an aligned table, with the terms that they are the sum of."""
-    head = ["", "bits/dim", "less the flow", "draws", "calls", "prior", "path", "data"]
-    cells = [head]
-    for line in found:
-        d, s = line.difference, line.summary
+def table(measures: Sequence[MeasureSummary]) -> str:
+    """The measures as an aligned table with their terms."""
+    lines = [["", "bits/dim", "minus flow", "draws", "calls", "prior", "path", "data"]]
+    for measure in measures:
+        d, s = measure.difference, measure.summary
         difference = "" if d is None else f"{d.difference:+.4f} +- {d.standard_error:.4f}"
-        terms = [f"{value:.4f}" for value in line.terms.values()]
+        terms = [f"{value:.4f}" for value in measure.terms.values()]
         mean = f"{s.bits_per_dim:.4f} +- {s.standard_error:.4f}"
-        draws = "-" if math.isnan(line.draws) else f"{line.draws:.4f}"
-        cells.append([line.name, mean, difference, draws, f"{s.nfe:.1f}", *terms])
-    wide = [max(map(len, column)) for column in zip(*cells)]
+        draws = "-" if math.isnan(measure.draws) else f"{measure.draws:.4f}"
+        lines.append([measure.name, mean, difference, draws, f"{s.nfe:.1f}", *terms])
+    widths = [max(map(len, column)) for column in zip(*lines)]
     rows = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide))).rstrip()
-        for row in cells
+        "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
     ]
     failed = [
-        f"{line.name}: {line.summary.failed} of {line.summary.rows} rows failed and are left out"
-        for line in found
-        if line.summary.failed
+        f"{measure.name}: {measure.summary.failed} of {measure.summary.rows} rows failed and are left out"
+        for measure in measures
+        if measure.summary.failed
     ]
     legend = [
-        "bits/dim = prior + path + data: the path is the flow's divergence, a bound's diffusion or the chain's steps,",
-        "the data end a decoder, or the weight of the dequantisation. draws: one image's error by its draws or probes.",
+        "bits/dim = prior + path + data. path: the divergence of the flow, the diffusion of a bound, the steps of the",
+        "chain. data: the decoder, or the weight of the dequantisation. draws: the error of one sample by its draws.",
     ]
     return "\n".join([*rows, *failed, "", *legend])

@@ -1,4 +1,4 @@
-r"""What a job will cost, from two of its batches."""
+r"""Forecast: the cost of a likelihood job, predicted from two of its batches."""
 
 from __future__ import annotations
 
@@ -6,29 +6,26 @@ __all__ = ["Forecast", "forecast"]
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from ..data import Split
-from ..model import Model
 from ..profiling import Memory, Metered, now
 from ..sampling import state_like
-from .likelihood_job import score
-from .sharding import WHOLE, Done, Share, nothing_done
+from .likelihood_job import FlowScorer
+from .sharding import BatchPlan, Done, nothing_done
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The cost of a job, or of one process's share of it.
+    """The cost of a job, or of the part of one of its processes.
 
     Attributes:
-        rows: how many rows there are to compute.
-        nfe: the network calls of a row, as the mean over the pilot's rows.
+        rows: the number of rows to compute.
+        nfe: the network calls of a row, the mean over the rows of the pilot.
         calls: the network calls of all rows together, each for one sample.
         seconds: the time.
-        bytes: the most memory that parameters, states and activations take at once, as far as they are tensors.
-        pilot: how many rows the pilot computed.
+        bytes: the peak memory of parameters, states and activations, as far as they are tensors.
+        pilot: the number of rows that the pilot computed.
     """
 
     rows: int
@@ -47,37 +44,20 @@ class Forecast:
         )
 
 
-def forecast(
-    model: Model,
-    split: Split,
-    *,
-    repeats: int = 1,
-    batch_size: int = 128,
-    n: int | None = None,
-    share: Share = WHOLE,
-    done: Done = nothing_done,
-    **settings: Any,
-) -> Forecast:
-    """Predicts calls, time and memory from the first two batches that are not done.
+def forecast(scorer: FlowScorer, plan: BatchPlan, done: Done = nothing_done) -> Forecast:
+    """Predicts network calls, time and memory from the first two unfinished batches.
 
-    The first shows the memory, and pays for what happens once; the second, by the clock, the time of a row. A job of
-    one batch shows both by it.
+    The first batch shows the memory and includes one-time costs; the time of a row is that of the second batch. If
+    there is one batch only, it shows both.
 
     Args:
-        model: the model.
-        split: the data, raw values.
-        repeats: as in :func:`sde.evaluation.likelihood_job.score`, like the arguments that follow.
-        batch_size: samples at a time.
-        n: score the first n samples only.
-        share: which batches.
-        done: what need not be scored again.
-        settings: `seed`, `solver`, `trace`, `atol`, `dequantiser`.
+        scorer: the scorer.
+        plan: the batches.
+        done: the finished rows.
     """
-    metered = Metered(model.denoiser)
-    counted = replace(model, denoiser=metered)
-    which: dict[str, Any] = {"repeats": repeats, "batch_size": batch_size, "n": n, "share": share, "done": done}
-    batches = score(counted, split, **which, **settings)
-    rows = share.pending(len(split) if n is None else n, repeats, batch_size, done)
+    model, metered = scorer.model, Metered(scorer.model.denoiser)
+    batches = replace(scorer, model=replace(model, denoiser=metered)).score(plan, done)
+    rows = plan.pending(done)
     if rows == 0:
         return Forecast(0, 0.0, 0.0, 0.0, 0, 0)
     device = state_like(model.denoiser).device
@@ -85,9 +65,9 @@ def forecast(
     with Memory(metered) as memory:
         pilot = [next(batches)]
     middle = now(device)
-    pilot += [part for _, part in zip(range(1), batches)]
+    pilot += [batch for _, batch in zip(range(1), batches)]
     seconds = (now(device) - middle if len(pilot) > 1 else middle - start) / len(pilot[-1]["index"])
     parameters = sum(p.numel() * p.element_size() for p in model.denoiser.parameters())
-    nfe = float(np.concatenate([part["nfe"] for part in pilot]).mean())
-    size = sum(len(part["index"]) for part in pilot)
+    nfe = float(np.concatenate([batch["nfe"] for batch in pilot]).mean())
+    size = sum(len(batch["index"]) for batch in pilot)
     return Forecast(rows, nfe, math.ceil(nfe * rows), seconds * rows, parameters + memory.peak, size)

@@ -1,18 +1,18 @@
-r"""The importance-weighted bound of a likelihood file: the repeats of a sample as the draws of one estimate.
+r"""The importance-weighted bound of a likelihood file, with the repeats of a sample as draws.
 
-Row k of a sample has :math:`\log w_k = \log p(x_k) + w = -D \log 2 \cdot \text{bits/dim}_k` in nats, and K of them
-together
+Row k of a sample has :math:`\log w_k = \log p(x_k) + w = -D \log 2 \cdot \text{bits/dim}_k` in nats. The bound of K
+rows
 
 .. math::
     \log P(v) \ge E\Big[ \log \frac1K \sum_{k=1}^K w_k \Big],
 
-which is tighter than the mean of the :math:`\log w_k` (:mod:`sde.likelihood.dequantisation`). The exponential of a
-log-density with noise in it is too large on average: with an estimated trace the number would be no bound.
+is tighter than the mean of the :math:`\log w_k` (:mod:`sde.likelihood.dequantisation`). With an estimated trace it
+would not be a bound, because the exponential of a noisy log-density is too large on average.
 """
 
 from __future__ import annotations
 
-__all__ = ["Weighted", "is_exact", "weighted"]
+__all__ = ["WeightedBound", "is_exact", "weighted_bound"]
 
 import math
 from collections.abc import Mapping
@@ -23,23 +23,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.scaling import nats_to_bits
 from ..likelihood.dequantisation import importance_weighted
+from ..shapes import check_count
 
 Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """The importance-weighted bound of a data set; samples that lack a draw are counted and else left out.
+class WeightedBound:
+    """The importance-weighted bound of a data set. Samples without all draws are counted and otherwise left out.
 
     Attributes:
-        bits_per_dim: the mean over samples; NaN if there is none.
-        standard_error: of that mean, over samples; NaN for a single one.
-        draws: K, the draws of each sample.
+        bits_per_dim: the mean over samples; NaN without samples.
+        standard_error: of that mean, over samples; NaN for a single sample.
+        draws: K, the number of draws of each sample.
         index: the samples, int64 with shape (N,).
-        nats: the bound of each, float64 with shape (N,).
-        incomplete: samples of which rows are missing.
-        failed: samples with a row that failed.
+        nats: the bound of each sample, float64 with shape (N,).
+        incomplete: the number of samples with missing rows.
+        failed: the number of samples with failed rows.
     """
 
     bits_per_dim: float
@@ -60,36 +62,37 @@ class Weighted:
 
 
 def is_exact(columns: Columns) -> bool:
-    """Whether the trace of a file's rows was exact: none of them has a spread over probes, or hides one."""
+    """Whether the trace was exact in all rows of a file: their standard error over probes is 0, not unknown."""
     return bool((columns["standard_error"][np.isfinite(columns["bits_per_dim"])] == 0.0).all())
 
 
-def weighted(columns: Columns, dims: int, draws: int) -> Weighted:
+def weighted_bound(columns: Columns, dims: int, draws: int) -> WeightedBound:
     """The importance-weighted bound over the first repeats of each sample of a likelihood file.
 
     Args:
-        columns: columns by name, as :func:`sde.storage.store.read` gives them, of discrete data.
-        dims: D, the dimensions of a sample.
-        draws: K, how many repeats make one estimate; rows of later repeats are passed over.
+        columns: the columns of a likelihood file of discrete data, by name.
+        dims: D, the number of dimensions of a sample.
+        draws: K, the number of repeats that are used; rows of later repeats are ignored.
 
     Raises:
-        ValueError: if K < 1, there is no row, or the trace was an estimate.
+        ValueError: if K < 1, there is no row, or the trace was estimated.
     """
-    if draws < 1 or len(columns["index"]) == 0:
-        raise ValueError(f"weighted needs draws >= 1 and at least one row, got draws={draws}")
+    check_count("weighted_bound", "draws", draws)
+    if len(columns["index"]) == 0:
+        raise ValueError("weighted_bound needs at least one row, got 0 rows")
     if not is_exact(columns):
         raise ValueError(
-            "with an estimated trace the importance-weighted bound is biased upwards, and no bound: take an exact trace"
+            "with an estimated trace the importance-weighted bound is biased upwards: expected an exact trace"
         )
     rows = columns["repeat"] < draws
     samples, place = np.unique(columns["index"][rows], return_inverse=True)
-    logs, there = np.full((draws, len(samples)), -np.inf), np.zeros((draws, len(samples)), dtype=bool)
+    logs, exists = np.full((draws, len(samples)), -np.inf), np.zeros((draws, len(samples)), dtype=bool)
     logs[columns["repeat"][rows], place] = -columns["bits_per_dim"][rows] * dims * math.log(2.0)
-    there[columns["repeat"][rows], place] = True
-    failed, good = (there & ~np.isfinite(logs)).any(0), np.isfinite(logs).all(0)
+    exists[columns["repeat"][rows], place] = True
+    failed, good = (exists & ~np.isfinite(logs)).any(0), np.isfinite(logs).all(0)
     nats = importance_weighted(torch.from_numpy(logs[:, good])).numpy()
-    each = -nats / (dims * math.log(2.0))
+    each = nats_to_bits(nats, dims)
     mean = float(each.mean()) if len(each) else math.nan
     error = float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
-    counts = {"incomplete": int((~there.all(0) & ~failed).sum()), "failed": int(failed.sum())}
-    return Weighted(mean, error, draws, samples[good], nats, **counts)
+    counts = {"incomplete": int((~exists.all(0) & ~failed).sum()), "failed": int(failed.sum())}
+    return WeightedBound(mean, error, draws, samples[good], nats, **counts)

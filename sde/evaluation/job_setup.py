@@ -1,140 +1,189 @@
-r"""What a job works on: the data set, held against the model, the dequantisation that fits the model, and the identity
-that its result file is known by."""
+r"""The setup of a job from its config: checkpoint, model, data and dequantisation, and the key of its result file."""
 
 from __future__ import annotations
 
-__all__ = ["data_of", "dequantiser_of", "identity_of", "other_split", "split_of", "stale", "tolerance_of"]
+__all__ = ["JobSetup", "dequantiser_of", "tolerance_of"]
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..data import DataSet, Split, arrays
-from ..instantiate import build, find
+from ..instantiate import build, find, public
 from ..likelihood.dequantisation import Dequantiser
 from ..likelihood.variational import VariationalDequantiser
-from ..model import Model
+from ..model import Model, from_checkpoint
+from ..runtime import choose_device
 from ..sampling import state_like
+from ..shapes import check_event
 from ..solvers import Solver
 from ..solvers.base import FixedStep
-from ..storage.checkpoint import load_checkpoint
+from ..storage.checkpoint import load_checkpoint, resolve, run_directory
 from ..storage.files import sha256
 from ..storage.results import Plain
+from ..version import __version__
+from .sharding import BatchPlan, Shard
+
+# The keys of a config that may differ when a job is continued.
+RESUMABLE_KEYS = ("out", "device", "trust", "repeats", "n", "ckpt", "rank", "world")
 
 
-def data_of(tree: Mapping[str, Any] | None, content: Mapping[str, Any], *, trust: Sequence[str] = ()) -> DataSet:
-    """The data set that a tree describes, or else the one that a checkpoint's model was trained on.
+@dataclass(frozen=True)
+class JobSetup:
+    """The model and the data that a config describes.
 
-    Raises:
-        ValueError: if there is no tree, and the checkpoint names no data, as those of other projects.
+    Attributes:
+        config: the whole config, a plain tree.
+        path: the checkpoint.
+        model: the model in it.
+        data: the data set of the config, by default the one that the model was trained on.
+        shard: this process.
     """
-    tree = tree or json.loads(content["config"]).get("data")
-    if not tree:
-        raise ValueError("data is missing: give data=..., for this checkpoint does not name what it was trained on")
-    data: DataSet = build(tree, rooms=("sde.data",), trust=trust)
-    return data
 
+    config: Mapping[str, Any]
+    path: Path
+    model: Model
+    data: DataSet
+    shard: Shard
 
-def split_of(model: Model, data: DataSet, name: str) -> Split:
-    """A split of a data set whose values have the shape and the levels of the model's.
+    @classmethod
+    def load(cls, config: Mapping[str, Any]) -> JobSetup:
+        """Loads the checkpoint `ckpt` with the average `ema` on the `device`, and the `data`.
 
-    Raises:
-        ValueError: if there is no such split, the shape is another, or the levels are: the same number would mean
-            another value.
-    """
-    split = data.split(name)
-    if data.shape != model.shape:
-        event = ", ".join(map(str, model.shape))
-        raise ValueError(f"this model is for data of shape (B, {event}), got {tuple(split.values.shape)}")
-    ours, theirs = model.scaling.levels, data.scaling.levels
-    if ours != theirs:
-        raise ValueError(
-            f"this model is of {_kind(ours)}, and {data.name} holds {_kind(theirs)}: give the data with levels={ours}"
-        )
-    return split
+        Raises:
+            FileNotFoundError: if there is no checkpoint.
+            ValueError: if the checkpoint or the data cannot be used, or neither of the two names the data.
+        """
+        path, trust = resolve(config["ckpt"]), config["trust"]
+        shard = Shard(config.get("rank", 0), config.get("world", 1))
+        content, device = load_checkpoint(path), choose_device(shard.device(config["device"]))
+        model = from_checkpoint(content, ema=config["ema"], device=device, trust=trust)
+        tree = config.get("data") or json.loads(content["config"]).get("data")
+        if not tree:
+            raise ValueError("data is missing: give data=..., because this checkpoint does not name its training data")
+        return cls(config, path, model, build(tree, rooms=("sde.data",), trust=trust), shard)
 
+    @property
+    def directory(self) -> Path:
+        """The run directory of the checkpoint, or the directory of a checkpoint outside a run."""
+        return run_directory(self.path)
 
-def other_split(
-    model: Model, source: str | Mapping[str, Any] | None, array: str, name: str, *, trust: Sequence[str] = ()
-) -> dict[str, Split]:
-    """Data of another kind for the same model, by the name `ood NAME`; none without a source.
+    def output(self, suffix: str) -> Path:
+        """The path `out` of the config, by default the file of the split with this suffix in the run directory."""
+        return Path(self.config["out"] or self.directory / "likelihood" / f"{self.config['split']}{suffix}")
 
-    Args:
-        model: the model, whose scaling the values are held to have.
-        source: the tree of a data set, or the path of a `.npy`, `.npz`, `.h5` or `.hdf5` file.
-        array: the array of that file; a `.npy` file has no names.
-        name: the split of that data set.
-        trust: as in :func:`sde.instantiate.build`.
-    """
-    if source is None:
-        return {}
-    if not isinstance(source, str):
-        data = data_of(source, {}, trust=trust)
-        return {f"ood {data.name} {name}": split_of(model, data, name)}
-    key = "x_train" if Path(source).suffix.lower() == ".npy" else array
-    data = arrays(source, train=key, test=key, levels=model.scaling.levels, standardise=False)
-    return {f"ood {data.name}": split_of(model, data, "test")}
+    def build(self, key: str) -> Any:
+        """The object that the config describes by a key."""
+        return build(self.config[key], trust=self.config["trust"])
+
+    def split(self, name: str) -> Split:
+        """A split of the data, with the shape and the levels of the model's data."""
+        return _split(self.model, self.data, name)
+
+    def other_data(self) -> dict[str, Split]:
+        """Out-of-distribution data for the same model, by the name `ood NAME`; none if the config has no `ood`.
+
+        It is the tree of a data set, or the path of a `.npy`, `.npz`, `.h5` or `.hdf5` file with the array `ood_array`,
+        whose values have the scaling of the model.
+        """
+        source, name = self.config.get("ood"), self.config["split"]
+        if source is None:
+            return {}
+        if not isinstance(source, str):
+            data = build(source, rooms=("sde.data",), trust=self.config["trust"])
+            return {f"ood {data.name} {name}": _split(self.model, data, name)}
+        # An .npy file has no names.
+        array = "x_train" if Path(source).suffix.lower() == ".npy" else self.config["ood_array"]
+        data = arrays(source, train=array, test=array, levels=self.model.scaling.levels, standardise=False)
+        return {f"ood {data.name}": _split(self.model, data, "test")}
+
+    @cached_property
+    def dequantiser(self) -> Dequantiser | None:
+        """The dequantiser of the config, or None."""
+        return dequantiser_of(self.config.get("dequantise"), self.model, trust=self.config["trust"])
+
+    def remarks(self) -> Iterator[str]:
+        """Remarks for the user, on a learned dequantiser that was trained for another checkpoint."""
+        tree = self.config.get("dequantise") or {}
+        learned = isinstance(self.dequantiser, VariationalDequantiser) and "path" in tree
+        if learned and load_checkpoint(tree["path"])["checkpoint_sha256"] != self.sha256:
+            yield "this dequantiser was trained for another checkpoint: the bound is valid, but may not be the tightest"
+
+    @property
+    def name(self) -> str:
+        """The name of the data and its split."""
+        return f"{self.data.name} {self.config['split']}"
+
+    def plan(self, split: Split, n: int | None) -> BatchPlan:
+        """The batches of a split by `repeats` and `batch_size`."""
+        return BatchPlan(len(split), n, self.config["repeats"], self.config["batch_size"], self.shard)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the checkpoint."""
+        return sha256(self.path)
+
+    def key(self, *resumable: str) -> dict[str, Plain]:
+        """The attributes that must agree when the job is continued; the job adds its data.
+
+        Args:
+            resumable: the keys of the config that may differ, beside those that may differ in every job.
+        """
+        keys = {*RESUMABLE_KEYS, *resumable}
+        config, tree = {k: v for k, v in self.config.items() if k not in keys}, self.config.get("dequantise") or {}
+        noise = repr(self.dequantiser) if self.dequantiser else "uniform"
+        key: dict[str, Plain] = {"checkpoint_sha256": self.sha256, "seed": config["seed"]}
+        key["dequantisation"] = noise if self.model.scaling.levels else "none"
+        if "path" in tree:  # the content of the file counts, not its path
+            config["dequantise"] = {k: v for k, v in tree.items() if k != "path"}
+            key["dequantiser_sha256"] = sha256(tree["path"])
+        return {"config": json.dumps(public(config), sort_keys=True, indent=1), **key}
+
+    @property
+    def metadata(self) -> dict[str, Plain]:
+        """Attributes that may differ when the job is continued."""
+        return {"checkpoint": str(self.path), "sde_version": __version__, "torch_version": str(torch.__version__)}
 
 
 def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Sequence[str] = ()) -> Dequantiser | None:
-    """The dequantisation that a tree describes; of `process`, `scaling`, `shape` and `device` it is given those that it
-    takes, as the model has them."""
+    """The dequantiser that a tree describes, or None.
+
+    It gets those of the model's `process`, `scaling`, `shape` and `device` that it takes and the tree does not give.
+    """
     if not tree:
         return None
-    facts: dict[str, Any] = {"process": model.process, "scaling": model.scaling, "shape": model.shape}
-    facts["device"] = state_like(model.denoiser).device
-    known = inspect.signature(find(tree["_target_"], trust=trust)).parameters.keys() & facts.keys() - tree.keys()
-    made: Dequantiser = build(tree, trust=trust, **{name: facts[name] for name in known})
-    return made
-
-
-def stale(tree: Mapping[str, Any] | None, dequantiser: Dequantiser | None, path: Path) -> bool:
-    """Whether the learned dequantiser that a tree names was trained for another checkpoint than the one at this path:
-    the bound holds, but is not as tight as it might be."""
-    rule = tree or {}
-    if not isinstance(dequantiser, VariationalDequantiser) or "path" not in rule:
-        return False
-    return bool(load_checkpoint(rule["path"])["checkpoint_sha256"] != sha256(path))
-
-
-def identity_of(
-    config: Mapping[str, Any], free: Sequence[str], path: Path, model: Model, dequantiser: Dequantiser | None
-) -> dict[str, Plain]:
-    """What must agree when a job is continued, for :meth:`sde.storage.store.Store.open`; the data and what else
-    decides on the rows is the job's to add.
-
-    Args:
-        config: the whole config of the job.
-        free: the keys of it that may differ.
-        path: the checkpoint.
-        model: the model in it.
-        dequantiser: as in :func:`sde.evaluation.likelihood_job.score`.
-    """
-    kept, rule = {key: value for key, value in config.items() if key not in free}, config.get("dequantise") or {}
-    found: dict[str, Plain] = {}
-    if "path" in rule:  # what a file holds counts, not where it lies
-        kept["dequantise"] = {key: value for key, value in rule.items() if key != "path"}
-        found["dequantiser_sha256"] = sha256(rule["path"])
-    noise = repr(dequantiser) if dequantiser else "uniform"
-    return {
-        "config": json.dumps(kept, sort_keys=True, indent=1),
-        "checkpoint_sha256": sha256(path),
-        "dequantisation": noise if model.scaling.levels else "none",
-        "seed": config["seed"],
-        **found,
-    }
+    known: dict[str, Any] = {"process": model.process, "scaling": model.scaling, "shape": model.shape}
+    known["device"] = state_like(model.denoiser).device
+    names = inspect.signature(find(tree["_target_"], trust=trust)).parameters.keys() & known.keys() - tree.keys()
+    dequantiser: Dequantiser = build(tree, trust=trust, **{name: known[name] for name in names})
+    return dequantiser
 
 
 def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
-    """The tolerance of the log-density in nats: `auto` is 0.01 for adaptive solvers, and none for those of fixed steps,
-    which hold none."""
+    """The tolerance of the log-density in nats: `auto` is 0.01 for adaptive solvers, and none for fixed steps."""
     if atol == "auto":
         return None if isinstance(solver, FixedStep) else 0.01
     if isinstance(atol, str):
         raise ValueError(f"expected atol to be auto, a number of nats or null, got {atol!r}")
     return atol
+
+
+def _split(model: Model, data: DataSet, name: str) -> Split:
+    """A split whose values have the shape and the levels of the model's data."""
+    split, (expected, levels) = data.split(name), (model.scaling.levels, data.scaling.levels)
+    check_event(split.values, model.shape)
+    if levels != expected:
+        raise ValueError(
+            f"this model is for {_kind(expected)}, and {data.name} has {_kind(levels)}: give the data with "
+            f"levels={expected}"
+        )
+    return split
 
 
 def _kind(levels: int | None) -> str:

@@ -1,285 +1,219 @@
-r"""Scoring a whole data set: batches fixed by index, rows that do not depend on when or where they were computed."""
+r"""The likelihood job: bits/dim of a data set along the probability flow.
+
+Batches are fixed by index, and the rows do not depend on when or where they are computed. With the density q of the
+states and the log-weight w of their dequantisation or scaling (:mod:`sde.likelihood.dequantisation`), a row has
+
+.. math:: \text{bits/dim} = -\frac{\log q(x) + w}{D \log 2} .
+"""
 
 from __future__ import annotations
 
-__all__ = ["COLUMNS", "Rows", "Summary", "check_data", "join", "score", "states", "summarise", "tuned"]
+__all__ = ["FlowScorer", "batch_states", "check_data", "error_budget_of", "flow_scorer", "likelihood_jobs", "report"]
 
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ..data import Split
-from ..dynamics import Reverse, WithLogDensity
-from ..likelihood.dequantisation import Dequantised, Dequantiser, UniformDequantiser, dequantise
-from ..likelihood.flow import default_solver, log_prob
+from ..likelihood.dequantisation import Dequantiser, States, states
+from ..likelihood.error_budget import ErrorBudget, error_budget
+from ..likelihood.flow import DensityFlow, LogProb, check_tolerance, default_solver, log_prob
 from ..model import Model
-from ..noise import Noise
 from ..runtime import exact_float32
 from ..sampling import state_like
-from ..solvers import GridSteps, Solver
-from ..solvers.base import FixedStep
-from ..trace import Hutchinson, Trace
-from ..tuning import load_grid, save_grid, tune_grid
-from .sharding import WHOLE, Done, Share, nothing_done
+from ..shapes import check_count, check_event
+from ..solvers import Solver
+from ..storage.results import Plain
+from ..trace import Trace
+from .importance_weighting import is_exact, weighted_bound
+from .job import Job, Scorer
+from .job_setup import JobSetup, tolerance_of
+from .out_of_distribution import detect
+from .summary import Rows, summarise
 
-# The columns of a likelihood file beside `index` and `repeat`.
-COLUMNS = {
-    "bits_per_dim": np.float64,
-    "log_prob": np.float64,
-    "prior_log_prob": np.float64,
-    "divergence": np.float64,
-    "standard_error": np.float64,
-    "nfe": np.int64,
-}
-
-Rows = dict[str, NDArray[Any]]
-
-
-def score(
-    model: Model,
-    split: Split,
-    *,
-    repeats: int = 1,
-    batch_size: int = 128,
-    n: int | None = None,
-    seed: int = 0,
-    solver: Solver | None = None,
-    trace: Trace | None = None,
-    atol: float | None = None,
-    dequantiser: Dequantiser | None = None,
-    share: Share = WHOLE,
-    done: Done = nothing_done,
-) -> Iterator[Rows]:
-    r"""The rows of one batch after another: every sample once per repeat.
-
-    With the density q of states and the weight w of the dequantisation (:mod:`sde.likelihood.dequantisation`), a row is
-
-    .. math:: \text{bits/dim} = -\frac{\log q(x) + w}{D \log 2} .
-
-    What does not fit is refused at once, before the first batch is asked for and the network is called.
-
-    Args:
-        model: the model.
-        split: the data, raw values.
-        repeats: how many draws of dequantisation noise and probes for each sample.
-        batch_size: samples at a time.
-        n: score the first n samples only.
-        seed: the seed of dequantisation and probes.
-        solver: as in :func:`sde.log_prob`.
-        trace: as in :func:`sde.log_prob`.
-        atol: as in :func:`sde.log_prob`.
-        dequantiser: how discrete values become continuous; uniform noise by default.
-        share: which batches; all by default.
-        done: for a repeat the indices that need not be scored again; a batch all of whose samples are done is left out.
-
-    Returns:
-        A generator of the rows of a batch, by column.
-
-    Raises:
-        ValueError: if the data is not the model's (its shape, levels or labels), is empty or not finite, a number makes
-            no sense, or the solver cannot serve.
-    """
-    check_data(model, split)
-    total = len(split) if n is None else n
-    counts = (repeats, batch_size, total)
-    if not all(type(count) is int and count >= 1 for count in counts) or total > len(split):
-        raise ValueError(
-            f"score needs repeats >= 1, batch_size >= 1 and 1 <= n <= {len(split)} (the samples there are), "
-            f"got repeats={repeats!r}, batch_size={batch_size!r}, n={n!r}"
-        )
-    if dequantiser is not None and model.scaling.levels is None:
-        raise ValueError(
-            f"this model is of continuous data, which is not dequantised: expected none, got {dequantiser}"
-        )
-    solver = default_solver(state_like(model.denoiser).dtype) if solver is None else solver
-    trace = Hutchinson() if trace is None else trace
-    if atol is not None and (isinstance(solver, FixedStep) or not atol > 0.0):
-        raise ValueError(f"expected atol > 0 for an adaptive solver, or None, got atol={atol} for {solver}")
-    process, one = model.process, torch.zeros(1, *model.shape)
-    flow = Reverse(model.denoiser, eta=0.0)
-    probe = trace.bind(Noise(seed), torch.zeros(1, dtype=torch.int64), one)
-    solver.bind(WithLogDensity(flow, probe), process.t_min, process.t_max)
-    settings = {"solver": solver, "trace": trace, "atol": atol}
-
-    def rows() -> Iterator[Rows]:
-        for repeat, index, new in share.batches(total, repeats, batch_size, done):
-            whole = _score_batch(model, split, index, repeat, seed, dequantiser, settings)
-            # Computed whole even where a part of it is done: its rows are those of an undisturbed job.
-            yield {name: values[new.numpy()] for name, values in whole.items()}
-
-    return rows()
-
-
-def states(
-    model: Model,
-    split: Split,
-    index: Tensor,
-    *,
-    dequantiser: Dequantiser | None = None,
-    seed: int = 0,
-    repeat: int = 0,
-) -> tuple[Dequantised, dict[str, Tensor]]:
-    """Samples as a model takes them: states, the weights that go with them, and the condition, on the model's device.
-
-    Args:
-        model: the model.
-        split: the data, raw values.
-        index: which samples, int64 with shape (B,).
-        dequantiser: as in :func:`score`.
-        seed: the seed of the dequantisation.
-        repeat: which draw of it.
-    """
-    like, values = state_like(model.denoiser), split.values[index]
-    if model.scaling.levels is None:
-        volume = torch.full((len(index),), model.scaling.log_det(math.prod(model.shape)), dtype=torch.float64)
-        made = Dequantised(model.scaling.to_model(values, dtype=like.dtype), volume)
-    else:
-        rule = UniformDequantiser() if dequantiser is None else dequantiser
-        with exact_float32():  # learned noise comes of a network
-            made = dequantise(rule, values, model.scaling, seed=seed, index=index, repeat=repeat, dtype=like.dtype)
-    condition = {}
-    if model.classes is not None and split.labels is not None:
-        condition["label"] = split.labels[index].to(like.device)
-    return Dequantised(made.x.detach().to(like.device), made.log_weight.detach()), condition
-
-
-def tuned(
-    model: Model,
-    split: Split,
-    solver: GridSteps,
-    trace: Trace | None = None,
-    directory: str | os.PathLike[str] | None = None,
-    *,
-    pilot: int = 64,
-    seed: int = 0,
-    keep: bool = True,
-) -> GridSteps:
-    """The solver on the grid that a pilot run on data designs for a model's likelihoods; see :func:`sde.tune_grid`.
-
-    Args:
-        model: the model.
-        split: the samples of the pilot, best those of training.
-        solver: a deterministic solver of fixed steps.
-        trace: as in :func:`score`.
-        directory: a run directory, which keeps the grid in `grids/`: one that is there for just this solver is used.
-        pilot: the pilot takes the first so many samples.
-        seed: the seed of its dequantisation and probes.
-        keep: whether to write a new grid there.
-    """
-    if not isinstance(solver, GridSteps):
-        raise ValueError(
-            f"a grid is tuned for a solver of fixed steps, got {solver}: leave pilot out, or take heun, ..."
-        )
-    check_data(model, split)
-    if type(pilot) is not int or not 1 <= pilot <= len(split):
-        raise ValueError(f"expected 1 <= pilot <= {len(split)} (the samples there are), got pilot={pilot!r}")
-    grid = None if directory is None else load_grid(directory, solver, data=True)
-    if grid is None:
-        made, condition = states(model, split, torch.arange(pilot), seed=seed)
-        grid = tune_grid(model.denoiser, data=made.x, solver=solver, trace=trace, condition=condition, seed=seed)
-        if directory is not None and keep:
-            save_grid(directory, solver, grid, data=True)
-    return replace(solver, grid=grid)
-
-
-def check_data(model: Model, split: Split) -> None:
-    """Refuses data that is not the model's: its shape, its values or its labels."""
-    values, levels = split.values, model.scaling.levels
-    if tuple(values.shape[1:]) != model.shape:
-        raise ValueError(
-            f"this model is for data of shape (B, {', '.join(map(str, model.shape))}), got {tuple(values.shape)}"
-        )
-    if levels is None and not values.is_floating_point():
-        raise ValueError(f"this model is of continuous values: expected a floating dtype, got {values.dtype}")
-    model.scaling.check(values, "the data")
-    if model.classes is not None and split.labels is None:
-        raise ValueError(f"this model is told one of {model.classes} classes, and the data has no labels")
-    if model.classes is not None and split.labels is not None and int(split.labels.max()) >= model.classes:
-        raise ValueError(f"this model is told one of {model.classes} classes, and a label is {int(split.labels.max())}")
-
-
-def _score_batch(
-    model: Model,
-    split: Split,
-    index: Tensor,
-    repeat: int,
-    seed: int,
-    dequantiser: Dequantiser | None,
-    settings: Mapping[str, Any],
-) -> Rows:
-    made, condition = states(model, split, index, dequantiser=dequantiser, seed=seed, repeat=repeat)
-    with exact_float32():
-        # Repeats differ in their probes too: each takes its own range of keys.
-        keys = index + repeat * 2**40
-        r = log_prob(model.denoiser, made.x, seed=seed, index=keys, condition=condition, **settings)
-    rows = {
-        "index": index,
-        "repeat": torch.full_like(index, repeat),
-        "bits_per_dim": -(r.nats.double().cpu() + made.log_weight) / (math.prod(model.shape) * math.log(2.0)),
-        "log_prob": r.nats,
-        "prior_log_prob": r.prior,
-        "divergence": r.divergence,
-        "standard_error": r.standard_error,
-        "nfe": r.nfe,
-    }
-    return {name: value.cpu().numpy() for name, value in rows.items()}
-
-
-def join(*parts: Mapping[str, NDArray[Any]]) -> Rows:
-    """Rows one after another."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+# The columns of a likelihood file beside `index` and `repeat`, name to dtype.
+_FLOATS = ("bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error")
+COLUMNS: Mapping[str, DTypeLike] = {**dict.fromkeys(_FLOATS, np.float64), "nfe": np.int64}
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A data set's result; rows that failed, whose log-density is not finite, are counted and else left out.
+class FlowScorer(Scorer):
+    """The log-density of samples along the probability flow.
 
-    Attributes:
-        bits_per_dim: the mean over samples of each one's mean over repeats; NaN if every row failed.
-        standard_error: of that mean, over samples; NaN for a single one.
-        nfe: the mean network calls of a row.
-        samples: how many samples.
-        rows: how many rows, failed ones included.
-        failed: how many of them failed.
+    Args:
+        model: the model.
+        split: the data, raw values.
+        seed: the seed of dequantisation and probes.
+        solver, trace, atol: as in :func:`sde.log_prob`.
+        dequantiser: the noise for discrete data; uniform by default.
+
+    Raises:
+        ValueError: if the shape, values or labels of the data do not fit the model, or the solver cannot integrate the
+            flow. No network call is made.
     """
 
-    bits_per_dim: float
-    standard_error: float
-    nfe: float
-    samples: int
-    rows: int
-    failed: int = 0
+    model: Model
+    split: Split
+    seed: int = 0
+    solver: Solver | None = None
+    trace: Trace | None = None
+    atol: float | None = None
+    dequantiser: Dequantiser | None = None
+
+    def __post_init__(self) -> None:
+        model = self.model
+        check_data(model, self.split)
+        if self.dequantiser is not None and model.scaling.levels is None:
+            raise ValueError(f"continuous data is not dequantised: expected no dequantiser, got {self.dequantiser}")
+        solver = default_solver(state_like(model.denoiser).dtype) if self.solver is None else self.solver
+        check_tolerance(solver, self.atol)
+        flow = DensityFlow(model.denoiser, torch.zeros(1, *model.shape), self.trace)
+        solver.bind(flow.dynamics, model.process.t_min, model.process.t_max)
 
     @property
-    def short(self) -> str:
-        """The mean with its standard error."""
-        return f"{self.bits_per_dim:.4f} +- {self.standard_error:.4f} bits/dim"
+    def columns(self) -> Mapping[str, DTypeLike]:
+        return COLUMNS
 
-    def __str__(self) -> str:
-        failed = f"; {self.failed} of {self.rows} rows failed and are left out" if self.failed else ""
-        return (
-            f"{self.short} "
-            f"(mean and standard error over {self.samples} samples, {self.nfe:.1f} network calls each{failed})"
-        )
+    @property
+    def shown(self) -> Sequence[str]:
+        return ["bits_per_dim"]
+
+    def rows(self, index: Tensor, repeat: int) -> Rows:
+        batch, condition = self.batch(index, repeat)
+        r = self.log_prob(batch, condition)
+        values = (batch.bits_per_dim(r.nats), r.nats, r.prior, r.divergence, r.standard_error, r.nfe)
+        return {name: column.cpu().numpy() for name, column in zip(COLUMNS, values)}
+
+    def batch(self, index: Tensor, repeat: int = 0) -> tuple[States, dict[str, Tensor]]:
+        """The states of some samples and their condition."""
+        return batch_states(self.model, self.split, index, self.dequantiser, seed=self.seed, repeat=repeat)
+
+    def log_prob(self, batch: States, condition: Mapping[str, Tensor]) -> LogProb:
+        """The log-density of states, in nats."""
+        with exact_float32():
+            return log_prob(self.model.denoiser, batch.x, index=batch.keys, condition=condition, **self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as arguments of :func:`sde.log_prob`."""
+        return {"solver": self.solver, "trace": self.trace, "atol": self.atol, "seed": self.seed}
 
 
-def summarise(columns: Mapping[str, NDArray[Any]]) -> Summary:
-    """The summary of the rows of a likelihood file."""
-    if len(columns["index"]) == 0:
-        raise ValueError("there is no row to summarise yet")
-    good = np.isfinite(columns["bits_per_dim"])
-    failed = len(good) - int(good.sum())
-    if failed == len(good):
-        return Summary(math.nan, math.nan, math.nan, 0, len(good), failed)
-    index, place = np.unique(columns["index"][good], return_inverse=True)
-    means = np.bincount(place, weights=columns["bits_per_dim"][good]) / np.bincount(place)
-    error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    calls = columns["nfe"][good].mean()
-    return Summary(float(means.mean()), float(error), float(calls), len(index), len(good), failed)
+def batch_states(
+    model: Model, split: Split, index: Tensor, dequantiser: Dequantiser | None = None, *, seed: int = 0, repeat: int = 0
+) -> tuple[States, dict[str, Tensor]]:
+    """The states of some samples of a split and their condition, on the model's device.
+
+    Args:
+        model: the model.
+        split: the data, raw values.
+        index: the samples, int64 with shape (B,).
+        dequantiser, seed, repeat: as in :func:`sde.likelihood.dequantisation.states`.
+    """
+    draw: dict[str, Any] = {"dequantiser": dequantiser, "seed": seed, "index": index, "repeat": repeat}
+    with torch.no_grad():
+        return states(model.denoiser, model.scaling, split.values[index], **draw), condition_of(model, split, index)
+
+
+def condition_of(model: Model, split: Split, index: Tensor) -> dict[str, Tensor]:
+    """The condition of some samples: their labels, if the model has classes."""
+    if model.classes is None or split.labels is None:
+        return {}
+    return {"label": split.labels[index].to(state_like(model.denoiser).device)}
+
+
+def check_data(model: Model, split: Split) -> None:
+    """Refuses data whose shape, values or labels do not fit the model."""
+    values = split.values
+    check_event(values, model.shape)
+    if model.scaling.levels is None and not values.is_floating_point():
+        raise ValueError(f"this model is for continuous values: expected a floating dtype, got {values.dtype}")
+    model.scaling.check(values, "the data")
+    if model.classes is not None and split.labels is None:
+        raise ValueError(f"this model is conditioned on one of {model.classes} classes, but the data has no labels")
+    if model.classes is not None and split.labels is not None and int(split.labels.max()) >= model.classes:
+        raise ValueError(f"expected labels below {model.classes}, the classes of this model, got {split.labels.max()}")
+
+
+def flow_scorer(setup: JobSetup, split: Split) -> FlowScorer:
+    """The scorer that a config describes by `solver`, `trace`, `atol`, `seed` and `dequantise`."""
+    solver, trace = setup.build("solver"), setup.build("trace")
+    atol = tolerance_of(setup.config["atol"], solver)
+    return FlowScorer(setup.model, split, setup.config["seed"], solver, trace, atol, setup.dequantiser)
+
+
+def likelihood_jobs(setup: JobSetup) -> list[Job[FlowScorer]]:
+    """The jobs of a config: the split of the data, and the out-of-distribution data if there is any.
+
+    With `pilot`, the time grid of the solver is tuned on the training split, and saved unless this is a dry run.
+    """
+    config, out, jobs = setup.config, setup.output(".h5"), list[Job[FlowScorer]]()
+    splits = {setup.name: setup.split(config["split"]), **setup.other_data()}
+    key = setup.key("dry_run", "ood", "ood_array", "budget")
+    metadata = {**setup.metadata, "log_prob_unit": "nats, in the model's range"}
+    for name, split in splits.items():
+        n = config["n"] if not jobs else config["n"] and min(config["n"], len(split))
+        path = out if not jobs else out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5")
+        scorer, named = flow_scorer(setup, split), {**key, "data": split.fingerprint}
+        jobs.append(Job(name, scorer, setup.plan(split, n), path, named, metadata))
+    if config["pilot"]:
+        solver = _tuned_solver(setup, jobs[0].scorer)
+        tuned: dict[str, Plain] = {"solver": repr(solver)}
+        jobs = [replace(job, scorer=replace(job.scorer, solver=solver), key={**job.key, **tuned}) for job in jobs]
+    return jobs
+
+
+def _tuned_solver(setup: JobSetup, scorer: FlowScorer) -> Solver:
+    model, train, pilot = setup.model, setup.data.train, setup.config["pilot"]
+    check_data(model, train)
+    check_count("a tuned grid", "pilot", pilot)
+    if pilot > len(train):
+        raise ValueError(f"expected pilot <= {len(train)}, the number of training samples, got pilot={pilot}")
+    data, condition = train.values[:pilot], condition_of(model, train, torch.arange(pilot))
+    how: dict[str, Any] = {"trace": scorer.trace, "seed": scorer.seed, "save": not setup.config["dry_run"]}
+    return model.tuned(setup.build("solver"), setup.directory, data=data, condition=condition, **how)
+
+
+def report(jobs: Sequence[Job[FlowScorer]], *, budget: int) -> Iterator[str]:
+    """The results of finished likelihood jobs, one line each.
+
+    Args:
+        jobs: the jobs of :func:`likelihood_jobs`.
+        budget: the number of samples that are solved again for the error budget.
+    """
+    tables, first = [job.table() for job in jobs], jobs[0]
+    scorer, table, dims = first.scorer, tables[0], math.prod(first.scorer.model.shape)
+    if len(jobs) > 1:
+        for statistic, detection in detect(*tables).items():
+            yield f"AUROC by {statistic}: {detection}"
+    index = some_samples(table, budget)
+    if len(index):
+        yield f"{first.name}: {error_budget_of(scorer, index).in_bits(dims)}"
+    if scorer.model.scaling.levels and first.plan.repeats > 1:
+        if is_exact(table):
+            yield f"{first.name}: {weighted_bound(table, dims, first.plan.repeats)}"
+        else:
+            yield f"{first.name}: use trace=exact for the tighter importance-weighted bound of the repeats"
+    for job, table in reversed(list(zip(jobs, tables))):
+        yield f"{job.name}: {summarise(table)}; wrote {job.path}"
+
+
+def some_samples(columns: Mapping[str, NDArray[Any]], n: int) -> Tensor:
+    """The indices of n samples with finite rows, evenly spread, int64."""
+    index = np.unique(columns["index"][np.isfinite(columns["bits_per_dim"]) & (columns["repeat"] == 0)])
+    places = np.unique(np.linspace(0, max(len(index) - 1, 0), min(n, len(index))).round().astype(np.int64))
+    return torch.from_numpy(index[places].astype(np.int64))
+
+
+def error_budget_of(scorer: FlowScorer, index: Tensor) -> ErrorBudget:
+    """The error budget of some samples (int64, (B,)), all of which are solved again, in nats."""
+    batch, condition = scorer.batch(index)
+    call: dict[str, Any] = {"index": index, "condition": condition, "rows": len(index), **scorer.settings}
+    with exact_float32():
+        return error_budget(scorer.model.denoiser, batch.x, scorer.log_prob(batch, condition), **call)

@@ -1,4 +1,4 @@
-"""Two results on the same data: what differs, and how sure that is."""
+"""Paired comparison of two results on the same data."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..likelihood.error_budget import quantile
 from ..storage.results import read
+from .summary import means_over_repeats
 
 Columns = Mapping[str, NDArray[Any]]
 Source = Columns | str | os.PathLike[str]
@@ -22,17 +23,17 @@ Source = Columns | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Paired:
-    """The difference of two results, the second less the first.
+    """The difference of two results, the second minus the first.
 
     Attributes:
         difference: the mean over samples.
         standard_error: its standard error.
-        low: the lower end of its 99 % interval, by Student's law.
+        low: the lower end of its 99 % interval, by Student's t distribution.
         high: the upper end.
-        correlation: of the two results over samples; the closer to 1, the more the pairing helps.
-        samples: how many samples are compared; the repeats of each count as one, their mean.
-        rows: how many rows.
-        dropped: rows of either result that have no partner, or whose values are not finite.
+        correlation: of the two results over samples; the closer to 1, the more the pairing reduces the error.
+        samples: the number of samples, each with its mean over repeats.
+        rows: the number of rows that are compared.
+        dropped: the number of rows of either result without a partner, or with values that are not finite.
     """
 
     difference: float
@@ -52,35 +53,34 @@ class Paired:
 
 
 def paired(first: Source, second: Source, *, column: str = "bits_per_dim") -> Paired:
-    """Compares two results row by row, by the same index and repeat, such as two models' or two solvers'.
+    """Compares two results, for example of two models or two solvers, row by row.
 
-    Rows of one index and repeat have the same dequantisation noise, and the same probes where both results were made
-    with one seed. What they share cancels.
+    With the same seed, rows of the same index and repeat have the same dequantisation noise and probes. The errors that
+    they have in common cancel.
 
     Args:
         first: the path of a result file, or columns by name: `index`, `repeat` and the one to compare.
         second: likewise.
-        column: the one to compare.
+        column: the column to compare.
 
     Raises:
-        ValueError: if a column is missing, a row is there twice, fewer than two samples are in both, or two files are
-            of different data, where the same index means another sample; or if a file is no result file.
-        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, a row occurs twice, fewer than two samples are in both results, the files
+            are for different data, so that the same index means another sample, or a file is not a result file.
+        FileNotFoundError: if a file does not exist.
     """
-    (one, data), (two, others) = (_opened(source) for source in (first, second))
-    if data is not None and others is not None and data != others:
+    (one, data_one), (two, data_two) = (_load(source) for source in (first, second))
+    if data_one is not None and data_two is not None and data_one != data_two:
         raise ValueError(
-            f"paired: expected two results on the same data, but {first} is of data {str(data)[:12]}..., and "
-            f"{second} of {str(others)[:12]}...: the same index is another sample there"
+            f"paired: expected two results on the same data, but {first} has data {str(data_one)[:12]}... and "
+            f"{second} has data {str(data_two)[:12]}..., where the same index is another sample"
         )
-    a, b = (_by_key(columns, column) for columns in (one, two))
+    a, b = (_by_row(columns, column) for columns in (one, two))
     common = [key for key in a if key in b and math.isfinite(a[key]) and math.isfinite(b[key])]
-    rows = np.array(common, dtype=np.int64).reshape(-1, 2)
-    index, place = np.unique(rows[:, 0], return_inverse=True)
-    if len(index) < 2:
-        raise ValueError(f"paired: expected at least two samples in both results, got {len(index)}")
-    x, y = (np.bincount(place, weights=[values[key] for key in common]) / np.bincount(place) for values in (a, b))
-    n, d = len(index), y - x
+    rows = np.array([key[0] for key in common], dtype=np.int64)
+    samples, x, y = means_over_repeats(rows, *([values[key] for key in common] for values in (a, b)))
+    n, d = len(samples), y - x
+    if n < 2:
+        raise ValueError(f"paired: expected at least two samples in both results, got {n}")
     difference, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
     width = error * quantile(n - 1)
     spread = float(x.std() * y.std())
@@ -89,21 +89,23 @@ def paired(first: Source, second: Source, *, column: str = "bits_per_dim") -> Pa
     return Paired(difference, error, difference - width, difference + width, correlation, n, len(common), dropped)
 
 
-def _opened(source: Source) -> tuple[Columns, Any]:
-    """The columns of a source, and the fingerprint of its data where it tells one."""
+def _load(source: Source) -> tuple[Columns, Any]:
+    """The columns of a source, and the fingerprint of its data or None."""
     if isinstance(source, Mapping):
         return source, None
     results = read(source)
     return results.columns, results.attributes.get("data")
 
 
-def _by_key(columns: Columns, column: str) -> dict[tuple[int, int], float]:
+def _by_row(columns: Columns, column: str) -> dict[tuple[int, int], float]:
     """The values of a column by (index, repeat)."""
     missing = [name for name in ("index", "repeat", column) if name not in columns]
     if missing:
-        raise ValueError(f"paired: expected the columns index, repeat and {column}; {', '.join(missing)} is missing")
+        raise ValueError(
+            f"paired: expected the columns index, repeat and {column}, but {', '.join(missing)} is missing"
+        )
     keys = zip(columns["index"].tolist(), columns["repeat"].tolist(), strict=True)
     values = dict(zip(keys, columns[column].tolist(), strict=True))
     if len(values) < len(columns["index"]):
-        raise ValueError("paired: expected one row for each index and repeat, got some of them twice")
+        raise ValueError("paired: expected one row for each index and repeat, got duplicates")
     return values

@@ -1,13 +1,13 @@
-r"""One result file from several processes.
+r"""Shards: one result file from several processes.
 
-A result file has one writer. Of `world` processes each therefore writes a part of its own, `NAME.partRANK.h5` beside
-`NAME.h5`, and whoever finishes gathers into the file the rows of all parts that nobody writes any more. The last one
-to finish finds all of them. Parts that a killed job has left, of whatever number of processes, are gathered by the next
-one before it starts. The file's lock is held while parts are gathered or opened, so that a part is never both written
-and gathered; a process that finds the lock taken waits, because gathering is short.
+A result file has one writer. Each of `world` processes therefore writes a shard of its own, `NAME.partRANK.h5` beside
+`NAME.h5`, and merges the rows of all shards that nobody writes any more into the file when it finishes. The last
+process to finish merges all of them. Shards of a killed job, with any number of processes, are merged by the next job
+before it starts. The lock of the file is held while shards are merged or opened, so that a shard is never written and
+merged at the same time. A process waits for the lock, because merging is short.
 
-A part goes only when the file with its rows is on the disk. After a kill between the two the rows stand in both, and
-those of the part are skipped by their (index, repeat).
+A shard is removed after the file with its rows is on the disk. After a kill between the two, the rows are in both, and
+those of the shard are skipped by their (index, repeat).
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from __future__ import annotations
 __all__ = ["Target", "done_in", "opened"]
 
 import contextlib
+import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
+from ..instantiate import public
 from ..storage.results import Plain
 from ..storage.store import Store, read
-from .likelihood_job import COLUMNS, Rows
-from .sharding import WHOLE, Done, Share
+from .sharding import WHOLE, Done, Shard
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a process writes.
+    """The open result file of a process.
 
     Attributes:
-        store: the file, or this process's part of it.
-        done: for a repeat the indices that are done.
-        rows: the rows that are there already.
+        store: the file, or the shard of this process.
+        done: the indices with a row, for a repeat.
+        rows: the rows at the time of opening.
     """
 
     store: Store
     done: Done
-    rows: Rows
+    rows: Mapping[str, NDArray[Any]]
 
 
 def done_in(path: Path) -> Done:
-    """What the snapshot of a file shows as done, if there is one; nothing is written."""
+    """The finished rows in the snapshot of a file, none if there is no file; nothing is written."""
     done: dict[int, set[int]] = {}
     if path.exists():
         columns = read(path).columns
@@ -58,75 +60,81 @@ def done_in(path: Path) -> Done:
 def opened(
     path: Path,
     *,
-    identity: Mapping[str, Plain],
-    notes: Mapping[str, Plain] | None = None,
-    columns: Mapping[str, DTypeLike] = COLUMNS,
-    share: Share = WHOLE,
+    columns: Mapping[str, DTypeLike],
+    key: Mapping[str, Plain],
+    metadata: Mapping[str, Plain] | None = None,
+    shard: Shard = WHOLE,
     snapshot_every: int = 4096,
     patience: float = 60.0,
 ) -> Iterator[Target]:
-    """A likelihood file, new or to be resumed, for one of the processes that write it.
+    """Opens a new or existing result file for one of the processes that write it.
 
     Args:
-        path: the HDF5 file. Its directory exists.
-        identity: what must agree with the file, as in :meth:`sde.storage.store.Store.open`.
-        notes: what need not agree.
+        path: the HDF5 file. Its directory must exist.
         columns: name to dtype, as in :meth:`sde.storage.store.Store.open`.
-        share: which process this is.
+        key: the attributes that must agree with those of an existing file. In its `config`, names of older versions
+            agree with the names that they have now.
+        metadata: attributes that may differ.
+        shard: this process.
         snapshot_every: as in :meth:`sde.storage.store.Store.open`.
-        patience: the seconds that one of several processes waits for the lock of the file.
+        patience: how long one of several processes waits for the lock of the file, in seconds.
 
     Raises:
-        ValueError: if the file or a part is that of another job.
-        BlockingIOError: if another process writes what this one is to write.
+        ValueError: if the file or a shard belongs to another job.
+        BlockingIOError: if another process writes the same file or shard.
     """
+    key = _with_stored_names(path, key)
+
+    def store_at(place: Path) -> Store:
+        return Store.open(place, columns, identity=key, notes=metadata, snapshot_every=snapshot_every)
+
     with contextlib.ExitStack() as stack:
-        with _open(path, columns, identity, notes, snapshot_every, patience if share.world > 1 else 0.0) as store:
-            _gather(store, columns, identity, notes, alone=share.world == 1)
+        with _wait_for(store_at, path, patience if shard.world > 1 else 0.0) as store:
+            _merge(store, store_at, alone=shard.world == 1)
             store.snapshot()
             rows = read(store.path).columns
-            if share.world == 1:
+            if shard.world == 1:
                 yield Target(store, store.done, rows)
                 return
-            part = store.path.with_name(f"{store.path.stem}.part{share.rank}.h5")
-            own = stack.enter_context(_open(part, columns, identity, notes, snapshot_every, 0.0))
-        yield Target(own, store.done, rows)
-    with _open(path, columns, identity, notes, snapshot_every, patience) as store:
-        _gather(store, columns, identity, notes, alone=False)
+            part = store_at(store.path.with_name(f"{store.path.stem}.part{shard.rank}.h5"))
+            stack.enter_context(part)
+        yield Target(part, store.done, rows)
+    with _wait_for(store_at, path, patience) as store:
+        _merge(store, store_at, alone=False)
 
 
-def _open(
-    path: Path,
-    columns: Mapping[str, DTypeLike],
-    identity: Mapping[str, Plain],
-    notes: Mapping[str, Plain] | None,
-    snapshot_every: int,
-    patience: float,
-) -> Store:
+def _with_stored_names(path: Path, key: Mapping[str, Plain]) -> Mapping[str, Plain]:
+    """The key with the config of an existing file if that differs only in names of an older version."""
+    stored = read(path).attributes.get("config") if path.exists() else None
+    return {**key, "config": stored} if stored and _current(stored) == _current(key.get("config")) else key
+
+
+def _current(config: Plain | None) -> Any:
+    """The tree of a config with the names of this version."""
+    try:
+        return public(json.loads(str(config)))
+    except ValueError:  # not the config of a job
+        return config
+
+
+def _wait_for(store_at: Callable[[Path], Store], path: Path, patience: float) -> Store:
     deadline = time.monotonic() + patience
     while True:
         try:
-            return Store.open(path, columns, identity=identity, notes=notes, snapshot_every=snapshot_every)
+            return store_at(path)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(0.02)
 
 
-def _gather(
-    store: Store,
-    columns: Mapping[str, DTypeLike],
-    identity: Mapping[str, Plain],
-    notes: Mapping[str, Plain] | None,
-    *,
-    alone: bool,
-) -> None:
-    """Takes in the parts that nobody writes; one that somebody does write stays, and bars a process that is alone."""
+def _merge(store: Store, store_at: Callable[[Path], Store], *, alone: bool) -> None:
+    """Merges the shards that nobody writes. One that is being written stays; it is an error for a single process."""
     name = re.compile(rf"({re.escape(store.path.stem)}\.part\d+\.h5)(\.journal)?")
-    there = [name.fullmatch(entry.name) for entry in store.path.parent.iterdir()]
-    for part in sorted({store.path.with_name(match[1]) for match in there if match}):
+    matches = [name.fullmatch(entry.name) for entry in store.path.parent.iterdir()]
+    for part in sorted({store.path.with_name(match[1]) for match in matches if match}):
         try:
-            Store.open(part, columns, identity=identity, notes=notes).close()  # takes its journal in
+            store_at(part).close()  # includes the rows of its journal
         except BlockingIOError:
             if alone:
                 raise

@@ -1,25 +1,25 @@
-r"""Variational bounds in continuous time: log-likelihoods by expectations, without solving an equation.
+r"""Variational bounds on log-likelihoods in continuous time: expectations instead of a differential equation.
 
-The model is the reverse SDE of a denoiser, started from the prior :math:`\pi`, and by Girsanov's theorem its bounds are
-integrals of denoising errors. **Of data**, through a decoder p(v | x) that stands at `t_min`:
+The model is the reverse SDE of a denoiser, started from the prior :math:`\pi`. By Girsanov's theorem its bounds are
+integrals of denoising errors. **The bound on the likelihood of data**, with a decoder p(v | x) at `t_min`:
 
 .. math::
     \log p(v) \ge -\mathrm{KL}\big(q(x_T | x_0) \,\|\, \pi\big)
         - \tfrac12 \int_{t_{\min}}^{t_{\max}} \frac{g^2}{\sigma^2}\, E\|\hat\varepsilon(x_t, t) - z\|^2\, dt
         + E \log p(v \mid x_{t_{\min}}).
 
-**Of the density at** `t_min`, the one that :func:`sde.log_prob` computes for the flow, with paths that start at
-:math:`x_s = x`, s = `t_min`, and transitions :math:`x_t = \alpha_{t|s} x + \sigma_{t|s} z`:
+**The bound on the density at** `t_min`, the density that :func:`sde.log_prob` computes for the flow, with paths from
+:math:`x_s = x` at s = `t_min` and transitions :math:`x_t = \alpha_{t|s} x + \sigma_{t|s} z`:
 
 .. math::
     \log p_s(x) \ge E \log \pi(x_T) + D \log \alpha_{T|s}
         - \int_s^T g^2\, E\Big[ \tfrac12 \|s_\theta(x_t, t)\|^2
             + \frac{s_\theta(x_t, t) \cdot z}{\sigma_{t|s}} \Big] dt .
 
-With the true score and the true :math:`p_T` as the prior the second is an equality for every x. Times are drawn with a
-density proportional to :math:`g^2/\sigma^2` (:class:`sde.objective.UniformLogSNR`), one from each of equal parts. Most
-of the scatter of an integrand is that of :math:`\|z\|^2`, whose mean D is known: what goes with it, by the draws before
-and after, is taken out.
+With the true score, and the true :math:`p_T` as the prior, the second bound is an equality for every x. Times are drawn
+with a density proportional to :math:`g^2/\sigma^2` (:class:`sde.objective.UniformLogSNR`), one in each of equal strata.
+Most of the variance of an integrand is that of :math:`\|z\|^2`, whose mean D is known: it is used as a control variate,
+with a coefficient from the neighbouring draws.
 
 Song et al., Maximum Likelihood Training of Score-Based Diffusion Models, 2021, https://arxiv.org/abs/2101.09258,
 theorem 3; Kingma et al., Variational Diffusion Models, 2021, https://arxiv.org/abs/2107.00630, section 4.
@@ -38,16 +38,16 @@ import torch
 from torch import Tensor
 
 from ..data import Scaling
+from ..data.scaling import nats_to_bits
 from ..denoisers import Conditioned, Denoiser
-from ..noise import Noise, Stream
+from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
 from ..sampling import evaluating, state_like
-from ..shapes import event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event
 from .decoder import log_decoder
 
-# Repeats take ranges of their own of the counters that key a sample's noise, and within them so do the two ends.
-_RANGE = 2**40
+# Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
 _DATA, _PRIOR = 2**38, 2**39
 
 
@@ -57,14 +57,14 @@ class Bound:
 
     Attributes:
         nats: the bound, the sum of its three terms.
-        prior: what the noise end contributes.
-        diffusion: what the path contributes.
-        data: what the data end contributes; 0 in a bound on the density at `t_min`.
-        parts: the addends of `diffusion`, with shape (B, n): the steps of a chain from the data to the noise, or the
-            shares of the single draws of time.
-        standard_error: of `nats` over the draws; NaN for a single draw, which cannot tell.
+        prior: the term of the prior, at `t_max`.
+        diffusion: the term of the path.
+        data: the term of the decoder; 0 in a bound on the density at `t_min`.
+        parts: the addends of `diffusion`, with shape (B, n): the steps of a chain in the order of time, or the
+            contributions of the single draws of time.
+        standard_error: of `nats` over the draws; NaN for a single draw.
         nfe: network calls, int64.
-        bits_per_dim: the bound as an upper bound on bits per dimension of data.
+        bits_per_dim: `nats` as an upper bound on bits per dimension of data.
     """
 
     nats: Tensor
@@ -92,51 +92,51 @@ def continuous_bound(
     repeat: int = 0,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Bound:
-    r"""The continuous-time bound on the likelihood of data, through a decoder at `t_min`.
+    r"""The continuous-time bound on the likelihood of data, with a decoder at `t_min`.
 
-    Of discrete data it bounds the log-probability of the levels, of continuous data the log-density in the model's
-    range. The decoder is the Gaussian of mean :math:`E[x_0|x]` (:mod:`sde.likelihood.decoder`).
+    For discrete data it is a lower bound on the log-probability of the levels, for continuous data on the log-density
+    in the model's range. The decoder is a Gaussian with mean :math:`E[x_0|x]` (:mod:`sde.likelihood.decoder`).
 
     Args:
         denoiser: the model; it is run in evaluation mode.
         values: data values as the data set gives them, with shape (B, \*).
-        scaling: their place in the model's range.
-        draws: how many times for each sample.
-        data_draws: how many states at `t_min` for each sample.
-        times: how times are drawn; :class:`sde.objective.UniformLogSNR` by default.
-        stratified: one time from each of `draws` equal parts of the interval, rather than from anywhere.
+        scaling: the scaling of the values.
+        draws: the number of times for each sample.
+        data_draws: the number of states at `t_min` for each sample.
+        times: the distribution of times; :class:`sde.objective.UniformLogSNR` by default.
+        stratified: True for one time in each of `draws` equal parts of the interval, False for independent times.
         std: the decoder's standard deviation; :math:`\sigma/\alpha` at `t_min` by default.
         seed: the seed of times and noise.
         index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
-        repeat: which draw of all noise.
-        condition: tensors of leading size B, or scalars, handed to the denoiser by name.
+        repeat: the number of the draw of all noise.
+        condition: tensors of leading size B, or scalars, passed to the denoiser by name.
 
     Raises:
-        ValueError: if the values are none of this scaling, or a number of draws or `std` is not positive.
+        ValueError: if the values are not data values of this scaling, or a number of draws or `std` is not positive.
     """
-    like, process = state_like(denoiser), denoiser.process
-    check(draws, data_draws, std=std)
-    x0 = scaling.to_model(values.cpu(), dtype=like.dtype).to(like.device)
-    index, nfe = keys(x0, index), x0.new_zeros(len(x0), dtype=torch.int64)
-    asked = Conditioned(denoiser, condition, nfe)
-    keyed, first = Noise(seed), repeat * _RANGE
+    reference, process = state_like(denoiser), denoiser.process
+    check_std(std)
+    check_count("continuous_bound", "draws", draws)
+    check_count("continuous_bound", "data_draws", data_draws)
+    x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
+    index, nfe, noise = sample_index(x0, index), x0.new_zeros(len(x0), dtype=torch.int64), Noise(seed)
+    conditioned = Conditioned(denoiser, condition, nfe)
     low = torch.tensor(process.t_min, dtype=torch.float64)
-    wide = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
+    width = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
     with torch.no_grad(), evaluating(denoiser):
         prior = -prior_divergence(process, x0, process.t_max)
         rows = []
-        for k, (t, weight) in enumerate(_times(process, times, keyed, index, first, draws, stratified)):
-            z = keyed.normal(Stream.PERTURB, index, torch.full_like(index, first + k), x0.shape[1:], x0.dtype)
+        for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
+            z = _normal(noise, index, repeat, k, x0)
             mean, sigma = process.marginal(x0, t)
-            error = (asked.noise(mean + expand(sigma, x0) * z, t) - z).double().square()
+            error = (conditioned.noise(mean + expand(sigma, x0) * z, t) - z).double().square()
             scale = -0.5 * weight * process.g2(t) / process.var(t)
             rows.append(torch.stack([scale, sum_event(error), _excess(z)]))
         ends = []
         for k in range(data_draws):
-            counter = torch.full_like(index, first + _DATA + k)
-            z = keyed.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
+            z = _normal(noise, index, repeat, _DATA + k, x0)
             mean, sigma = process.marginal(x0, low)
-            ends.append(log_decoder(scaling, values, asked(mean + expand(sigma, x0) * z, low), wide))
+            ends.append(log_decoder(scaling, values, conditioned(mean + expand(sigma, x0) * z, low), width))
     scale, errors, excess = torch.stack(rows, 2)
     unpredicted = _neighbours(errors / event_dims(x0)).clamp(0.0, 1.0)
     path, data = scale * (errors - unpredicted.square() * excess), torch.stack(ends, 1)
@@ -159,56 +159,54 @@ def density_bound(
     scaling: Scaling | None = None,
     differentiable: bool = False,
 ) -> Bound:
-    r"""The continuous-time bound on the log-density at `t_min`, the density that :func:`sde.log_prob` is of.
+    r"""The continuous-time bound on the log-density at `t_min`, the density that :func:`sde.log_prob` computes.
 
-    Every draw of time is used with z and -z, two calls: near `t_min` the variance of
+    Every draw of time is used with z and -z, in two calls: near `t_min` the variance of
     :math:`s_\theta \cdot z/\sigma_{t|s}` grows without limit, that of half the difference does not.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
         x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype.
         draws, times, stratified, seed, index, repeat, condition: as in :func:`continuous_bound`.
-        prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`; it is averaged over as
-            many draws, where the process's own is integrated exactly.
-        scaling: the scaling that x came through, for bits/dim; :meth:`sde.data.Scaling.identity` by default.
+        prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`. It is averaged over
+            `draws` states; the process's own is integrated exactly.
+        scaling: the scaling of x, for bits/dim; :meth:`sde.data.Scaling.identity` by default.
         differentiable: keep the graph, for gradients with respect to x, the condition and the parameters.
 
     Raises:
-        ValueError: if the data are not what they should be, or the number of draws is not positive.
+        ValueError: if x has a wrong shape or dtype, or the number of draws is not positive.
     """
-    check(draws)
+    check_count("density_bound", "draws", draws)
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(
             f"density_bound: expected floating-point data of shape (B, *) with B >= 1 in the model's range, got "
-            f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation)"
+            f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation.states)"
         )
     process, dims = denoiser.process, event_dims(x)
-    index, nfe = keys(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    asked = Conditioned(denoiser, condition, nfe)
-    keyed, first = Noise(seed), repeat * _RANGE
+    index, nfe, noise = sample_index(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device), Noise(seed)
+    conditioned = Conditioned(denoiser, condition, nfe)
     low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
     with torch.set_grad_enabled(differentiable), evaluating(denoiser):
         log_alpha, var = process.transition(low, high)
         mean = expand(log_alpha.exp(), x) * x
         ends = []
         for k in range(0 if prior is None else draws):
-            counter = torch.full_like(index, first + _PRIOR + k)
-            z = keyed.normal(Stream.PERTURB, index, counter, x.shape[1:], x.dtype)
+            z = _normal(noise, index, repeat, _PRIOR + k, x)
             ends.append(prior.log_prob(mean + expand(var.sqrt(), x) * z).double())
         if prior is None:
-            wide, square = process.prior_var(high).item(), sum_event(mean.double().square()) + dims * var.item()
-            ends.append(-0.5 * (square / wide + dims * math.log(2.0 * math.pi * wide)))
+            v, square = process.prior_var(high).item(), sum_event(mean.double().square()) + dims * var.item()
+            ends.append(-0.5 * (square / v + dims * math.log(2.0 * math.pi * v)))
         end = torch.stack(ends, 1)
         rows = []
-        for k, (t, weight) in enumerate(_times(process, times, keyed, index, first, draws, stratified)):
-            z = keyed.normal(Stream.PERTURB, index, torch.full_like(index, first + k), x.shape[1:], x.dtype)
-            step, spread = process.transition(low, t)
-            centre, away = expand(step.exp(), x) * x, expand(spread.sqrt(), x) * z
-            plus, minus = asked.score(centre + away, t).double(), asked.score(centre - away, t).double()
+        for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
+            z = _normal(noise, index, repeat, k, x)
+            log_scale, var = process.transition(low, t)
+            centre, away = expand(log_scale.exp(), x) * x, expand(var.sqrt(), x) * z
+            plus, minus = conditioned.score(centre + away, t).double(), conditioned.score(centre - away, t).double()
             squares = 0.25 * sum_event(plus.square() + minus.square())
-            slope = 0.5 * sum_event((plus - minus) * z) / spread.sqrt()
-            v = process.var(t)
-            rows.append(torch.stack([-weight * process.g2(t) / v, spread / v, v * squares, v * slope, _excess(z)]))
+            slope = 0.5 * sum_event((plus - minus) * z) / var.sqrt()
+            v_t = process.var(t)
+            rows.append(torch.stack([-weight * process.g2(t) / v_t, var / v_t, v_t * squares, v_t * slope, _excess(z)]))
         scale, rise, squares, slopes, excess = torch.stack(rows, 2)
         # A score of slope -h/v in every direction has the multiple (h^2 rise/2 - h) of |z|^2 in its integrand.
         h = _neighbours(-slopes.detach() / (excess + dims)).clamp(0.0, 1.0)
@@ -224,11 +222,11 @@ def density_bound(
 def assemble(
     scaling: Scaling, dims: int, prior: Tensor, parts: Tensor, data: Tensor, error: Tensor, nfe: Tensor
 ) -> Bound:
-    """The bound on the likelihood of data that is made of these terms."""
+    """The bound on the likelihood of data with these terms."""
     diffusion = parts.sum(1)
     nats = prior + diffusion + data
-    # Levels have probabilities, which no change of scale changes.
-    bits = scaling.bits_per_dim(nats, dims) if scaling.levels is None else -nats / (dims * math.log(2.0))
+    # Probabilities of levels do not depend on the scale.
+    bits = scaling.bits_per_dim(nats, dims) if scaling.levels is None else nats_to_bits(nats, dims)
     return Bound(nats, prior, diffusion, data, parts, error, nfe, bits)
 
 
@@ -240,19 +238,11 @@ def prior_divergence(process: SDE, x0: Tensor, t: float) -> Tensor:
     return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
 
 
-def keys(x: Tensor, index: Tensor | None) -> Tensor:
-    """The positions that key the noise of a batch."""
-    index = torch.arange(len(x)) if index is None else index
-    if index.shape != (len(x),) or index.dtype != torch.int64:
-        raise ValueError(f"expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}")
-    return index.to(x.device)
-
-
 def mean_error(draws: Tensor, stratified: bool) -> Tensor:
     r"""The standard error of the mean of draws along the second axis, with shape (B,); NaN for a single draw.
 
-    Of stratified ones, a single draw from each part, it is taken from the differences of neighbours: what differs
-    between two parts counts as noise, so that on average the error is never stated too small.
+    For stratified draws, one from each stratum, it comes from the differences of neighbours. The difference between two
+    strata counts as noise, so that on average the error is not underestimated.
     """
     n, draws = draws.shape[1], draws.detach()
     if n == 1:
@@ -267,10 +257,9 @@ def _excess(z: Tensor) -> Tensor:
 
 
 def _neighbours(values: Tensor) -> Tensor:
-    """The mean of the draws before and after each, along the second axis; 0 where there is but one draw.
+    """The mean of the draws before and after each, along the second axis; 0 for a single draw.
 
-    What it gives for a draw is independent of that draw's noise, so that a multiple of it can be taken of what is 0 on
-    average, and the mean stays what it is.
+    The value for a draw is independent of that draw's noise: times a quantity of mean 0 it does not change the mean.
     """
     n = values.shape[1]
     if n == 1:
@@ -280,10 +269,10 @@ def _neighbours(values: Tensor) -> Tensor:
 
 
 def _times(
-    process: SDE, times: Times | None, keyed: Noise, index: Tensor, first: int, draws: int, stratified: bool
+    process: SDE, times: Times | None, noise: Noise, index: Tensor, repeat: int, draws: int, stratified: bool
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each draw its times, float64 with shape (B,), and the weight with which an integrand there counts."""
-    u = keyed.uniform(Stream.TIME, index, torch.full_like(index, first), (draws,), torch.float64)
+    """The times of each draw, float64 with shape (B,), and the weights of the integrand there."""
+    u = noise.uniform(Stream.TIME, index, torch.full_like(index, repeat_key(0, repeat)), (draws,), torch.float64)
     if stratified:
         u = (torch.arange(draws, device=u.device) + u) / draws
     rule, span = UniformLogSNR() if times is None else times, process.t_max - process.t_min
@@ -291,9 +280,13 @@ def _times(
     return [(t, factor * span / draws) for t, factor in pairs]
 
 
-def check(*draws: int, std: float | None = None) -> None:
-    """Refuses numbers that make no bound."""
-    if min(draws) < 1:
-        raise ValueError(f"a bound takes at least one draw of each kind, got {' and '.join(map(str, draws))}")
+def _normal(noise: Noise, index: Tensor, repeat: int, counter: int, x: Tensor) -> Tensor:
+    """Standard normals in the shape of x."""
+    counters = torch.full_like(index, repeat_key(counter, repeat))
+    return noise.normal(Stream.PERTURB, index, counters, x.shape[1:], x.dtype)
+
+
+def check_std(std: float | None) -> None:
+    """Refuses a standard deviation of the decoder that is not positive."""
     if std is not None and not (math.isfinite(std) and std > 0.0):
-        raise ValueError(f"the decoder's standard deviation is finite and > 0, got std={std}")
+        raise ValueError(f"expected a finite standard deviation > 0 of the decoder, got std={std}")

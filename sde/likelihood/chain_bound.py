@@ -1,4 +1,4 @@
-r"""The variational bound of DDPM: the likelihood of the chain that ancestral sampling runs.
+r"""The variational bound of DDPM: the likelihood under the chain of ancestral sampling.
 
 For times :math:`t_1 < \dots < t_N` from `t_min` to `t_max`, the chain q(x_1, ..., x_N | x_0) of a process and the
 reverse chain p of its denoiser
@@ -17,9 +17,9 @@ the noise does, so that in every dimension
         + \frac{1}{\tilde\beta} \Big(\frac{\sigma_{t|s}^2}{\alpha_{t|s}\, \sigma_t}\Big)^2
           (\hat\varepsilon(x_t, t) - z)^2 \Big].
 
-At the step to the clean end :math:`\beta` is 0, and no decoder can be that sure of itself: as in OpenAI's programs,
-the decoder takes the :math:`\beta` of the step before it, or, where the variance is learned, interpolates between that
-one and :math:`\sigma_1^2`.
+At the last step, to the clean end, :math:`\beta` is 0, which is no possible variance of a decoder. As in OpenAI's
+programs, the decoder has the :math:`\beta` of the step before; with a learned variance it interpolates between that
+:math:`\beta` and :math:`\sigma_1^2`.
 
 Ho et al., Denoising Diffusion Probabilistic Models, 2020, https://arxiv.org/abs/2006.11239, equation 5; Nichol and
 Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, https://arxiv.org/abs/2102.09672, section 3.
@@ -36,12 +36,12 @@ from torch import Tensor
 
 from ..data import Scaling
 from ..denoisers import Conditioned, Denoiser
-from ..noise import Noise, Stream
+from ..noise import Noise, Stream, sample_index
 from ..processes import SDE
 from ..sampling import evaluating, state_like
-from ..shapes import event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Ancestral
-from .bounds import Bound, assemble, check, keys, mean_error, prior_divergence
+from .bounds import Bound, assemble, check_std, mean_error, prior_divergence
 from .decoder import log_decoder
 
 
@@ -59,38 +59,40 @@ def chain_bound(
     repeat: int = 0,
     condition: Mapping[str, Tensor] | None = None,
 ) -> Bound:
-    r"""The variational bound of the chain that `solver` samples with, its last step to the clean end included.
+    r"""The variational bound of the chain of an ancestral solver, with the last step to the clean end.
 
-    Of a :class:`sde.ChainSDE` of N steps, `Ancestral(N - 1)` is DDPM's chain; other steps and grids make the chains of
-    fewer steps, and those of any other process.
+    For a :class:`sde.ChainSDE` of N steps, `Ancestral(N - 1)` is DDPM's chain. Other numbers of steps and grids give
+    shorter chains, and chains of any other process.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
         values: data values as the data set gives them, with shape (B, \*).
-        scaling: their place in the model's range. Of discrete data the bound is on the log-probability of the levels,
-            of continuous data on the log-density in the model's range.
-        solver: the steps, their grid and their variance: v=None is what the denoiser has learned.
-        start: the time at which the chain begins and its prior stands; `t_max` by default.
-        draws: how many times the whole chain is drawn, N calls each.
-        std: the decoder's standard deviation; by default :func:`decoder_variance`, where the denoiser has learned a
-            fraction and `solver.v` is None with that, and with 0 otherwise. That is DDPM's, for DDPM's own steps: of
-            finer ones it is far less than what is left to decode, and :math:`\sigma/\alpha` at `t_min` serves better.
+        scaling: the scaling of the values. For discrete data the bound is on the log-probability of the levels, for
+            continuous data on the log-density in the model's range.
+        solver: the steps, their grid and their variance; v=None is the learned variance of the denoiser.
+        start: the time of the prior, at which the chain begins; `t_max` by default.
+        draws: the number of draws of the whole chain, N calls each.
+        std: the decoder's standard deviation. The default is the root of :func:`decoder_variance`, with the learned
+            interpolation coefficient if there is one and `solver.v` is None, and with 0 otherwise. This is DDPM's
+            decoder for DDPM's own steps. With finer steps it is much too narrow, and :math:`\sigma/\alpha` at `t_min`
+            gives a tighter bound.
         seed: the seed of the noise.
         index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
-        repeat: which draw of all noise.
-        condition: tensors of leading size B, or scalars, handed to the denoiser by name.
+        repeat: the number of the draw of all noise.
+        condition: tensors of leading size B, or scalars, passed to the denoiser by name.
 
     Returns:
         The bound. Its `parts` are :math:`-L_1, \dots, -L_{N-1}`.
 
     Raises:
-        ValueError: if the values are none of this scaling, or the number of draws or `std` is not positive.
+        ValueError: if the values are not data values of this scaling, or the number of draws or `std` is not positive.
     """
-    check(draws, std=std)
-    like, process = state_like(denoiser), denoiser.process
-    x0 = scaling.to_model(values.cpu(), dtype=like.dtype).to(like.device)
-    index, nfe = keys(x0, index), x0.new_zeros(len(x0), dtype=torch.int64)
-    asked, keyed = Conditioned(denoiser, condition, nfe), Noise(seed)
+    check_std(std)
+    check_count("chain_bound", "draws", draws)
+    reference, process = state_like(denoiser), denoiser.process
+    x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
+    index, nfe = sample_index(x0, index), x0.new_zeros(len(x0), dtype=torch.int64)
+    conditioned, noise = Conditioned(denoiser, condition, nfe), Noise(seed)
     high = process.t_max if start is None else start
     times = solver.grid.times(process, solver.steps, process.t_min, high)
     with torch.no_grad(), evaluating(denoiser):
@@ -100,15 +102,15 @@ def chain_bound(
             parts = []
             for i, t in enumerate(times):
                 counter = torch.full_like(index, draw * len(times) + i)
-                z = keyed.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
+                z = noise.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
                 mean, sigma = process.marginal(x0, t)
                 x_t = mean + expand(sigma, x0) * z
-                score, learned = asked.score_and_variance(x_t, t)
+                score, learned = conditioned.score_and_variance(x_t, t)
                 v = solver.v if solver.v is not None else 0.0 if learned is None else learned.double()
                 if i == 0:
                     clean = (x_t + expand(sigma.square(), x0) * score) / expand(process.alpha(t), x0)
-                    wide = decoder_variance(process, times, v if solver.v is None else 0.0).sqrt()
-                    ends.append(log_decoder(scaling, values, clean, torch.full_like(wide, std) if std else wide))
+                    width = decoder_variance(process, times, v if solver.v is None else 0.0).sqrt()
+                    ends.append(log_decoder(scaling, values, clean, torch.full_like(width, std) if std else width))
                 else:
                     error = (expand(sigma, x0) * score + z).double().square()
                     parts.append(-sum_event(step_divergence(process, times[i - 1], t, error, v)))
@@ -119,14 +121,14 @@ def chain_bound(
 
 
 def step_divergence(process: SDE, s: Tensor, t: Tensor, error: Tensor, v: float | Tensor = 0.0) -> Tensor:
-    r"""L, the divergence of the reverse step from t to s in every dimension, in nats.
+    r"""The divergence L of the reverse step from t to s in every dimension, in nats.
 
     Args:
         process: the process.
         s: the time after the step, float64 with shape ().
-        t: the time before it.
+        t: the time before the step.
         error: :math:`(\hat\varepsilon - z)^2`, with shape (B, \*).
-        v: the fraction that tells the variance, a number or with shape (B, \*).
+        v: the variance interpolation coefficient, a number or with shape (B, \*).
 
     Returns:
         With shape (B, \*).
@@ -140,7 +142,7 @@ def step_divergence(process: SDE, s: Tensor, t: Tensor, error: Tensor, v: float 
 
 
 def decoder_variance(process: SDE, times: Tensor, v: float | Tensor = 0.0) -> Tensor:
-    r"""The variance of the decoder at the first of the times :math:`t_1 < t_2 < \dots`, for a fraction v."""
+    r"""The variance of the decoder at the first of the times :math:`t_1 < t_2 < \dots`, for a coefficient v."""
     first, second = times[0], times[1]
     small = process.transition(first, second)[1] * process.var(first) / process.var(second)
     large = process.var(first)

@@ -1,20 +1,20 @@
 r"""Dequantisation: log-likelihoods of discrete data from a density.
 
-The cells of the levels, scaled to the model's range, divide it: a density p there gives level v the probability
-:math:`P(v) = \int_{\mathrm{cell}} p(x)\, dx`. Noise u in :math:`[0, 1)^D` with a density q(u | v) makes
-:math:`x = \alpha\, (a (v + u) + b)`, a and b those of :class:`sde.data.Scaling`, and by Jensen's inequality
+The quantisation bins of the levels, scaled to the model's range, divide it into boxes. A density p there gives level v
+the probability :math:`P(v) = \int_{\mathrm{bin}} p(x)\, dx`. Noise u in :math:`[0, 1)^D` with a density q(u | v) makes
+:math:`x = \alpha\, (a (v + u) + b)`, with the a and b of :class:`sde.data.Scaling`, and by Jensen's inequality
 
 .. math::
     \log P(v) \ge E\big[ \log p(x) + w \big], \qquad w = D \log(\alpha a) - \log q(u | v) .
 
-The better q matches p within the cell, the tighter: with K draws the importance-weighted bound
+The bound is tighter the better q matches p within the bin. With K draws the importance-weighted bound
 
 .. math::
     \log P(v) \ge E\Big[ \log \frac1K \sum_{k=1}^K e^{\log p(x_k) + w_k} \Big]
 
-grows with K and tends to :math:`\log P(v)`. The density that diffusion models have at `t_min` is of data scaled by
-:math:`\alpha` with noise of standard deviation :math:`\sigma` on top. Noise of that kind, cut off at the edges of the
-cell, is the truncated normal of Zheng et al.: with :math:`s = \sigma/(\alpha a)`, the noise in cells, and
+grows with K and tends to :math:`\log P(v)`. The density of a diffusion model at `t_min` is that of data scaled by
+:math:`\alpha` plus noise of standard deviation :math:`\sigma`. Noise of that kind, truncated to the bin, is the
+truncated normal of Zheng et al.: with :math:`s = \sigma/(\alpha a)`, the noise in bin widths, and
 :math:`\tau = 1/(2s)`,
 
 .. math::
@@ -34,48 +34,55 @@ __all__ = [
     "Dequantised",
     "Dequantiser",
     "DiscreteLogProb",
+    "States",
     "TruncatedNormal",
     "UniformDequantiser",
     "dequantise",
     "discrete_log_prob",
     "importance_weighted",
+    "states",
 ]
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data import Scaling
+from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..noise import Noise, Stream
+from ..noise import Noise, Stream, repeat_key, sample_index
 from ..processes import SDE
+from ..runtime import exact_float32
 from ..sampling import state_like
-from ..shapes import event_dims, sum_event
+from ..shapes import check_count, event_dims, sum_event
+from ..solvers import Solver
+from ..trace import Trace
 from .flow import log_prob
 
 
 class Dequantiser(ABC):
-    r"""A rule for the noise that makes levels continuous.
+    r"""The distribution of the noise that makes levels continuous.
 
     Attributes:
-        alpha: the factor :math:`\alpha` between the model's range and the states that the density is of.
+        alpha: the factor :math:`\alpha` between the model's range and the states whose density is evaluated.
     """
 
     alpha: float
 
     @abstractmethod
     def draw(self, values: Tensor, noise: Noise, index: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Draws u in the cell of each level.
+        r"""Draws u in the quantisation bin of each level.
 
         Args:
             values: levels, with shape (B, \*).
-            noise: the source, whose stream DEQUANTISE is drawn from.
+            noise: the source of the noise; the draws are from its stream DEQUANTISE.
             index: the positions that key the noise, int64 with shape (B,).
-            counter: which draw for each of them, int64 with shape (B,).
+            counter: the number of the draw for each of them, int64 with shape (B,).
 
         Returns:
             u, float64 with shape (B, \*), and :math:`\log q(u | v)` in nats with shape (B,).
@@ -84,7 +91,7 @@ class Dequantiser(ABC):
 
 @dataclass(frozen=True)
 class UniformDequantiser(Dequantiser):
-    """Noise uniform on the cell, whose log-density is 0 (Theis et al. 2016)."""
+    """Uniform noise, with a log-density of 0 (Theis et al. 2016)."""
 
     alpha: float = 1.0
 
@@ -95,11 +102,11 @@ class UniformDequantiser(Dequantiser):
 
 @dataclass(frozen=True)
 class TruncatedNormal(Dequantiser):
-    r"""Normal noise around the middle of the cell, cut off at its edges (Zheng et al. 2023).
+    r"""Normal noise around the middle of the bin, truncated at its edges (Zheng et al. 2023).
 
     Args:
-        std: s, the standard deviation before it is cut off, in cells. Far below 1/2 nothing is cut off; far above it
-            the noise is uniform.
+        std: s, the standard deviation before truncation, in bin widths. Far below 1/2 almost nothing is cut off; far
+            above it the noise is uniform.
         alpha: as in :class:`Dequantiser`.
     """
 
@@ -114,51 +121,65 @@ class TruncatedNormal(Dequantiser):
 
     @classmethod
     def matched(cls, process: SDE, scaling: Scaling) -> TruncatedNormal:
-        """The noise that the process has put on data at `t_min`."""
+        """The noise with the standard deviation that the process has added to data at `t_min`."""
         low = torch.tensor(process.t_min, dtype=torch.float64)
         alpha = process.alpha(low).item()
         return cls(process.sigma(low).item() / (alpha * scaling.scale), alpha)
 
     @property
     def tau(self) -> float:
-        r""":math:`\tau`, where the standard normal is cut off."""
+        r""":math:`\tau`, the point of truncation of the standard normal."""
         return 0.5 / self.std
 
     @property
     def mass(self) -> float:
-        r"""Z, the mass of the normal within its cell."""
+        r"""Z, the probability of the normal within its bin."""
         return math.erf(self.tau / math.sqrt(2.0))
 
     def log_density(self, u: Tensor) -> Tensor:
-        r""":math:`\log q(u)` of each dimension by itself, in nats."""
+        r""":math:`\log q(u)` of each dimension, in nats."""
         z = (u - 0.5) / self.std
         return -0.5 * z.square() - math.log(math.sqrt(2.0 * math.pi) * self.std * self.mass)
 
     def entropy(self, dims: int) -> float:
-        """H of an event of D = `dims` dimensions, in nats: the mean of what `draw` answers is -H."""
+        """The entropy H in D = `dims` dimensions, in nats: minus the mean of the log-density that `draw` returns."""
         cut = self.tau * math.exp(-0.5 * self.tau**2) / (math.sqrt(2.0 * math.pi) * self.mass)
         return dims * (math.log(math.sqrt(2.0 * math.pi * math.e) * self.std * self.mass) - cut)
 
     def draw(self, values: Tensor, noise: Noise, index: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
-        share = noise.uniform(Stream.DEQUANTISE, index, counter, values.shape[1:], torch.float64)
-        # Symmetric about the middle, so that both tails keep their digits.
-        z = math.sqrt(2.0) * torch.erfinv((2.0 * share - 1.0) * self.mass)
+        uniform = noise.uniform(Stream.DEQUANTISE, index, counter, values.shape[1:], torch.float64)
+        # Symmetric about the middle, so that both tails are precise.
+        z = math.sqrt(2.0) * torch.erfinv((2.0 * uniform - 1.0) * self.mass)
         u = 0.5 + self.std * z.clamp(-self.tau, self.tau)
         return u, sum_event(self.log_density(u))
 
 
 @dataclass(frozen=True)
-class Dequantised:
-    r"""Discrete data made continuous.
+class States:
+    r"""Data values as a model scores them.
 
     Attributes:
-        x: states for a density in the model's range, with shape (B, \*).
-        log_weight: w in nats, float64 with shape (B,): :math:`\log p(x) + w` is a lower bound on :math:`\log P(v)` on
-            average.
+        x: states in the model's range, with shape (B, \*).
+        log_weight: the change from the log-density of the states to that of the data in nats, float64 with shape (B,):
+            :math:`D \log a` for continuous data. For discrete data it is the w of the dequantisation, and the mean of
+            :math:`\log p(x) + w` is a lower bound on :math:`\log P(v)`.
+        keys: the keys of the probes, int64 with shape (B,): every repeat has keys of its own.
     """
 
     x: Tensor
     log_weight: Tensor
+    keys: Tensor
+
+    def log_likelihood(self, nats: Tensor) -> Tensor:
+        """The log-density of the states as that of the data, in nats, float64 on the CPU with shape (B,)."""
+        return nats.double().cpu() + self.log_weight
+
+    def bits_per_dim(self, nats: Tensor) -> Tensor:
+        """The log-density of the states as bits/dim of the data, float64 on the CPU with shape (B,)."""
+        return nats_to_bits(self.log_likelihood(nats), event_dims(self.x))
+
+
+Dequantised = States  # the name of version 0.1.0
 
 
 def dequantise(
@@ -170,30 +191,67 @@ def dequantise(
     index: Tensor | None = None,
     repeat: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> Dequantised:
-    r"""One draw of dequantised data; gradients flow to the parameters of the dequantiser.
+) -> States:
+    r"""Draws dequantised states once; gradients flow to the parameters of the dequantiser.
 
     Args:
-        dequantiser: how to draw.
+        dequantiser: the distribution of the noise.
         values: levels, with shape (B, \*).
-        scaling: of discrete data.
+        scaling: the scaling of discrete data.
         seed: the seed of the noise.
         index: the positions of the samples in their data set, int64 with shape (B,), which key the noise; 0 to B - 1 by
             default.
-        repeat: which draw.
-        dtype: of the states.
+        repeat: the number of the draw.
+        dtype: the dtype of the states.
 
     Raises:
-        ValueError: if the data are continuous, or the values no levels.
+        ValueError: if the data is continuous, or a value is not a level.
     """
     if scaling.levels is None:
-        raise ValueError("continuous data need no dequantisation: expected a scaling with levels")
+        raise ValueError(f"expected a scaling with levels: continuous data is not dequantised, got {dequantiser}")
     scaling.check(values)
-    index = torch.arange(len(values), device=values.device) if index is None else index.to(values.device)
+    index = sample_index(values, index)
     u, log_q = dequantiser.draw(values, Noise(seed), index, torch.full_like(index, repeat))
     x = dequantiser.alpha * scaling.to_model(values, u, dtype=dtype)
     dims = event_dims(values)
-    return Dequantised(x, dims * math.log(dequantiser.alpha) + scaling.log_det(dims) - log_q)
+    log_weight = dims * math.log(dequantiser.alpha) + scaling.log_det(dims) - log_q
+    return States(x, log_weight, repeat_key(index, repeat))
+
+
+def states(
+    denoiser: Denoiser,
+    scaling: Scaling,
+    values: Tensor,
+    *,
+    dequantiser: Dequantiser | None = None,
+    seed: int = 0,
+    index: Tensor | None = None,
+    repeat: int = 0,
+) -> States:
+    r"""The states, log-weights and keys of data values; everything that scores data starts here.
+
+    Args:
+        denoiser: the model, whose dtype and device the states get.
+        scaling: the scaling of the values.
+        values: data values as the data set gives them, with shape (B, \*).
+        dequantiser: the noise for discrete data; :class:`UniformDequantiser` by default.
+        seed: the seed of the dequantisation.
+        index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
+        repeat: the number of the draw of dequantisation noise and probes.
+
+    Raises:
+        ValueError: if the values are not data values of this scaling, or `dequantiser` is given for continuous data.
+    """
+    reference, values = state_like(denoiser), values.cpu()
+    index = sample_index(values, index)
+    if scaling.levels is None and dequantiser is None:
+        x = scaling.to_model(values, dtype=reference.dtype).to(reference.device)
+        log_weight = torch.full((len(x),), scaling.log_det(event_dims(x)), dtype=torch.float64)
+        return States(x, log_weight, repeat_key(index, repeat))
+    rule = UniformDequantiser() if dequantiser is None else dequantiser
+    with exact_float32():  # learned noise comes from a network
+        draw = dequantise(rule, values, scaling, seed=seed, index=index, repeat=repeat, dtype=reference.dtype)
+    return replace(draw, x=draw.x.to(reference.device))
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
@@ -207,10 +265,10 @@ class DiscreteLogProb:
 
     Attributes:
         nats: the bound of all draws together, with shape (B,).
-        draws: the bound of each draw by itself, with shape (K, B).
+        draws: the bound of each single draw, with shape (K, B).
         standard_error: of the mean of `draws`, with shape (B,); NaN for a single draw.
         nfe: network calls, int64 with shape (B,).
-        bits_per_dim: the bound as an upper bound on bits per dimension, with shape (B,).
+        bits_per_dim: `nats` as an upper bound on bits per dimension, with shape (B,).
     """
 
     nats: Tensor
@@ -231,38 +289,41 @@ def discrete_log_prob(
     seed: int = 0,
     index: Tensor | None = None,
     repeat: int = 0,
-    **settings: Any,
+    solver: Solver | None = None,
+    trace: Trace | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    prior: Any = None,
+    atol: float | None = None,
 ) -> DiscreteLogProb:
-    r"""The bound on the log-probability of levels that the flow's density gives.
+    r"""A lower bound on the log-probability of levels, by the density of the probability flow.
 
     Args:
         denoiser: the model.
         values: levels, with shape (B, \*).
-        scaling: of discrete data.
-        dequantiser: :class:`UniformDequantiser` by default.
-        draws: K, each of which is a run of :func:`sde.log_prob`.
-        weighted: whether the draws make an importance-weighted bound, or are averaged.
-        seed: the seed of dequantisation and probes. With an estimated trace the weighted bound is biased upwards; with
-            :class:`sde.ExactTrace` it is a bound.
+        scaling: the scaling of discrete data.
+        dequantiser: the noise; :class:`UniformDequantiser` by default.
+        draws: K, the number of draws, each with a run of :func:`sde.log_prob`.
+        weighted: True for the importance-weighted bound of the draws, False for their mean. With an estimated trace the
+            weighted bound is biased upwards; with :class:`sde.ExactTrace` it is a bound.
+        seed: the seed of dequantisation and probes.
         index: as in :func:`dequantise`.
-        repeat: which K draws.
-        settings: `solver`, `trace`, `condition`, `prior`, `atol` as in :func:`sde.log_prob`.
+        repeat: the number of the K draws.
+        solver, trace, condition, prior, atol: as in :func:`sde.log_prob`.
 
     Raises:
-        ValueError: if there are no draws, or what :func:`dequantise` and :func:`sde.log_prob` refuse.
+        ValueError: if `draws` is not positive, or :func:`dequantise` or :func:`sde.log_prob` refuses an argument.
     """
-    if draws < 1:
-        raise ValueError(f"discrete_log_prob needs draws >= 1, got draws={draws}")
-    index = torch.arange(len(values)) if index is None else index.cpu()
-    rule, like = UniformDequantiser() if dequantiser is None else dequantiser, state_like(denoiser)
+    check_count("discrete_log_prob", "draws", draws)
+    rule = UniformDequantiser() if dequantiser is None else dequantiser
+    flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
     bounds, nfe = [], torch.zeros(len(values), dtype=torch.int64)
     for k in range(repeat * draws, (repeat + 1) * draws):
-        made = dequantise(rule, values.cpu(), scaling, seed=seed, index=index, repeat=k, dtype=like.dtype)
-        # Every draw has probes of its own.
-        r = log_prob(denoiser, made.x.detach().to(like.device), seed=seed, index=index + k * 2**40, **settings)
-        bounds.append(r.nats.double().cpu() + made.log_weight.detach().cpu())
+        with torch.no_grad():
+            s = states(denoiser, scaling, values, dequantiser=rule, seed=seed, index=index, repeat=k)
+        r = log_prob(denoiser, s.x, seed=seed, index=s.keys, **flow)
+        bounds.append(s.log_likelihood(r.nats))
         nfe = nfe + r.nfe.cpu()
     each = torch.stack(bounds)
     nats = importance_weighted(each) if weighted else each.mean(0)
     error = each.std(0) / math.sqrt(draws) if draws > 1 else torch.full_like(nats, math.nan)
-    return DiscreteLogProb(nats, each, error, nfe, -nats / (event_dims(values) * math.log(2.0)))
+    return DiscreteLogProb(nats, each, error, nfe, nats_to_bits(nats, event_dims(values)))

@@ -1,33 +1,33 @@
-r"""Is a likelihood to be trusted? Three checks that need no exact answer.
+r"""Diagnostics: three checks of a likelihood that need no exact answer.
 
 **Round trip.** The probability flow is invertible: data -> latent -> data is the identity up to the error of the
 solver. :attr:`RoundTrip.error` is :math:`\|x' - x\| / \sqrt D` in the model's range.
 
-**Forward and backward.** The density that is computed on the way to the latent and the one computed on the way back,
+**Forward and backward.** The log-densities computed on the way to the latent and on the way back,
 
 .. math::
     \log p^\to = \log p_T(z) + \int_{t_{\min}}^{t_{\max}} \nabla \cdot \tilde f\, dt, \qquad
     \log p^\gets = \log p_T(z) + \int_{t_{\max}}^{t_{\min}} (-\nabla \cdot \tilde f)\, dt,
 
-agree with an exact solver, also where the divergence is estimated, as both take the same probes. Both checks tell the
-error of the solver, and nothing of the model.
+are equal with an exact solver. This holds for estimated divergences too, since both use the same probes. Both checks
+measure the error of the solver and say nothing about the model.
 
-**Calibration of the denoiser.** With :math:`x_t = \alpha_t x_0 + \sigma_t z` a denoiser that gives the posterior mean,
-:math:`\hat\varepsilon = E[z | x_t]`, has an error that is orthogonal to its answer, and hence
+**Calibration of the denoiser.** With :math:`x_t = \alpha_t x_0 + \sigma_t z`, the error of the posterior mean
+:math:`\hat\varepsilon = E[z | x_t]` is orthogonal to the prediction, and hence
 
 .. math::
     \underbrace{\tfrac1D E \| z - \hat\varepsilon \|^2}_{\text{measured}}
     = \underbrace{\tfrac1D E \big[ \|z\|^2 - \|\hat\varepsilon\|^2 \big]}_{\text{predicted}}
     \qquad \text{for every } t.
 
-What it predicts of its own error is also what the divergence in the likelihood says: by Stein's identity
-:math:`\sigma_t E[\nabla \cdot \hat\varepsilon] = E[z \cdot \hat\varepsilon]` for any network, which for a calibrated
-one is :math:`E \|\hat\varepsilon\|^2`. A gap, measured less predicted,
+The divergence in the likelihood contains the same quantity: by Stein's identity
+:math:`\sigma_t E[\nabla \cdot \hat\varepsilon] = E[z \cdot \hat\varepsilon]` for any network, which is
+:math:`E \|\hat\varepsilon\|^2` for a calibrated one. The gap, measured minus predicted,
 
 .. math:: \tfrac2D E \big[ \hat\varepsilon \cdot (\hat\varepsilon - z) \big],
 
-is positive where the network answers too much, overfitted or too sharp, and negative where it answers too little. It is
-given with its standard error over samples: beyond some three of them the scores at that time are miscalibrated.
+is positive where the prediction is too large, as in an overfitted network, and negative where it is too small. With a
+gap of more than about three standard errors over samples, the scores at that time are miscalibrated.
 
 Chen et al. 2018, https://arxiv.org/abs/1806.07366; Efron, Tweedie's Formula and Selection Bias, 2011,
 https://doi.org/10.1198/jasa.2011.tm11181; Stein, Estimation of the Mean of a Multivariate Normal Distribution, 1981,
@@ -41,30 +41,28 @@ __all__ = ["Calibration", "RoundTrip", "calibration", "round_trip"]
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..denoisers import Conditioned, Denoiser
-from ..dynamics import Reverse, WithLogDensity
-from ..noise import Noise, Stream
+from ..noise import Noise, Stream, sample_index
 from ..runtime import exact_float32
 from ..sampling import evaluating
-from ..shapes import event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Solver
-from ..trace import Hutchinson, Trace
-from .flow import default_solver, log_prob
+from ..trace import Trace
+from .flow import DensityFlow, default_solver, log_prob
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Data to latent and back.
+    """The result of integrating data to the latent and back.
 
     Attributes:
-        error: the root mean square difference of a sample from what came back, per dimension, with shape (B,).
-        forward: the log-density along the way to the latent, in nats, with shape (B,).
-        backward: the log-density along the way back, in nats, with shape (B,).
+        error: the root mean square difference per dimension of a sample and its reconstruction, with shape (B,).
+        forward: the log-density from the way to the latent, in nats, with shape (B,).
+        backward: the log-density from the way back, in nats, with shape (B,).
         nfe: network calls of both ways, int64 with shape (B,).
     """
 
@@ -77,9 +75,9 @@ class RoundTrip:
         difference = (self.backward - self.forward).double()
         root = difference.square().mean().sqrt().item()
         return (
-            f"{len(difference)} samples there and back with {self.nfe.double().mean().item():.1f} network calls each: "
+            f"round trip of {len(difference)} samples, {self.nfe.double().mean().item():.1f} network calls each: "
             f"error per dimension {self.error.double().square().mean().sqrt().item():.2e} (root mean square), "
-            f"{self.error.max().item():.2e} (largest); log p backward less forward {root:.2e} nats (root mean square), "
+            f"{self.error.max().item():.2e} (largest); log p backward - forward {root:.2e} nats (root mean square), "
             f"{difference.abs().max().item():.2e} (largest)"
         )
 
@@ -100,27 +98,17 @@ def round_trip(
     Args:
         denoiser: the model.
         x: data in the model's range, with shape (B, \*).
-        solver: as in :func:`sde.log_prob`, like the arguments that follow.
-        trace: one Rademacher probe by default, the same on both ways.
-        seed: the seed of the probes.
-        index: the positions that key the probes.
-        condition: what the denoiser is told.
-        atol: the absolute tolerance of the log-density.
+        solver, trace, seed, index, condition, atol: as in :func:`sde.log_prob`; both ways use the same probes.
     """
-    process = denoiser.process
-    solver = default_solver(x.dtype) if solver is None else solver
-    trace = Hutchinson() if trace is None else trace
-    index = torch.arange(len(x)) if index is None else index.cpu()
-    settings: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "atol": atol}
+    process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
     with exact_float32(), torch.no_grad(), evaluating(denoiser):
-        there = log_prob(denoiser, x, seed=seed, index=index, **settings)
-        nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        probes = trace.bind(Noise(seed), index.to(x.device), x)
-        dynamics = WithLogDensity(Reverse(Conditioned(denoiser, condition, nfe), eta=0.0), probes, atol)
-        start = torch.zeros(len(x), probes.estimates, dtype=x.dtype, device=x.device)
-        back, change = solver(dynamics, (there.latent, start), start=process.t_max, stop=process.t_min)
+        forward = log_prob(
+            denoiser, x, solver=solver, trace=trace, seed=seed, index=index, condition=condition, atol=atol
+        )
+        flow = DensityFlow(denoiser, forward.latent, trace, seed=seed, index=index, condition=condition, atol=atol)
+        back, change = solver.bind(flow.dynamics, process.t_max, process.t_min)(flow.start)
     error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
-    return RoundTrip(error, there.nats, there.prior + change.mean(1), there.nfe + nfe)
+    return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + flow.nfe)
 
 
 @dataclass(frozen=True)
@@ -129,10 +117,10 @@ class Calibration:
 
     Attributes:
         t: the time.
-        log_snr: the log signal-to-noise ratio there.
+        log_snr: the log signal-to-noise ratio at that time.
         measured: the mean square error of the predicted noise.
-        predicted: what the size of the prediction says that the error is.
-        standard_error: of `gap`, over samples; NaN for a single one.
+        predicted: the error that follows from the size of the prediction if the denoiser is calibrated.
+        standard_error: of `gap`, over samples; NaN for a single sample.
     """
 
     t: float
@@ -143,12 +131,12 @@ class Calibration:
 
     @property
     def gap(self) -> float:
-        """Measured less predicted."""
+        """The measured minus the predicted error."""
         return self.measured - self.predicted
 
     @property
     def z(self) -> float:
-        """The gap in standard errors: for a calibrated denoiser about a standard normal."""
+        """The gap in standard errors, about standard normal for a calibrated denoiser."""
         return self.gap / self.standard_error if self.standard_error > 0.0 else math.nan
 
     def __str__(self) -> str:
@@ -172,32 +160,32 @@ def calibration(
     Args:
         denoiser: the model.
         x0: data that the model was not trained on, in the model's range, with shape (B, \*).
-        times: how many times.
+        times: the number of times.
         seed: the seed of the noise.
         index: the positions of the samples in their data set, int64 with shape (B,), which key the noise.
-        condition: what the denoiser is told.
+        condition: tensors of leading size B, or scalars, passed to the denoiser by name.
 
     Returns:
-        A generator of one time after another.
+        A generator of the calibration at each time.
     """
-    if type(times) is not int or times < 2 or len(x0) == 0:
-        raise ValueError(f"expected times >= 2 and at least one sample, got times={times!r} and {len(x0)} samples")
+    check_count("calibration", "times", times, 2)
+    if len(x0) == 0:
+        raise ValueError("calibration needs at least one sample, got 0 samples")
     process = denoiser.process
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     high, low = process.log_snr(ends).tolist()
     inner = process.time(torch.linspace(high, low, times, dtype=torch.float64)[1:-1])
-    index = (torch.arange(len(x0)) if index is None else index).to(x0.device)
-    nfe = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-    known = Conditioned(denoiser, condition, nfe)
+    index = sample_index(x0, index)
+    conditioned = Conditioned(denoiser, condition, torch.zeros(len(x0), dtype=torch.int64, device=x0.device))
 
     def each() -> Iterator[Calibration]:
         for k, t in enumerate(torch.cat([ends[:1], inner, ends[1:]])):
             z = Noise(seed).normal(Stream.PERTURB, index, torch.full_like(index, k), x0.shape[1:], x0.dtype)
             mean, std = process.marginal(x0, t)
             with exact_float32(), torch.no_grad(), evaluating(denoiser):
-                answer = known.noise(mean + expand(std, z) * z, t).double()
-            measured = sum_event((z - answer).square()) / event_dims(z)
-            predicted = sum_event(z.double().square() - answer.square()) / event_dims(z)
+                prediction = conditioned.noise(mean + expand(std, z) * z, t).double()
+            measured = sum_event((z - prediction).square()) / event_dims(z)
+            predicted = sum_event(z.double().square() - prediction.square()) / event_dims(z)
             spread = (measured - predicted).std().item() if len(z) > 1 else math.nan
             numbers = (measured.mean().item(), predicted.mean().item(), spread / math.sqrt(len(z)))
             yield Calibration(t.item(), process.log_snr(t).item(), *numbers)

@@ -1,37 +1,37 @@
-r"""What a log-density is uncertain by, and by how much: an error budget.
+r"""Error budget of a log-density.
 
 All widths are half-widths of 99 % intervals, in nats. For each sample:
 
-- **probes**: the trace is estimated. With P estimates kept apart the half-width is :math:`t_{P-1} s`, with s the
-  standard error that the trace makes of their spread and :math:`t_n` the 0.995 quantile of Student's law with n degrees
-  of freedom (Student 1908). A single probe cannot tell: NaN.
-- **dequantisation**: where the density of discrete data is a mean over R draws of noise, likewise from the spread over
-  draws. Draws that differ in their probes too, as those of :meth:`sde.Model.log_prob` do, hold the error of both.
-- **solver**: some rows are solved once more, in float64 and to a tenth of the tolerance, with the same probes. The
-  error of a method that is held to a tolerance goes along with it, so that the difference d is 9/10 of the error. With
-  n rows the half-width is :math:`t_n \sqrt{\overline{(10 d / 9)^2}}`, the scale of the error being known from these
-  alone, and for a row that was solved again at least its own :math:`10 |d| / 9`.
+- **probes**: the error of an estimated trace. With P separate estimates the half-width is :math:`t_{P-1} s`, with the
+  standard error s that the trace computes from their spread and the 0.995 quantile :math:`t_n` of Student's t
+  distribution with n degrees of freedom (Student 1908). For a single probe it is unknown: NaN.
+- **dequantisation**: the error of a mean over R draws of dequantisation noise, from the spread over draws in the same
+  way. If the draws have different probes, as those of :meth:`sde.Model.log_prob`, it includes the error of the trace.
+- **solver**: the error of the integration. Some rows are solved again in float64, with a tenth of the tolerance and the
+  same probes. The error is proportional to the tolerance, so that the difference d is 9/10 of the error. With n rows
+  the half-width is :math:`t_n \sqrt{\overline{(10 d / 9)^2}}`, since the scale of the error is estimated from these
+  rows alone; for a row that was solved again it is at least :math:`10 |d| / 9`.
 
-Per data set, apart, since these are properties of the model and not of a computation:
+For the data set, because these are errors of the model and not of the computation:
 
-- **prior mismatch**: the flow ends at :math:`p_T`, and the prior stands in for it. Averaged over data,
+- **prior mismatch**: the flow ends at :math:`p_T`, which is replaced by the prior. Averaged over data,
   :math:`\mathrm{KL}(p_T \Vert \mathrm{prior}) \le E_{x_0} \mathrm{KL}(q(x_T|x_0) \Vert \mathrm{prior})`, the KL
   divergence being convex, and the right side is that of two Gaussians,
 
   .. math:: \tfrac12 \sum_i \Big[\frac{\sigma_T^2 + \alpha_T^2 x_{0,i}^2}{v} - 1 - \log \frac{\sigma_T^2}{v} \Big]
 
   with v the prior's variance (Kingma et al. 2021, https://arxiv.org/abs/2107.00630, equation 11).
-- **truncation**: the density is that of the state at :math:`t_{\min}`. What is compared is the density of
-  :math:`y = x_t / \alpha_t`, which is data plus noise in the units of the data, at one and the same y for
-  :math:`t = 3 t_{\min}` and for :math:`t = t_{\min}`:
+- **truncation**: the density is that of the state at :math:`t_{\min}`. It is compared with the one for
+  :math:`t = 3 t_{\min}`, for :math:`y = x_t / \alpha_t`, which is data plus noise in the units of the data, at the same
+  y:
   :math:`\log p_{3 t_{\min}}(a x) + D \log a - \log p_{t_{\min}}(x)` with
   :math:`a = \alpha_{3 t_{\min}} / \alpha_{t_{\min}}`. No noise is added to y.
-- the **mean** over samples with its standard error, which the sampling of the test set causes.
+- the **mean** over samples with its standard error, which comes from the finite test set.
 """
 
 from __future__ import annotations
 
-__all__ = ["ErrorBudget", "Mean", "error_budget", "half_width"]
+__all__ = ["ErrorBudget", "Mean", "error_budget", "half_width", "quantile"]
 
 import math
 from collections.abc import Mapping
@@ -41,13 +41,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..noise import Noise
+from ..noise import sample_index
 from ..processes import SDE
-from ..shapes import event_dims, sum_event
+from ..shapes import check_count, event_dims, sum_event
 from ..solvers import RungeKutta, Solver
-from ..trace import Hutchinson, Trace
-from .flow import LogProb, default_solver, log_prob
+from ..trace import Trace
+from .flow import DensityFlow, LogProb, default_solver, log_prob
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Mean:
     """A mean over n samples.
 
     Attributes:
-        value: the mean; NaN for none.
-        standard_error: its standard error; NaN for fewer than two.
-        n: how many samples; those that are not finite are left out.
+        value: the mean; NaN without samples.
+        standard_error: its standard error; NaN for fewer than two samples.
+        n: the number of finite samples; the others are left out.
     """
 
     value: float
@@ -66,23 +67,25 @@ class Mean:
 
     @property
     def half_width(self) -> float:
-        """The half-width of its 99 % interval, by Student's law."""
+        """The half-width of its 99 % interval, by Student's t distribution."""
         return self.standard_error * quantile(self.n - 1)
 
 
 @dataclass(frozen=True)
 class ErrorBudget:
-    """The errors of a log-density: for each sample the half-widths of 99 % intervals, in nats.
+    """The errors of a log-density: half-widths of 99 % intervals for each sample, and errors of the mean.
 
     Attributes:
-        probes: that of the trace, with shape (B,): 0 for an exact one, NaN for a single probe, which cannot tell.
-        dequantisation: that of the mean over the draws of dequantisation noise, with shape (B,); None without repeats.
-        solver: that of the integration, with shape (B,), in proportion to the largest differences that were seen.
+        probes: the half-width of the trace, with shape (B,): 0 for an exact one, NaN for a single probe.
+        dequantisation: the half-width of the mean over the draws of dequantisation noise, with shape (B,); None without
+            repeats.
+        solver: the half-width of the integration, with shape (B,).
         rows: the samples that were solved again, int64.
         mean: the mean of the log-density over samples.
-        prior_mismatch: the mean over the data of KL(q(x_T|x_0) || prior), in nats, a bound on what the prior costs on
-            average; NaN if another prior was given, of which nothing is known.
-        truncation: the mean change over the rows when `t_min` is tripled, in nats.
+        prior_mismatch: the mean over the data of KL(q(x_T|x_0) || prior), an upper bound on the average cost of the
+            prior; NaN, which is unknown, for another prior than the process's own.
+        truncation: the mean change over the rows when `t_min` is tripled.
+        unit: nats, or bits/dim.
     """
 
     probes: Tensor
@@ -92,11 +95,41 @@ class ErrorBudget:
     mean: Mean
     prior_mismatch: float
     truncation: Mean
+    unit: str = "nats"
 
     @property
     def total(self) -> Tensor:
-        """The random error, which is that of the draws where there are repeats, and the solver's on top, (B,)."""
+        """The half-width for random errors (of the draws if there are repeats, else of the probes) plus the solver's,
+        with shape (B,)."""
         return (self.probes if self.dequantisation is None else self.dequantisation) + self.solver
+
+    def in_bits(self, dims: int) -> ErrorBudget:
+        r"""The budget in bits/dim, from one in nats for samples of D = `dims` dimensions.
+
+        The mean is that of :math:`-\log_2 p / D`, and the truncation its change, with the opposite sign of that of the
+        log-density.
+        """
+
+        def bits(mean: Mean) -> Mean:
+            return Mean(nats_to_bits(mean.value, dims), nats_to_bits(-mean.standard_error, dims), mean.n)
+
+        probes, solver = (nats_to_bits(-width, dims) for width in (self.probes, self.solver))
+        draws = None if self.dequantisation is None else nats_to_bits(-self.dequantisation, dims)
+        prior = nats_to_bits(-self.prior_mismatch, dims)
+        return ErrorBudget(probes, draws, solver, self.rows, bits(self.mean), prior, bits(self.truncation), "bits/dim")
+
+    def __str__(self) -> str:
+        parts = {"solver": self.solver, "probes": self.probes, "dequantisation": self.dequantisation}
+        widths = [
+            f"{name} {'unknown' if width.isnan().all() else f'+- {width.nanmean().item():.2g}'}"
+            for name, width in parts.items()
+            if width is not None
+        ]
+        return (
+            f"99 % half-widths of a sample in {self.unit}, from {len(self.rows)} samples solved again: "
+            f"{', '.join(widths)}; on the mean: at most {self.prior_mismatch:.2g} by the prior, "
+            f"{self.truncation.value:+.2g} +- {self.truncation.half_width:.2g} by tripling t_min"
+        )
 
 
 def error_budget(
@@ -115,29 +148,24 @@ def error_budget(
     repeats: Tensor | None = None,
     finer: Solver | None = None,
 ) -> ErrorBudget:
-    r"""The error budget of what :func:`sde.log_prob` returned; the arguments up to `atol` are those of that call.
+    r"""The error budget of a result of :func:`sde.log_prob`.
 
-    It costs, for each of the rows, a solution to a tenth of the tolerance and one from three times `t_min`.
+    Its cost is two more solutions for each of the rows: with a tenth of the tolerance, and from three times `t_min`.
 
     Args:
         denoiser: the model.
-        x: the data, with shape (B, \*).
-        result: what :func:`sde.log_prob` returned for it.
-        solver: the solver.
-        trace: the trace.
-        seed: the seed of the probes.
-        index: the positions of the samples in their data set, int64 with shape (B,).
-        condition: tensors of leading size B, or scalars.
-        prior: the prior, if not the process's own.
-        atol: the absolute tolerance of the log-density.
-        rows: the samples that are solved again, int64, or how many, evenly spread over those that are finite.
-        repeats: the log-densities of the same samples under R >= 2 draws of dequantisation noise, and of probes, with
-            shape (R, B). The budget is then that of their mean.
-        finer: the solver for the second solution; by default `solver` at a tenth of its tolerances, or, for any other
-            than :class:`sde.solvers.RungeKutta`, this at 1e-7.
+        x: the states, with shape (B, \*).
+        result: the result of :func:`sde.log_prob` for them.
+        solver, trace, seed, index, condition, prior, atol: the arguments of that call.
+        rows: the samples that are solved again, int64, or their number; they are then evenly spread over the finite
+            ones.
+        repeats: the log-densities of the same samples for R >= 2 draws of dequantisation noise and probes, with shape
+            (R, B). The budget is then for their mean.
+        finer: the solver for the second solution; by default `solver` with a tenth of its tolerances, or for a solver
+            other than :class:`sde.solvers.RungeKutta`, that one with tolerances of 1e-7.
 
     Raises:
-        ValueError: if the result is not that of `x`, or rows or repeats are not what they should be.
+        ValueError: if `result`, `rows` or `repeats` do not have the number of samples of x.
     """
     b = len(x)
     if result.nats.shape != (b,):
@@ -146,12 +174,10 @@ def error_budget(
         )
     if repeats is not None and (repeats.ndim != 2 or len(repeats) < 2 or repeats.shape[1] != b):
         raise ValueError(f"error_budget: expected repeats of shape (R, {b}) with R >= 2, got {tuple(repeats.shape)}")
-    process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
-    trace = Hutchinson() if trace is None else trace
-    index = torch.arange(b, device=x.device) if index is None else index.to(x.device)
-    estimates = trace.bind(Noise(seed), index[:1], x[:1]).estimates
+    solver, index = default_solver(x.dtype) if solver is None else solver, sample_index(x, index)
+    estimates = DensityFlow(denoiser, x[:1], trace, seed=seed, index=index[:1]).dynamics.trace.estimates
     rows = _rows(rows, result.nats.detach())
-    again = {
+    again: dict[str, Any] = {
         "solver": _finer(solver) if finer is None else finer,
         "trace": trace,
         "seed": seed,
@@ -165,32 +191,33 @@ def error_budget(
     }
     y = x[rows].detach().double()
     fine = log_prob(denoiser, y, **again).nats
-    nats = result.nats.detach().double()
+    # The finer solution is one of the states: the weight of a result in data units is not part of it.
+    nats, weight = result.nats.detach().double(), torch.as_tensor(result.log_weight).detach().double().to(x.device)
     return ErrorBudget(
         probes=half_width(result.standard_error.double(), estimates),
         dequantisation=None if repeats is None else _spread(repeats.detach().double()),
-        solver=_solver_width(nats, fine, rows),
+        solver=_solver_width(nats - weight, fine, rows),
         rows=rows,
         mean=mean(nats if repeats is None else repeats.detach().double().mean(0)),
-        prior_mismatch=math.nan if prior is not None else _prior_mismatch(process, x.detach().double()),
+        prior_mismatch=math.nan if prior is not None else _prior_mismatch(denoiser.process, x.detach().double()),
         truncation=mean(_truncation(denoiser, y, fine, again)),
     )
 
 
 def half_width(standard_error: Tensor, n: int) -> Tensor:
-    """The half-width of the 99 % interval of a mean of n values, by Student's law; 0 where the error is known to be."""
+    """The half-width of the 99 % interval of a mean of n values, by Student's t distribution; 0 without error."""
     return torch.where(standard_error == 0.0, standard_error, standard_error * quantile(n - 1))
 
 
 def quantile(degrees: int) -> float:
-    """The 0.995 quantile of Student's law; NaN for no degree of freedom."""
-    from scipy.special import stdtrit  # slow to import, and few ask
+    """The 0.995 quantile of Student's t distribution; NaN without degrees of freedom."""
+    from scipy.special import stdtrit  # slow to import, and rarely needed
 
     return float(stdtrit(degrees, 0.995)) if degrees > 0 else math.nan
 
 
 def mean(values: Tensor) -> Mean:
-    """The mean over the finite ones of some samples, with shape (B,)."""
+    """The mean of the finite ones of some values, with shape (B,)."""
     values = values[values.isfinite()]
     n = len(values)
     error = values.std().item() / math.sqrt(n) if n > 1 else math.nan
@@ -202,7 +229,7 @@ def _spread(repeats: Tensor) -> Tensor:
 
 
 def _rows(rows: Tensor | int, nats: Tensor) -> Tensor:
-    """The samples to be solved again, int64."""
+    """The samples to solve again, int64."""
     if isinstance(rows, Tensor):
         if rows.ndim != 1 or rows.dtype != torch.int64 or len(rows) == 0 or len(rows.unique()) < len(rows):
             raise ValueError(f"error_budget: expected rows int64 with shape (n,), without duplicates, got {rows}")
@@ -210,10 +237,9 @@ def _rows(rows: Tensor | int, nats: Tensor) -> Tensor:
             raise ValueError(f"error_budget: expected rows within 0 to {len(nats) - 1}, got {rows.tolist()}")
         return rows.to(nats.device)
     finite = nats.isfinite().nonzero()[:, 0]
-    if rows < 1 or len(finite) == 0:
-        raise ValueError(
-            f"error_budget: expected rows >= 1 and a finite log-density, got rows={rows} and {len(finite)} finite ones"
-        )
+    check_count("error_budget", "rows", rows)
+    if len(finite) == 0:
+        raise ValueError("error_budget: expected a finite log-density, got none")
     n = min(rows, len(finite))
     return finite[(torch.arange(n, device=finite.device) * len(finite)) // n]
 
@@ -221,7 +247,7 @@ def _rows(rows: Tensor | int, nats: Tensor) -> Tensor:
 def _finer(solver: Solver) -> Solver:
     if not isinstance(solver, RungeKutta):
         solver = default_solver(torch.float64)
-    # A row that fails here tells nothing of the first solution; it is left out.
+    # A row that fails here gives no estimate of the error; it is left out.
     return replace(solver, rtol=solver.rtol / 10.0, atol=solver.atol / 10.0, on_failure="mark")
 
 
@@ -243,10 +269,10 @@ def _prior_mismatch(process: SDE, x: Tensor) -> float:
     return kl.mean().item()
 
 
-def _truncation(denoiser: Denoiser, x: Tensor, nats: Tensor, settings: Mapping[str, Any]) -> Tensor:
+def _truncation(denoiser: Denoiser, x: Tensor, nats: Tensor, again: Mapping[str, Any]) -> Tensor:
     """The change of the log-density of the data when `t_min` is tripled, with shape (n,)."""
     process = denoiser.process
     times = torch.tensor([process.t_min, 3.0 * process.t_min], dtype=torch.float64)
     log_a = process.log_alpha(times).diff().item()
-    later = log_prob(denoiser, math.exp(log_a) * x, t=times[1].item(), **settings).nats
+    later = log_prob(denoiser, math.exp(log_a) * x, t=times[1].item(), **again).nats
     return later + event_dims(x) * log_a - nats

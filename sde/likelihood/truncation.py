@@ -1,18 +1,19 @@
-r"""Where a bound with a decoder ends: at `t_min`, or at a later time, where the noise is as wide as asked for.
+r"""Truncation: the time at which the path of a bound with a decoder ends, `t_min` or a later one.
 
-Every time serves: the reverse SDE down to t, and from there the decoder, are a model of the data with a bound of its
-own. Which time is best is the network's to say. One that has learned levels as points ends best near `t_min`. One that
-has learned levels spread over their cells, of width a, by uniform dequantisation knows nothing within a cell: asked for
-the middle of it at the precision :math:`\tilde\sigma = \sigma/\alpha \ll a`, it pays
+For every time t, the reverse SDE down to t with a decoder from there is a model of the data with a bound of its own.
+The best time depends on the network. For a network that was trained on levels as points it is near `t_min`. A network
+that was trained with uniform dequantisation, on levels spread over their quantisation bins of width a, has no
+information within a bin. To predict the middle of the bin with the precision
+:math:`\tilde\sigma = \sigma/\alpha \ll a` costs it
 
 .. math:: \log_2 \frac{a}{\sqrt{2 \pi e}\, \tilde\sigma} \text{ bits/dim}
 
-for what is no property of the data, and a bound that ends at about half a cell pays next to nothing.
+that say nothing about the data. A bound that ends where :math:`\tilde\sigma` is about half a bin avoids this cost.
 """
 
 from __future__ import annotations
 
-__all__ = ["default_end", "ending_at"]
+__all__ = ["default_end", "truncated_at"]
 
 import math
 from dataclasses import dataclass
@@ -26,45 +27,46 @@ from ..processes import SDE, ChainSDE
 
 
 def default_end(process: SDE, scaling: Scaling) -> float | None:
-    """The noise to end at, in cells: 1/2, but None, which is `t_min`, for a discrete chain, whose own data end is part
-    of its bound, and for continuous data, which has no cells."""
+    """The default noise at the end of the path, in bin widths: 1/2, or None, for `t_min`, for continuous data and for
+    a discrete chain, whose bound includes its own last step."""
     return None if scaling.levels is None or isinstance(process, ChainSDE) else 0.5
 
 
-def ending_at(denoiser: Denoiser, scaling: Scaling, cells: float | None) -> Denoiser:
-    r"""The same denoiser, of a process that ends where :math:`\sigma/\alpha` is so many cells wide, or at `t_min` if
-    there it is wider.
+def truncated_at(denoiser: Denoiser, scaling: Scaling, bins: float | None) -> Denoiser:
+    r"""The denoiser with its process truncated at the time where :math:`\sigma/\alpha` is a number of bin widths.
+
+    A process with more noise than that at `t_min` is not truncated.
 
     Args:
         denoiser: the model.
-        scaling: the scaling of its data, whose levels have cells.
-        cells: the noise in widths of a cell; None is `t_min`.
+        scaling: the scaling of its data, with levels.
+        bins: the noise in widths of a quantisation bin; None is `t_min`.
 
     Raises:
-        ValueError: if the data are continuous, or the process has no such noise.
+        ValueError: if the data is continuous, or the process never has this noise.
     """
-    if cells is None:
+    if bins is None:
         return denoiser
     process = denoiser.process
     low, high = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).tolist()
     if scaling.levels is None:
         raise ValueError(
-            f"continuous data have no cells, and a bound of theirs ends at t_min: expected none, got {cells}"
+            f"continuous data has no quantisation bins, its bound ends at t_min: expected end=None, got end={bins}"
         )
     widest = math.exp(-0.5 * high) / scaling.scale
-    if isinstance(cells, bool) or not isinstance(cells, int | float) or not 0.0 < cells < widest:
-        raise ValueError(
-            f"a bound ends where the noise is some cells wide: expected 0 < end < {widest:.4g}, got {cells!r}"
-        )
-    log_snr = -2.0 * math.log(cells * scaling.scale)
+    if isinstance(bins, bool) or not isinstance(bins, int | float) or not 0.0 < bins < widest:
+        raise ValueError(f"expected the noise in widths of a bin, 0 < end < {widest:.4g}, got end={bins!r}")
+    log_snr = -2.0 * math.log(bins * scaling.scale)
     if log_snr >= low:
         return denoiser
-    return _Ending(denoiser, _Later(process, process.time(torch.tensor(log_snr, dtype=torch.float64)).item()))
+    return _TruncatedDenoiser(
+        denoiser, _TruncatedProcess(process, process.time(torch.tensor(log_snr, dtype=torch.float64)).item())
+    )
 
 
 @dataclass(frozen=True)
-class _Later(SDE):
-    """A process from a later time on."""
+class _TruncatedProcess(SDE):
+    """A process that begins at a later `t_min`."""
 
     process: SDE
     t_min: float
@@ -92,8 +94,8 @@ class _Later(SDE):
         return self.process.prior_var(t)
 
 
-class _Ending(Wrapper):
-    """A denoiser as it is, of another process."""
+class _TruncatedDenoiser(Wrapper):
+    """A denoiser with another process."""
 
     def __init__(self, inner: Denoiser, process: SDE) -> None:
         super().__init__(inner)

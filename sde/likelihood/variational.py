@@ -1,4 +1,4 @@
-r"""Variational dequantisation: noise learned to fit a density within the cells of discrete data.
+r"""Variational dequantisation: noise learned to match a density within the quantisation bins of discrete data.
 
 A flow turns uniform noise into noise that depends on the data,
 
@@ -8,8 +8,8 @@ A flow turns uniform noise into noise that depends on the data,
     u = \operatorname{sigmoid}(w_J),
 
 where a network of :math:`m_j \odot \tanh(w_j/2)` and v gives :math:`a_j` and :math:`b_j`. The first mask is 0, so that
-a single layer is a logistic distribution of conditional place and width; the others are the two colours of a
-checkerboard in turn. A fresh one is the identity, and its noise uniform.
+a single layer is a logistic distribution with conditional location and scale; the others are the two colours of a
+checkerboard in turn. Before training the flow is the identity, and the noise is uniform.
 
 Ho et al., Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture Design, 2019,
 https://arxiv.org/abs/1902.00275; Dinh, Sohl-Dickstein and Bengio, Density estimation using Real NVP, 2017,
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..data import Scaling
 from ..noise import Noise, Stream
-from ..shapes import sum_event
+from ..shapes import check_event, sum_event
 from .dequantisation import Dequantiser, dequantise
 
 _CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -39,7 +39,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
     Args:
         shape: the event shape, (C, *spatial) or (D,).
         levels: the number of levels of the data.
-        layers: how many layers.
+        layers: the number of layers.
         width: the width of their networks.
         alpha: as in :class:`sde.likelihood.Dequantiser`.
     """
@@ -71,7 +71,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
 
     def draw(self, values: Tensor, noise: Noise, index: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
         u0 = noise.uniform(Stream.DEQUANTISE, index, counter, self.shape, torch.float64)
-        # The networks may be on another device than the values, whose noise goes back to theirs.
+        # The networks may be on another device than the values; the noise returns to the device of the values.
         device = next(self.parameters()).device
         u, log_q = self(values.to(device), u0.to(device))
         return u.to(values.device), log_q.to(values.device)
@@ -86,9 +86,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
         Returns:
             u, float64 with shape (B, \*), and :math:`\log q(u|v)` in nats with shape (B,).
         """
-        if tuple(values.shape[1:]) != self.shape:
-            sizes = ", ".join(map(str, self.shape))
-            raise ValueError(f"this dequantiser is for data of shape (B, {sizes}), got {tuple(values.shape)}")
+        check_event(values, self.shape, "this dequantiser")
         dtype = next(self.parameters()).dtype
         level = (2.0 * (values.double() + 0.5) / self.levels - 1.0).to(dtype)
         w = torch.logit(u0, eps=2.0**-53)
@@ -96,11 +94,13 @@ class VariationalDequantiser(nn.Module, Dequantiser):
         for mask, network in zip(self.masks, self.networks):
             seen = mask * (2.0 * torch.sigmoid(w) - 1.0)
             a, b = network(torch.cat([seen.to(dtype), level], dim=1)).double().chunk(2, dim=1)
-            a = (1.0 - mask) * 4.0 * torch.tanh(a / 4.0)  # no step of training may squeeze the noise into a point
+            a = (1.0 - mask) * 4.0 * torch.tanh(a / 4.0)  # a step of training cannot shrink the noise to a point
             w = w * a.exp() + (1.0 - mask) * b
             log_q = log_q - a
         if not bool(w.isfinite().all()):
-            raise FloatingPointError("the noise of this dequantiser is not finite: train it at a smaller learning rate")
+            raise FloatingPointError(
+                "the noise of this dequantiser is not finite: train it with a smaller learning rate"
+            )
         return torch.sigmoid(w), sum_event(log_q - _log_logistic(w))
 
 
@@ -114,18 +114,18 @@ def train_dequantiser(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[float]:
-    r"""Fits a dequantiser to a density that stays as it is; stop by not asking for more.
+    r"""Trains a dequantiser for a fixed density; the caller stops the generator.
 
     Args:
-        dequantiser: what learns.
-        log_density: the model, from states x of shape (B, \*) and the number of the step to nats of shape (B,),
+        dequantiser: the dequantiser to train.
+        log_density: the log-density, from states x of shape (B, \*) and the number of the step to nats of shape (B,),
             differentiable in x: `lambda x, step: sde.log_prob(denoiser, x, seed=step, differentiable=True).nats`, or a
             bound. Its parameters get no gradients.
         batches: batches of levels.
-        scaling: of discrete data.
-        optimiser: over the parameters of the dequantiser.
+        scaling: the scaling of discrete data.
+        optimiser: the optimiser of the dequantiser's parameters.
         seed: the seed of the noise.
-        dtype: of the states.
+        dtype: the dtype of the states.
 
     Yields:
         The loss of each step, :math:`-E[\log p(x) + w]` in nats, an upper bound on :math:`-\log P(v)`.
@@ -135,12 +135,12 @@ def train_dequantiser(
     """
     parameters = list(dequantiser.parameters())
     for step, values in enumerate(batches):
-        made = dequantise(dequantiser, values, scaling, seed=seed, repeat=step, dtype=dtype)
-        loss = -(log_density(made.x, step).double() + made.log_weight).mean()
+        draw = dequantise(dequantiser, values, scaling, seed=seed, repeat=step, dtype=dtype)
+        loss = -(log_density(draw.x, step).double() + draw.log_weight).mean()
         gradients = torch.autograd.grad(loss, parameters)
         if not all(bool(each.isfinite().all()) for each in (loss, *gradients)):
             raise FloatingPointError(
-                f"training stopped at step {step + 1}: the loss is {loss.item()}, or its gradient not finite; a "
+                f"training stopped at step {step + 1}: the loss is {loss.item()}, or its gradient is not finite; a "
                 "smaller learning rate may help"
             )
         for parameter, gradient in zip(parameters, gradients):
@@ -150,7 +150,7 @@ def train_dequantiser(
 
 
 def _network(shape: tuple[int, ...], width: int) -> nn.Module:
-    """Two hidden layers from (w, v) to (a, b), the last of which begins at 0."""
+    """A network with two hidden layers from (w, v) to (a, b), whose output is 0 at first."""
     channels = shape[0]
     layers: list[nn.Module]
     if len(shape) == 1:

@@ -3,7 +3,7 @@
 from .adams_bashforth import AdamsBashforth
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
-from .base import FixedStep, GridSteps, Progress, Run, Solver, Step
+from .base import FixedStep, GridSteps, OneStep, Progress, Run, Solver, Step, linear_combination
 from .coordinates import Arcsinh, LogNoise, Variable
 from .ddim import DDIM
 from .deis import DEIS
@@ -26,9 +26,11 @@ __all__ = [
     "Solver",
     "FixedStep",
     "GridSteps",
+    "OneStep",
     "Run",
     "Progress",
     "Step",
+    "linear_combination",
     "EulerMaruyama",
     "Ancestral",
     "ReverseDiffusion",
@@ -51,9 +53,9 @@ __all__ = [
     "DEIS",
     "AdamsBashforth",
     "Multistep",
-    "Start",
     "Ramp",
     "RungeKuttaStart",
+    "Start",
     "Variable",
     "LogNoise",
     "Arcsinh",

@@ -67,7 +67,7 @@ def test_a_flipped_bit(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 4
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="holds no dequantiser") as error:
+    with pytest.raises(ValueError, match="dequantiser") as error:
         load_dequantiser(path)
     one_sentence(error, "truncated or altered", "scripts/dequantise.py")
 
@@ -76,12 +76,12 @@ def test_a_truncated_file(path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 100, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="holds no dequantiser") as error:
+        with pytest.raises(ValueError, match="dequantiser") as error:
             load_dequantiser(path)
         one_sentence(error)
     path.with_name("a.pt.sha256").unlink()  # and nothing to tell it by
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="holds no dequantiser"):
+    with pytest.raises(ValueError, match="dequantiser"):
         load_dequantiser(path)
 
 
@@ -103,14 +103,14 @@ def test_foreign_files(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     names = ["text.pt", "numbers.npz", "pickle.pt", "code.pt", "list.pt"]
     for file in (model, *(tmp_path / name for name in names)):
-        with pytest.raises(ValueError, match=f"{file.name} holds no dequantiser") as error:
+        with pytest.raises(ValueError, match=f"{file.name}.*dequantiser") as error:
             load_dequantiser(file)
         one_sentence(error)
-    with pytest.raises(ValueError, match="it has no 'dequantiser'"):
+    with pytest.raises(ValueError, match="'dequantiser'"):
         load_dequantiser(model)
     assert not (tmp_path / "ran").exists()
     for gone in (tmp_path / "gone.pt", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no dequantiser at"):
+        with pytest.raises(FileNotFoundError, match="dequantise"):
             load_dequantiser(gone)
 
 
@@ -120,8 +120,8 @@ def test_foreign_files(tmp_path: Path) -> None:
         ({"width": 7}, "of width 7"),
         ({"width": 10**5}, "of width 100000"),
         ({"width": 10**9}, ""),
-        ({"layers": 2}, "12 tensors, and there are 18"),
-        ({"layers": 10**9}, "tensors, and there are 18"),
+        ({"layers": 2}, "12 tensors, got 18"),
+        ({"layers": 10**9}, "got 18"),
         ({"shape": [4]}, "the shape"),
         ({"shape": []}, "1 to 4 sizes"),
         ({"shape": None}, "None"),
@@ -133,7 +133,7 @@ def test_foreign_files(tmp_path: Path) -> None:
 def test_facts_that_are_not_those_of_the_weights(path: Path, changes: dict[str, object], word: str) -> None:
     content = load_checkpoint(path)
     write(path, {**content, "dequantiser": {**content["dequantiser"], **changes}})
-    with pytest.raises(ValueError, match=f"holds no dequantiser that can be used: .*{word}") as error:
+    with pytest.raises(ValueError, match=f"{path.name}.*{word}") as error:
         load_dequantiser(path)
     one_sentence(error)
 
@@ -150,10 +150,10 @@ def test_other_data(path: Path) -> None:
     assert load_dequantiser(path, shape=SHAPE, scaling=Scaling.interval(LEVELS)).shape == SHAPE
     for shape, scaling, words in (
         ((2, 4, 3), Scaling.interval(LEVELS), ["(B, 2, 3, 4) with 8 levels", "8 levels of shape (B, 2, 4, 3)"]),
-        (SHAPE, Scaling.interval(9), ["with 8 levels", "is of 9 levels"]),
+        (SHAPE, Scaling.interval(9), ["with 8 levels", "for 9 levels"]),
         (SHAPE, Scaling.identity(), ["continuous data"]),
     ):
-        with pytest.raises(ValueError, match="train one for it") as error:
+        with pytest.raises(ValueError, match="8 levels") as error:
             load_dequantiser(path, shape=shape, scaling=scaling)
         one_sentence(error, *words)
 
@@ -173,11 +173,11 @@ def test_a_failure_on_the_way_leaves_what_was_there(path: Path, monkeypatch: pyt
 def test_only_a_dequantiser_may_be_written_over(path: Path) -> None:
     check_free(path.with_name("new.pt"))
     check_free(path, overwrite=True)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="overwrite=true"):
         check_free(path)
     with pytest.raises(ValueError, match="is a directory"):
         check_free(path.parent, overwrite=True)
     other = path.with_name("config.yaml")
     other.write_text("a: 1")
-    with pytest.raises(ValueError, match="holds no dequantiser"):
+    with pytest.raises(ValueError, match="dequantiser"):
         check_free(other, overwrite=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde.data import Scaling, Split
 from sde.evaluation.dequantiser_training import BoundDensity, Density, FlowDensity, Gain, bits, fit
-from sde.evaluation.likelihood_job import states
+from sde.evaluation.likelihood_job import batch_states
 from sde.exact import Mixture
 from sde.likelihood.bounds import density_bound
 from sde.likelihood.dequantisation import Dequantiser, UniformDequantiser, dequantise
@@ -83,7 +83,7 @@ class Seconds(Density):
 
 @pytest.mark.parametrize(
     ("density", "steps", "fine"),
-    [(BoundDensity(4), 120, BoundDensity(4)), (FLOW, 35, FlowDensity(Heun(80), ExactTrace()))],
+    [(BoundDensity(4), 120, BoundDensity(4)), (FLOW, 35, FlowDensity(Heun(40), ExactTrace()))],
     ids=["bound", "flow"],
 )
 def test_what_it_gains_shows_on_other_data_by_the_true_density(density: Density, steps: int, fine: Density) -> None:
@@ -102,8 +102,8 @@ def test_what_it_gains_shows_on_other_data_by_the_true_density(density: Density,
 
     def lost(noise: Dequantiser) -> Tensor:
         """Bits/dim of each sample that the noise loses, by the exact density at the data end."""
-        made, _ = states(MODEL, other, torch.arange(len(other)), dequantiser=noise)
-        return (truth - target().log_prob(made.x) - made.log_weight) / (2 * math.log(2.0))
+        batch, _ = batch_states(MODEL, other, torch.arange(len(other)), noise)
+        return (truth - target().log_prob(batch.x) - batch.log_weight) / (2 * math.log(2.0))
 
     uniform, learned = lost(UniformDequantiser()), lost(rule.requires_grad_(False))
     assert float(learned.mean()) < 0.5 * float(uniform.mean())
@@ -118,9 +118,9 @@ def test_what_it_gains_shows_on_other_data_by_the_true_density(density: Density,
 def test_bits_are_those_of_the_flow() -> None:
     """In batches as at once, with the noise of the job's first repeat."""
     columns = bits(MODEL, DATA, FLOW, n=9, batch_size=4, seed=3)
-    made, _ = states(MODEL, DATA, torch.arange(9), seed=3)
-    nats = log_prob(MODEL.denoiser, made.x, solver=Heun(24), trace=ExactTrace()).nats
-    expected = -(nats + made.log_weight) / (2 * math.log(2.0))
+    batch, _ = batch_states(MODEL, DATA, torch.arange(9), seed=3)
+    nats = log_prob(MODEL.denoiser, batch.x, solver=Heun(24), trace=ExactTrace()).nats
+    expected = -(nats + batch.log_weight) / (2 * math.log(2.0))
     np.testing.assert_allclose(columns["bits_per_dim"], expected.numpy(), rtol=1e-9)
     assert columns["index"].tolist() == list(range(9))
 
@@ -133,7 +133,7 @@ def test_the_gain_is_a_paired_difference() -> None:
     assert (found.uniform, found.learned) == (first.mean(), second.mean())
     assert found.paired.difference == pytest.approx(difference.mean())
     assert found.paired.standard_error == pytest.approx(difference.std(ddof=1) / math.sqrt(3))
-    assert str(found).startswith("3.0000 bits/dim with uniform noise, 2.4667 with the learned one: gained 0.5333 +- ")
+    assert str(found).startswith("3.0000 bits/dim with uniform noise, 2.4667 with learned noise: gain 0.5333 +- ")
 
 
 def test_training_is_a_function_of_the_seed() -> None:
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
 
     rule = fresh()
     before = [parameter.clone() for parameter in rule.parameters()]
-    with pytest.raises(FloatingPointError, match="stopped at step 1: the loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"step 1.*nan"):
         next(fit(MODEL, DATA, rule, Nowhere()))
     assert all(torch.equal(a, b) for a, b in zip(before, rule.parameters()))
 
@@ -186,19 +186,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_step() -> None:
 def test_refusals_come_before_any_call() -> None:
     density, rule = Seconds(), fresh()
     continuous = Model(target().denoiser(VP()), Scaling.identity(), (2,))
-    with pytest.raises(ValueError, match="continuous data"):
+    with pytest.raises(ValueError, match="continuous"):
         fit(continuous, DATA, rule, density)
     classes = Model(target().denoiser(VP()), SCALING, (2,), classes=3)
     for call in (lambda: fit(classes, DATA, rule, density), lambda: bits(classes, DATA, density)):
-        with pytest.raises(ValueError, match="the data has no labels"):
+        with pytest.raises(ValueError, match="no labels"):
             call()
-    for settings in ({"batch_size": 0}, {"batch_size": 2.0}, {"lr": 0.0}, {"lr": math.inf}, {"lr": math.nan}):
-        with pytest.raises(ValueError, match="batch_size >= 1 and a finite lr > 0"):
-            fit(MODEL, DATA, rule, density, **settings)
+    for name, value in (("batch_size", 0), ("batch_size", 2.0), ("lr", 0.0), ("lr", math.inf), ("lr", math.nan)):
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            fit(MODEL, DATA, rule, density, **{name: value})  # type: ignore[arg-type]
     for n in (0, 1, 1001, 2.0):
-        with pytest.raises(ValueError, match="2 <= n <= 1000"):
+        with pytest.raises(ValueError, match=f"n={n}"):
             bits(MODEL, DATA, density, n=n)  # type: ignore[arg-type]
     for draws in (0, 1.5, True):
-        with pytest.raises(ValueError, match="draws >= 1"):
+        with pytest.raises(ValueError, match=f"draws={draws}"):
             BoundDensity(draws)  # type: ignore[arg-type]
     assert density.told == []

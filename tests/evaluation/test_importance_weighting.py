@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sde.data import Scaling, Split
 from sde.denoisers import Denoiser
-from sde.evaluation.importance_weighting import is_exact, weighted
-from sde.evaluation.likelihood_job import Rows, join, score, summarise
+from sde.evaluation.importance_weighting import is_exact, weighted_bound
+from sde.evaluation.likelihood_job import FlowScorer
+from sde.evaluation.sharding import BatchPlan
+from sde.evaluation.summary import Rows, join, summarise
 from sde.likelihood.dequantisation import Dequantiser, TruncatedNormal, UniformDequantiser, discrete_log_prob
 from sde.likelihood.variational import VariationalDequantiser
 from sde.model import Model
@@ -53,8 +55,8 @@ RULES = [UniformDequantiser(), TruncatedNormal.matched(VP(), MODEL.scaling), lea
 
 
 def rows(rule: Dequantiser | None = None, trace: ExactTrace | Hutchinson | None = None) -> Rows:
-    settings = {"solver": SOLVER, "trace": trace or ExactTrace(), "dequantiser": rule, "seed": 3}
-    return join(*score(MODEL, Split(VALUES), repeats=K, batch_size=4, **settings))
+    scorer = FlowScorer(MODEL, Split(VALUES), 3, SOLVER, trace or ExactTrace(), dequantiser=rule)
+    return join(*scorer.score(BatchPlan(10, None, K, 4)))
 
 
 @pytest.mark.parametrize("draws", [1, 2, K])
@@ -65,7 +67,7 @@ def test_it_is_the_library_s_for_the_same_draws(rule: Dequantiser, draws: int) -
     call = {"solver": SOLVER, "trace": ExactTrace(), "dequantiser": rule, "seed": 3, "index": index}
     expected = discrete_log_prob(MODEL.denoiser, VALUES, MODEL.scaling, draws=draws, weighted=True, **call)
     shuffle = np.random.RandomState(0).permutation(10 * K)
-    found = weighted({name: values[shuffle] for name, values in columns.items()}, D, draws)
+    found = weighted_bound({name: values[shuffle] for name, values in columns.items()}, D, draws)
     np.testing.assert_allclose(found.nats, expected.nats.numpy(), rtol=1e-13)
     np.testing.assert_array_equal(found.index, index.numpy())
     bits = expected.bits_per_dim.numpy()
@@ -84,28 +86,28 @@ def test_by_hand() -> None:
         "bits_per_dim": -nats / (2 * math.log(2.0)),
         "standard_error": np.zeros(4),
     }
-    found, one = weighted(columns, 2, 2), math.log((1.0 + math.e**2) / 2.0)
+    found, one = weighted_bound(columns, 2, 2), math.log((1.0 + math.e**2) / 2.0)
     np.testing.assert_allclose(found.nats, [one, one - 5000.0], rtol=1e-12)
     assert found.index.tolist() == [4, 9]
 
 
 def test_samples_that_lack_a_draw_are_counted_and_left_out() -> None:
     columns = rows()
-    whole = weighted(columns, D, K)
+    whole = weighted_bound(columns, D, K)
     keep = ~((columns["index"] == 2) & (columns["repeat"] == 1))
     for name in ("bits_per_dim", "standard_error"):  # as a solver's mark leaves them
         columns[name][(columns["index"] == 5) & (columns["repeat"] == 3)] = math.nan
     columns["bits_per_dim"][(columns["index"] == 7) & (columns["repeat"] <= 1)] = math.inf
-    found = weighted({name: values[keep] for name, values in columns.items()}, D, K)
+    found = weighted_bound({name: values[keep] for name, values in columns.items()}, D, K)
     left = [i for i in range(10) if i not in (2, 5, 7)]
     assert found.index.tolist() == left
     np.testing.assert_array_equal(found.nats, whole.nats[left])
     assert (found.incomplete, found.failed) == (1, 2)
     assert "7 samples; 1 with missing rows left out; 2 with failed rows left out" in str(found)
     # Of the later repeats nothing is asked.
-    assert weighted({name: values[keep] for name, values in columns.items()}, D, 1).failed == 1
+    assert weighted_bound({name: values[keep] for name, values in columns.items()}, D, 1).failed == 1
     columns["bits_per_dim"][:] = math.nan
-    none = weighted(columns, D, K)
+    none = weighted_bound(columns, D, K)
     assert (len(none.nats), none.failed, math.isnan(none.bits_per_dim)) == (0, 10, True)
 
 
@@ -113,13 +115,13 @@ def test_samples_that_lack_a_draw_are_counted_and_left_out() -> None:
 def test_an_estimated_trace_makes_no_bound(probes: int) -> None:
     columns = rows(trace=Hutchinson(probes))
     assert not is_exact(columns)
-    with pytest.raises(ValueError, match="biased upwards"):
-        weighted(columns, D, K)
+    with pytest.raises(ValueError, match="exact trace"):
+        weighted_bound(columns, D, K)
     assert is_exact(rows())
 
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="draws=0"):
-        weighted(rows(), D, 0)
-    with pytest.raises(ValueError, match="at least one row"):
-        weighted({name: values[:0] for name, values in rows().items()}, D, 1)
+        weighted_bound(rows(), D, 0)
+    with pytest.raises(ValueError, match="0 rows"):
+        weighted_bound({name: values[:0] for name, values in rows().items()}, D, 1)

@@ -1,4 +1,4 @@
-"""Detection of foreign data: areas and their errors against definitions and repetition, norms against the prior."""
+"""Out-of-distribution detection: areas and their errors against definitions and repetition, norms against the prior."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_area_is_a_probability_and_its_error_the_definition() -> None:
     assert found.auroc == pytest.approx(psi.mean(), rel=1e-12)
     error = math.sqrt(psi.mean(1).var(ddof=1) / 17 + psi.mean(0).var(ddof=1) / 11)
     assert found.standard_error == pytest.approx(error, rel=1e-12)
-    assert (found.own, found.foreign) == (17, 11)
+    assert (found.in_distribution, found.out_of_distribution) == (17, 11)
     assert str(found) == f"{psi.mean():.4f} +- {error:.4f}"
 
 
@@ -40,9 +40,14 @@ def test_extremes() -> None:
     apart = Detection.of(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
     assert (apart.auroc, apart.standard_error) == (1.0, 0.0)
     assert math.isnan(Detection.of(np.array([1.0]), np.array([3.0, 4.0])).standard_error)
-    for own, foreign in (([], [1.0]), ([1.0], []), ([1.0, math.nan], [1.0]), ([1.0], [math.inf])):
-        with pytest.raises(ValueError, match=r"at least one (own|foreign) sample, and finite"):
-            Detection.of(np.array(own), np.array(foreign))
+    for x, y, kind in (
+        ([], [1.0], "in"),
+        ([1.0], [], "out-of"),
+        ([1.0, math.nan], [1.0], "in"),
+        ([1.0], [math.inf], "out-of"),
+    ):
+        with pytest.raises(ValueError, match=f" {kind}-distribution"):
+            Detection.of(np.array(x), np.array(y))
 
 
 def columns(bits: list[float], repeats: int = 1) -> dict[str, np.ndarray]:
@@ -57,11 +62,11 @@ def test_samples_count_once_and_failed_rows_do_not() -> None:
 
 
 def test_typicality_sees_what_is_too_likely() -> None:
-    """Foreign data that is far too likely: the density takes it for the model's own, its distance does not."""
+    """Other data that is far too likely: the density takes it for the model's own, its distance does not."""
     found = detect(columns([4.0, 5.0, 6.0, 5.5, 4.5]), columns([1.0, 1.5]))
     assert found["bits/dim"].auroc == 0.0
     assert found["typicality"].auroc == 1.0
-    with pytest.raises(ValueError, match="5 own and 0 foreign"):
+    with pytest.raises(ValueError, match=r"5 in-.* 0 out-"):
         detect(columns([4.0, 5.0, 6.0, 5.5, 4.5]), columns([math.nan]))
 
 

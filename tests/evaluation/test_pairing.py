@@ -121,7 +121,7 @@ def test_files_are_read(two: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> N
 
 def test_files_on_other_data_are_refused(two: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     files = [written(tmp_path / f"{k}.h5", values, str(k) * 64) for k, values in enumerate(two)]
-    with pytest.raises(ValueError, match=r"0\.h5 is of data 000000000000\.\.\., and .*1\.h5 of 111111111111"):
+    with pytest.raises(ValueError, match=r"0\.h5.*000000000000.*1\.h5.*111111111111"):
         paired(*files)
     with pytest.raises(FileNotFoundError, match="nothing"):
         paired(files[0], tmp_path / "nothing.h5")
@@ -135,11 +135,11 @@ def test_it_reads_well() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("repeat"), "columns index, repeat and bits_per_dim; repeat is missing"),
+        (lambda r: r.pop("repeat"), "repeat is missing"),
         (lambda r: r.pop("bits_per_dim"), "bits_per_dim is missing"),
-        (lambda r: r.update(index=np.zeros(4, dtype=int)), "one row for each index and repeat"),
-        (lambda r: r.update(index=np.array([0, 11, 12, 13])), "at least two samples in both results, got 1"),
-        (lambda r: r.update(repeat=r["repeat"] + 1), "at least two samples in both results, got 0"),
+        (lambda r: r.update(index=np.zeros(4, dtype=int)), "index and repeat"),
+        (lambda r: r.update(index=np.array([0, 11, 12, 13])), "got 1"),
+        (lambda r: r.update(repeat=r["repeat"] + 1), "got 0"),
     ],
 )
 def test_refusals(change: Any, message: str) -> None:

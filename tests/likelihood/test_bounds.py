@@ -45,16 +45,16 @@ class Own:
 
 
 def test_with_exact_score_and_prior_it_is_the_density_at_every_point(process: SDE, mixture: Mixture) -> None:
-    x = mixture.at(process, process.t_min).sample(6, generator=torch.Generator().manual_seed(1))
+    x = mixture.at(process, process.t_min).sample(3, generator=torch.Generator().manual_seed(1))
     r = density_bound(
         mixture.denoiser(process), x.repeat_interleave(400, 0), draws=64, prior=mixture.at(process, process.t_max)
     )
-    off = r.nats.reshape(6, 400) - mixture.log_prob(x, process, process.t_min)[:, None]
+    off = r.nats.reshape(3, 400) - mixture.log_prob(x, process, process.t_min)[:, None]
     error = off.std(1) / math.sqrt(400)
     assert bool((off.mean(1).abs() < MANY * error).all())
     assert float(error.max()) < 0.05
     # What each sample says of its error agrees with what repeats show, to 15 percent.
-    said = r.standard_error.reshape(6, 400).square().mean(1).sqrt()
+    said = r.standard_error.reshape(3, 400).square().mean(1).sqrt()
     assert bool(((said / off.std(1)).log().abs() < 0.15).all())
 
 
@@ -371,19 +371,19 @@ def test_gradients_flow_where_they_are_asked_for() -> None:
 
 def test_refusals(mixture: Mixture) -> None:
     d, v, scaling = mixture.denoiser(VP()), torch.tensor([[0, 3]]), Scaling.interval(8)
-    for settings in ({"draws": 0}, {"data_draws": 0}):
-        with pytest.raises(ValueError, match="at least one draw"):
-            continuous_bound(d, v, scaling, **settings)
-    with pytest.raises(ValueError, match="at least one draw"):
+    for name in ("draws", "data_draws"):
+        with pytest.raises(ValueError, match=f"{name} >= 1, got {name}=0"):
+            continuous_bound(d, v, scaling, **{name: 0})
+    with pytest.raises(ValueError, match="got draws=0"):
         density_bound(d, v.double(), draws=0)
     for std in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="finite and > 0"):
+        with pytest.raises(ValueError, match=f"got std={std}"):
             continuous_bound(d, v, scaling, std=std)
-    with pytest.raises(ValueError, match="an integer from 0 to 7"):
+    with pytest.raises(ValueError, match="0 to 7"):
         continuous_bound(d, v + 6, scaling)
     for x in (v, torch.zeros(3), torch.zeros(0, 2)):
-        with pytest.raises(ValueError, match="expected floating-point data"):
+        with pytest.raises(ValueError, match=r"floating.*got torch"):
             density_bound(d, x)
     for index in (torch.arange(2), torch.zeros(1)):
-        with pytest.raises(ValueError, match="expected index int64"):
+        with pytest.raises(ValueError, match=r"index int64.*got torch"):
             continuous_bound(d, v, scaling, index=index)

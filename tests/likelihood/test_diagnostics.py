@@ -35,8 +35,9 @@ class Louder(Denoiser):
         raise AssertionError("the noise is read from the score")
 
 
-@pytest.mark.parametrize("trace", [ExactTrace(), Hutchinson(2)], ids=["exact", "hutchinson"])
-@pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
+@pytest.mark.parametrize(
+    ("process", "trace"), [(VP(), ExactTrace()), (VE(), Hutchinson(2))], ids=["VP-exact", "VE-hutchinson"]
+)
 def test_a_close_solver_comes_back_with_the_same_density(process: SDE, mixture: Mixture, trace: object) -> None:
     """One sample's probes are the same on both ways, so that an estimated trace makes no difference either."""
     denoiser = mixture.denoiser(process)
@@ -141,5 +142,5 @@ def test_calibration_is_keyed_by_sample_and_lazy(gaussian: Gaussian) -> None:
 
 @pytest.mark.parametrize(("times", "n"), [(1, 3), (0, 3), (2.5, 3), (4, 0)])
 def test_bad_requests(gaussian: Gaussian, times: int, n: int) -> None:
-    with pytest.raises(ValueError, match=rf"times={times} and {n} samples"):
+    with pytest.raises(ValueError, match=f"times={times}" if n else "0 samples"):
         calibration(gaussian.denoiser(VP()), torch.zeros(n, 2, dtype=torch.float64), times=times)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sde.denoisers import Denoiser
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import LogProb, log_prob
-from sde.likelihood.error_budget import ErrorBudget, error_budget, half_width
+from sde.likelihood.error_budget import ErrorBudget, Mean, error_budget, half_width
 from sde.processes import SDE, VE, VP, SubVP
 from sde.solvers import DEIS, Heun, RungeKutta
 from sde.trace import ExactTrace, Hutchinson, Orthogonal, Trace
@@ -49,10 +49,10 @@ COVERED = [Hutchinson(8), *(pytest.param(trace, marks=pytest.mark.slow) for trac
 
 @pytest.mark.parametrize("trace", COVERED, ids=repr)
 def test_it_covers_the_error(trace: Trace) -> None:
-    """In at least 190 of 200 cases, 8 of each of 25 random mixtures in 5 dimensions, where 198 are promised: fewer
-    than 190 of 200 have a probability of 2e-4."""
+    """In at least 98 of 104 cases, 8 of each of 13 random mixtures in 5 dimensions, where 99 % are promised: fewer than
+    98 have a probability of 1e-4."""
     covered, widths, errors = 0, [], []
-    for seed in range(25):
+    for seed in range(13):
         process: SDE = (VP(), SubVP(), VE())[seed % 3]
         target = random_mixture(seed, 5)
         x, end, d = data(target, process, 8), target.at(process, process.t_max), target.denoiser(process)
@@ -61,12 +61,13 @@ def test_it_covers_the_error(trace: Trace) -> None:
         covered += int((error <= budget.total).sum())
         widths.append(budget.total)
         errors.append(error)
-    assert covered >= 190
+    assert covered >= 98
     # A width that covered by being far too wide would be of no use.
     ratio = float(torch.cat(widths).median() / torch.cat(errors).median())
     assert ratio < 12.0
 
 
+@pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
 def test_the_solver_s_width_covers_the_rows_that_were_not_solved_again(process: SDE, mixture: Mixture) -> None:
     x, end, d = data(mixture, process, 100), mixture.at(process, process.t_max), mixture.denoiser(process)
     r, budget = scored(d, x, trace=ExactTrace(), solver=COARSE, prior=end, rows=8)
@@ -208,7 +209,7 @@ def test_the_prior_s_mismatch_is_the_mean_divergence(truth: SDE, gaussian: Gauss
     )
 
 
-@pytest.mark.parametrize("truth", [VP(t_min=0.01), SubVP(t_min=0.1), VE(sigma_min=0.1, t_min=0.05)], ids=repr)
+@pytest.mark.parametrize("truth", [SubVP(t_min=0.1), VE(sigma_min=0.1, t_min=0.05)], ids=repr)
 def test_the_truncation_is_the_change_of_the_density_in_data_space(truth: SDE, mixture: Mixture) -> None:
     """Of y = x / alpha, whose density at both times is known."""
     x, d = data(mixture, truth, 12), mixture.denoiser(truth)
@@ -253,19 +254,36 @@ def test_half_width() -> None:
     assert float(half_width(error, 3)[1]) == pytest.approx(9.92484, rel=1e-5)
 
 
+def test_a_budget_in_bits_per_dim() -> None:
+    """All of it over D log 2; the mean and its change are those of bits/dim, which fall where the density rises."""
+    widths, unit = torch.tensor([3.0, math.nan], dtype=DTYPE), 5.0 * math.log(2.0)
+    mean, change = Mean(-10.0, 2.0, 2), Mean(0.5, 0.1, 2)
+    nats = ErrorBudget(widths, 2.0 * widths, 3.0 * widths, torch.tensor([0]), mean, 0.7, change)
+    bits = nats.in_bits(5)
+    for name, factor in (("probes", 1.0), ("dequantisation", 2.0), ("solver", 3.0)):
+        torch.testing.assert_close(getattr(bits, name), factor * widths / unit, equal_nan=True)
+    torch.testing.assert_close(bits.total, nats.total / unit, equal_nan=True)
+    assert (bits.mean.value, bits.mean.standard_error) == pytest.approx((10.0 / unit, 2.0 / unit))
+    assert (bits.truncation.value, bits.truncation.half_width) == pytest.approx((-0.5 / unit, change.half_width / unit))
+    assert bits.prior_mismatch == pytest.approx(0.7 / unit)
+    assert (nats.unit, bits.unit, bits.rows.tolist()) == ("nats", "bits/dim", [0])
+    assert "in bits/dim, from 1 samples" in str(bits)
+    assert ErrorBudget(widths, None, widths, torch.tensor([0]), mean, 0.7, change).in_bits(5).dequantisation is None
+
+
 # ---- refusals
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"repeats": torch.zeros(1, 4)}, r"repeats of shape \(R, 4\) with R >= 2, got \(1, 4\)"),
-        ({"repeats": torch.zeros(2, 3)}, r"repeats of shape \(R, 4\) with R >= 2, got \(2, 3\)"),
-        ({"rows": 0}, "rows >= 1 and a finite log-density, got rows=0 and 4 finite"),
-        ({"rows": torch.tensor([0, 4])}, r"rows within 0 to 3, got \[0, 4\]"),
-        ({"rows": torch.tensor([0, -1])}, r"rows within 0 to 3, got \[0, -1\]"),
-        ({"rows": torch.tensor([1, 1])}, "without duplicates"),
-        ({"rows": torch.tensor([1.0])}, "rows int64"),
+        ({"repeats": torch.zeros(1, 4)}, r"\(R, 4\).*got \(1, 4\)"),
+        ({"repeats": torch.zeros(2, 3)}, r"\(R, 4\).*got \(2, 3\)"),
+        ({"rows": 0}, "rows=0"),
+        ({"rows": torch.tensor([0, 4])}, r"0 to 3, got \[0, 4\]"),
+        ({"rows": torch.tensor([0, -1])}, r"0 to 3, got \[0, -1\]"),
+        ({"rows": torch.tensor([1, 1])}, r"rows.*\[1, 1\]"),
+        ({"rows": torch.tensor([1.0])}, r"rows int64.*\[1\.\]"),
     ],
 )
 def test_refusals(mixture: Mixture, given: dict[str, Any], message: str) -> None:
@@ -277,5 +295,5 @@ def test_refusals(mixture: Mixture, given: dict[str, Any], message: str) -> None
 
 def test_the_result_of_other_data_is_refused(mixture: Mixture) -> None:
     r = LogProb(*(torch.zeros(4, dtype=DTYPE) for _ in range(7)))
-    with pytest.raises(ValueError, match=r"the result of these 5 samples, got one of shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"5 samples.*\(4,\)"):
         error_budget(mixture.denoiser(VP()), data(mixture, VP(), 5), r)

@@ -142,7 +142,7 @@ def test_training_through_the_flow_leaves_the_model_alone() -> None:
 
 def test_refusals() -> None:
     for shape, settings in (((), {}), ((1, 2, 3, 4, 5), {}), ((2,), {"layers": 0}), ((2,), {"width": 0})):
-        with pytest.raises(ValueError, match="layers >= 1 and width >= 1"):
+        with pytest.raises(ValueError, match=r"layers=\d+, width=\d+"):
             VariationalDequantiser(shape, 4, **settings)
     rule, index = VariationalDequantiser((2,), 4), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"of shape \(B, 2\), got \(1, 3\)"):

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_scripts import files, here, refused, told
+from support.commands import files, here, refused, told
 
 import sde
+from sde.evaluation import BatchPlan, FlowScorer, join
 from sde.evaluation.dequantiser_file import load_dequantiser, save_dequantiser
 from sde.evaluation.dequantiser_training import BoundDensity, Gain, bits, fit
-from sde.evaluation.importance_weighting import weighted
-from sde.evaluation.likelihood_job import join, score
+from sde.evaluation.importance_weighting import weighted_bound
 from sde.likelihood.variational import VariationalDequantiser
 from sde.storage.checkpoint import load_checkpoint
 from sde.storage.files import sha256
@@ -95,10 +95,10 @@ def test_the_same_command_leaves_the_same_file_and_another_seed_another(folder: 
 
 def test_what_is_there_stays_unless_it_may_go(folder: Path) -> None:
     before = files(folder)
-    refused(here(folder, "dequantise", *SMALL), "run/dequantiser.pt is there already", "overwrite=true")
+    refused(here(folder, "dequantise", *SMALL), "run/dequantiser.pt", "overwrite=true")
     for out in ("run/config.yaml", "run/checkpoints/last.pt"):
-        refused(here(folder, "dequantise", *SMALL, f"out={out}"), "there already")
-        refused(here(folder, "dequantise", *SMALL, f"out={out}", "overwrite=true"), "holds no dequantiser")
+        refused(here(folder, "dequantise", *SMALL, f"out={out}"), out, "overwrite=true")
+        refused(here(folder, "dequantise", *SMALL, f"out={out}", "overwrite=true"), out, "usable dequantiser")
     refused(here(folder, "dequantise", *SMALL, "out=run", "overwrite=true"), "is a directory")
     # A training that fails leaves the old one.
     refused(here(folder, "dequantise", *SMALL, "overwrite=true", "lr=1e30"), "smaller learning rate")
@@ -132,15 +132,15 @@ def test_an_interrupted_training_keeps_what_it_has(folder: Path, monkeypatch: py
 def test_refusals(folder: Path) -> None:
     before = files(folder)
     for keys, words in (
-        (["ckpt=plane"], ["continuous data"]),
+        (["ckpt=plane"], ["continuous"]),
         (["steps=0"], ["steps=0"]),
         (["batch_size=0"], ["batch_size"]),
         (["lr=0"], ["lr"]),
         (["lr=fast"], ["lr"]),
-        (["layers=0"], ["layers >= 1"]),
+        (["layers=0"], ["layers=0"]),
         (["width=many"], ["VariationalDequantiser"]),
-        (["n=10"], ["2 <= n <= 9"]),
-        (["density.draws=0"], ["draws >= 1"]),
+        (["n=10"], ["n=10"]),
+        (["density.draws=0"], ["draws=0"]),
         (["data=moons"], ["(B, 1, 8, 8)"]),
         (["density=flow", "density.solver._target_=sde.solvers.Huen"], ["'sde.solvers.Huen'"]),
     ):
@@ -167,12 +167,13 @@ def test_rows_are_the_library_s_and_those_of_several_processes(folder: Path) -> 
     assert one.code == 0, one.err
     model, data = sde.load(folder / "run"), sde.data.digits(holdout=9)
     rule = load_dequantiser(folder / "run" / "dequantiser.pt")
-    settings = {"n": 6, "batch_size": 2, "repeats": 2, "solver": SOLVER}
-    expected = join(*score(model, data.test, dequantiser=rule, **settings))
+    plan = BatchPlan(len(data.test), 6, 2, 2)
+    expected, uniform = (
+        join(*FlowScorer(model, data.test, solver=SOLVER, dequantiser=noise).score(plan)) for noise in (rule, None)
+    )
     found = read(folder / "a.h5")
     for name, values in expected.items():
         np.testing.assert_array_equal(found.columns[name], values, err_msg=name)
-    uniform = join(*score(model, data.test, **settings))
     assert bool((found.columns["log_prob"] != uniform["log_prob"]).all())
     assert found.attributes["dequantisation"] == repr(rule)
     assert found.attributes["dequantiser_sha256"] == sha256(folder / "run" / "dequantiser.pt")
@@ -235,24 +236,24 @@ def test_dequantisers_that_cannot_serve(folder: Path) -> None:
     for path, words in {
         "flat.pt": ["(B, 2) with 17 levels", "17 levels of shape (B, 1, 8, 8)"],
         "levels.pt": ["16 levels", "17 levels"],
-        "cut.pt": ["cut.pt holds no dequantiser"],
-        "run/checkpoints/last.pt": ["holds no dequantiser", "it has no 'dequantiser'"],
-        "gone.pt": ["no dequantiser at gone.pt", "scripts/dequantise.py"],
+        "cut.pt": ["cut.pt", "usable dequantiser"],
+        "run/checkpoints/last.pt": ["usable dequantiser", "'dequantiser'"],
+        "gone.pt": ["gone.pt", "scripts/dequantise.py"],
     }.items():
         refused(here(folder, "likelihood", *JOB, "dequantise=variational", f"dequantise.path={path}"), *words)
     refused(here(folder, "likelihood", *JOB, "dequantise=variational"), "dequantise.path is missing")
     plane = [key for key in JOB if not key.startswith("ckpt")]
     refused(here(folder, "likelihood", "ckpt=plane", *plane, *LEARNED), "continuous data")
-    refused(here(folder, "sample", "ckpt=run/dequantiser.pt", "n=1"), "not of a model")
+    refused(here(folder, "sample", "ckpt=run/dequantiser.pt", "n=1"), "model")
     assert files(folder) == before
 
 
 def test_the_weighted_bound_of_the_repeats(folder: Path) -> None:
     """A number for an exact trace, the way to it for an estimated one, and nothing where there is none."""
-    line, hint = "by the importance-weighted bound of", "score with trace=exact"
+    line, hint = "by the importance-weighted bound of", "trace=exact"
     result = here(folder, "likelihood", *JOB, *LEARNED, "repeats=3", "trace=exact", "out=a.h5")
     assert result.code == 0, result.err
-    found = weighted(read(folder / "a.h5").columns, 64, 3)
+    found = weighted_bound(read(folder / "a.h5").columns, 64, 3)
     (said,) = (words for words in result.out.splitlines() if line in words)
     assert said == f"digits test: {found}"
     assert (found.draws, len(found.index)) == (3, 6)
@@ -265,8 +266,8 @@ def test_the_weighted_bound_of_the_repeats(folder: Path) -> None:
     expected = sde.likelihood.discrete_log_prob(
         model.denoiser, data.test.values[:6], model.scaling, draws=3, weighted=True, **call
     )
-    # Batches of six and of two, in float32: 1e-6 of about a hundred nats.
-    np.testing.assert_allclose(found.nats, expected.nats.numpy(), rtol=1e-6)
+    # Batches of six and of two, in float32: sums of 64 numbers that a small network computes in some ten operations.
+    np.testing.assert_allclose(found.nats, expected.nats.numpy(), rtol=10 * 64**0.5 * torch.finfo(torch.float32).eps)
     again = here(folder, "likelihood", *JOB, *LEARNED, "repeats=2", "trace=exact", "out=a.h5")
     assert "bound of 2 draws" in again.out  # of the three there are
     estimated = here(folder, "likelihood", *JOB, "repeats=2", "out=b.h5")

@@ -1,4 +1,4 @@
-"""The error budget of a job, in bits/dim."""
+"""The error budget of a job, in nats and in bits/dim."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 import sde
 from sde.data import Scaling, Split
-from sde.evaluation.error_budget import errors_of, some
-from sde.evaluation.likelihood_job import score
+from sde.evaluation.likelihood_job import FlowScorer, error_budget_of, some_samples
+from sde.evaluation.sharding import BatchPlan
 from sde.exact import Gaussian
 
 EYE = torch.eye(6, dtype=torch.float64)
@@ -24,25 +24,25 @@ def test_the_budget_is_that_of_the_rows_of_the_job() -> None:
     """The rows solved again are those that the job would write; the half-width covers what they are off by."""
     coarse, trace = sde.solvers.RungeKutta(rtol=1e-2, atol=1e-2), sde.Hutchinson(4)
     index = torch.linspace(0, 39, 8).round().long()
-    errors = errors_of(MODEL, SPLIT, index, solver=coarse, trace=trace, seed=3)
+    budget = error_budget_of(FlowScorer(MODEL, SPLIT, 3, coarse, trace), index)
     bits = {}
     for name, solver in (("coarse", coarse), ("fine", sde.solvers.RungeKutta(rtol=1e-9, atol=1e-9))):
-        (rows,) = score(MODEL, SPLIT, batch_size=40, seed=3, solver=solver, trace=trace)
+        (rows,) = FlowScorer(MODEL, SPLIT, 3, solver, trace).score(BatchPlan(40, batch_size=40))
         bits[name] = torch.from_numpy(rows["bits_per_dim"])
-    assert len(errors.budget.rows) == 8
-    width = errors.budget.solver / (6 * math.log(2.0))
+    assert len(budget.rows) == 8
+    width = budget.in_bits(6).solver
+    torch.testing.assert_close(width, budget.solver / (6 * math.log(2.0)))
     off = (bits["coarse"] - bits["fine"])[index].abs()
     assert bool((off <= width).double().mean() >= 0.8), (off, width)
-    assert errors.bits(6 * math.log(2.0)) == 1.0
 
 
 def test_it_says_what_it_does_not_know() -> None:
     solver = sde.solvers.RungeKutta(rtol=1e-3, atol=1e-3)
-    one = str(errors_of(MODEL, SPLIT, torch.arange(3), solver=solver, trace=sde.Hutchinson(1)))
-    assert "from 3 images solved again" in one
-    assert "probes unknown with one probe" in one
-    exact = str(errors_of(MODEL, SPLIT, torch.arange(5), solver=solver, trace=sde.ExactTrace()))
-    assert "from 5 images solved again" in exact
+    one = str(error_budget_of(FlowScorer(MODEL, SPLIT, 0, solver, sde.Hutchinson(1)), torch.arange(3)).in_bits(6))
+    assert "in bits/dim, from 3 samples" in one
+    assert "probes unknown" in one
+    exact = str(error_budget_of(FlowScorer(MODEL, SPLIT, 0, solver, sde.ExactTrace()), torch.arange(5)))
+    assert "in nats, from 5 samples" in exact
     assert "probes +- 0;" in exact
 
 
@@ -52,7 +52,7 @@ def test_rows_that_failed_are_passed_over() -> None:
         "repeat": np.array([0, 0, 0, 0, 0, 0, 0, 1]),
         "bits_per_dim": np.array([1.0, np.nan, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
     }
-    assert some(columns, 2).tolist() == [0, 6]
-    assert some(columns, 99).tolist() == [0, 2, 3, 4, 5, 6]
-    assert some({**columns, "bits_per_dim": np.full(8, np.nan)}, 3).tolist() == []
-    assert some(columns, 0).tolist() == []
+    assert some_samples(columns, 2).tolist() == [0, 6]
+    assert some_samples(columns, 99).tolist() == [0, 2, 3, 4, 5, 6]
+    assert some_samples({**columns, "bits_per_dim": np.full(8, np.nan)}, 3).tolist() == []
+    assert some_samples(columns, 0).tolist() == []
