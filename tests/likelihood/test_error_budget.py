@@ -13,7 +13,7 @@ from torch import Tensor
 from sde.denoisers import Denoiser
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import LogProb, log_prob
-from sde.likelihood.error_budget import ErrorBudget, error_budget, half_width
+from sde.likelihood.error_budget import ErrorBudget, Mean, error_budget, half_width
 from sde.processes import SDE, VE, VP, SubVP
 from sde.solvers import DEIS, Heun, RungeKutta
 from sde.trace import ExactTrace, Hutchinson, Orthogonal, Trace
@@ -251,6 +251,23 @@ def test_half_width() -> None:
     assert half_width(error, 1)[0] == 0.0
     assert bool(half_width(error, 1)[1:].isnan().all())
     assert float(half_width(error, 3)[1]) == pytest.approx(9.92484, rel=1e-5)
+
+
+def test_a_budget_in_bits_per_dim() -> None:
+    """All of it over D log 2; the mean and its change are those of bits/dim, which fall where the density rises."""
+    widths, unit = torch.tensor([3.0, math.nan], dtype=DTYPE), 5.0 * math.log(2.0)
+    mean, change = Mean(-10.0, 2.0, 2), Mean(0.5, 0.1, 2)
+    nats = ErrorBudget(widths, 2.0 * widths, 3.0 * widths, torch.tensor([0]), mean, 0.7, change)
+    bits = nats.in_bits(5)
+    for name, factor in (("probes", 1.0), ("dequantisation", 2.0), ("solver", 3.0)):
+        torch.testing.assert_close(getattr(bits, name), factor * widths / unit, equal_nan=True)
+    torch.testing.assert_close(bits.total, nats.total / unit, equal_nan=True)
+    assert (bits.mean.value, bits.mean.standard_error) == pytest.approx((10.0 / unit, 2.0 / unit))
+    assert (bits.truncation.value, bits.truncation.half_width) == pytest.approx((-0.5 / unit, change.half_width / unit))
+    assert bits.prior_mismatch == pytest.approx(0.7 / unit)
+    assert (nats.unit, bits.unit, bits.rows.tolist()) == ("nats", "bits/dim", [0])
+    assert "in bits/dim, from 1 samples" in str(bits)
+    assert ErrorBudget(widths, None, widths, torch.tensor([0]), mean, 0.7, change).in_bits(5).dequantisation is None
 
 
 # ---- refusals

@@ -227,5 +227,5 @@ def test_other_models_and_choices(folder: Path) -> None:
 def test_help(tmp_path: Path) -> None:
     result = here(tmp_path, "bounds", "--help")
     assert result.code == 0, result.err
-    for words in ("in bits/dim", "measures ", "data_draws ", "n=64", "chain_draws"):
+    for words in ("bits/dim", "measures ", "data_draws ", "n=64", "chain_draws"):
         assert words in result.out
