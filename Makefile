@@ -3,16 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help demo test verify lint types docs check clean
+.PHONY: help demo test test-portable verify lint types docs check clean
 
 help:
-	@echo "make demo    train on digits, draw samples, score the test set in bits/dim (about 6 minutes)"
-	@echo "make test    the test suite"
-	@echo "make verify  the tests that take too long for make test"
-	@echo "make lint    ruff"
-	@echo "make types   mypy"
-	@echo "make docs    the documentation, into docs/_build/html"
-	@echo "make check   lint, types, test, docs"
+	@echo "make demo            train on digits, draw samples, score the test set in bits/dim (about 6 minutes)"
+	@echo "make test            the test suite"
+	@echo "make test-portable   the tests of arithmetic, as a processor without vector instructions computes"
+	@echo "make verify          the tests that take too long for make test"
+	@echo "make lint            ruff"
+	@echo "make types           mypy"
+	@echo "make docs            the documentation, into docs/_build/html"
+	@echo "make check           lint, types, test, docs"
 
 .venv/.base: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; make PYTHON=...")'
@@ -37,6 +38,12 @@ demo: .venv/.base
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n auto
+
+# What depends on how a processor rounds, with the kernels of another one.
+test-portable: export ATEN_CPU_CAPABILITY = default
+test-portable: export ONEDNN_MAX_CPU_ISA = SSE41
+test-portable: .venv/.test
+	$(BIN)/python -m pytest -n auto tests/interop tests/networks tests/likelihood tests/denoisers tests/solvers tests/test_old_files.py
 
 verify: .venv/.test
 	$(BIN)/python -m pytest -n auto -m slow

@@ -1,10 +1,10 @@
-"""What a likelihood costs: `python benchmarks/likelihood.py runs/demo`, for a model that `make demo` trained.
+"""The cost of a likelihood: `python benchmarks/likelihood.py runs/demo`, for a model that `make demo` trained.
 
-Scores 64 test digits in two ways, in turn, three times or as often as a second argument says: as
-`scripts/likelihood.py` does by default, and with SciPy's RK45 at a tolerance of 1e-5 over the whole batch, one forward
-for the drift and another one for its divergence, as score_sde_pytorch does. Prints the ratio of their seconds, and how
-far the mean of the first is from that of a solve in float64 at a tolerance of 1e-7 with the same dequantisation and
-probes.
+Evaluates 64 test digits with two methods in turn, three times or as often as the second argument says. The first is
+the default of `scripts/likelihood.py`. The second is that of score_sde_pytorch: SciPy's RK45 at a tolerance of 1e-5
+for the whole batch, with one forward pass for the drift and another one for its divergence. Prints the ratio of their
+times, and the difference of the mean of the first method from a solution in float64 at a tolerance of 1e-7 with the
+same dequantisation and probes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sde.solvers import RungeKutta, ScipyODE
 
 @dataclass(frozen=True)
 class TwoForwards(WithLogDensity):
-    """The drift by one call of the network, and its divergence by another."""
+    """The drift from one call of the network, and its divergence from another one."""
 
     def drift(self, state: State, t: Tensor) -> State:
         (dx,) = self.flow.drift((state[0],), t)
@@ -36,7 +36,7 @@ class TwoForwards(WithLogDensity):
 
 
 def original(model: sde.Model, y: Tensor) -> Tensor:
-    """bits/dim by the whole-batch way."""
+    """bits/dim by the method of score_sde_pytorch."""
     flow = Reverse(model.denoiser, 0.0)
     index = torch.arange(len(y))
     dynamics = TwoForwards(flow, sde.Hutchinson().bind(Noise(0), index, y))
@@ -61,20 +61,20 @@ def main(run: str, rounds: int = 3) -> None:
 
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for kept, way in zip(times, (ours, lambda: original(model, y))):
-            begun = time.perf_counter()
-            way()
-            kept.append(time.perf_counter() - begun)
-    a, b = (statistics.median(kept) for kept in times)
+        for seconds, method in zip(times, (ours, lambda: original(model, y))):
+            start = time.perf_counter()
+            method()
+            seconds.append(time.perf_counter() - start)
+    a, b = (statistics.median(seconds) for seconds in times)
     result = ours()
     exact = sde.log_prob(
         model.denoiser.double(), y.double(), solver=RungeKutta(rtol=1e-7, atol=1e-7), trace=sde.Hutchinson()
     )
     bits: Callable[[Tensor], float] = lambda nats: float(model.scaling.bits_per_dim(nats.double(), 64).mean())  # noqa: E731
     print(
-        f"64 digits: {a:.1f} s by default ({result.nfe.double().mean():.0f} calls each), {b:.1f} s as in the original, "
-        f"ratio {a / b:.2f}; mean {bits(result.nats):.5f} bits/dim, {bits(result.nats) - bits(exact.nats):+.5f} from a "
-        "solve in float64 at 1e-7"
+        f"64 digits: {a:.1f} s by default ({result.nfe.double().mean():.0f} calls per digit), {b:.1f} s as in the "
+        f"original, ratio {a / b:.2f}; mean {bits(result.nats):.5f} bits/dim, "
+        f"{bits(result.nats) - bits(exact.nats):+.5f} relative to a solution in float64 at 1e-7"
     )
 
 

@@ -1,8 +1,8 @@
-r"""Orders of convergence, measured: the table that the documentation shows and the tests hold.
+r"""Measured orders of convergence: the table in the documentation, which the tests verify.
 
-Every deterministic method is run with more and more steps along the flow of a mixture of Gaussians, between two times
-at which the flow is smooth, with the log-density carried along. The truth is a solve at a tolerance of 1e-13. The order
-is the slope of the error over the last doubling of the steps at which it is above 1e-10.
+Every deterministic method runs with increasing numbers of steps along the flow of a mixture of Gaussians, between two
+times at which the flow is smooth, and computes the log-density as well. The exact result is a solution at a tolerance
+of 1e-13. The order is the slope of the error over the last doubling of the steps with errors above 1e-10.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sde.processes import SDE
 from sde.solvers import (
     DDIM,
     DEIS,
+    DORMAND_PRINCE_8,
     AdamsBashforth,
     Arcsinh,
     DPMSolver2,
@@ -50,14 +51,14 @@ Method = Callable[[int], FixedStep]
 
 @dataclass(frozen=True)
 class Claim:
-    """A method as a function of its number of steps, and the order that it claims."""
+    """A solver as a function of its number of steps, and the order that it claims."""
 
     method: Method
     order: int
 
     @property
     def name(self) -> str:
-        """The call that makes the solver, with n for its steps."""
+        """The constructor call of the solver, with n for its steps."""
         solver: Any = self.method(1)
         others = [f for f in fields(solver) if f.name not in ("steps", "grid")]
         changed = [
@@ -92,12 +93,12 @@ CLAIMS: tuple[Claim, ...] = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a method did.
+    """The measured errors of a method.
 
     Attributes:
         steps: the numbers of steps.
-        errors: for x and for the log-density, the error at each.
-        calls: network calls per step at the last of them.
+        errors: the errors of x and of the log-density for each number of steps.
+        calls: the network calls per step for the last number of steps.
     """
 
     steps: tuple[int, ...]
@@ -117,7 +118,7 @@ def _slope(steps: Sequence[int], errors: Sequence[float]) -> float:
 
 
 def mixture() -> Mixture:
-    """Three Gaussians in two dimensions, correlated, of different size and weight."""
+    """Three correlated Gaussians in two dimensions with different sizes and weights."""
     weights, means = [0.5, 0.3, 0.2], [[-1.2, 0.4], [1.0, 1.1], [0.3, -1.4]]
     covs = [[[0.12, 0.05], [0.05, 0.08]], [[0.05, -0.02], [-0.02, 0.15]], [[0.2, 0.0], [0.0, 0.03]]]
     return Mixture(*(torch.tensor(values, dtype=torch.float64) for values in (weights, means, covs)))
@@ -129,12 +130,14 @@ def _problem(process: SDE, start: float, stop: float) -> tuple[WithLogDensity, T
     x = target.at(process, start).sample(24, generator=torch.Generator().manual_seed(3))
     dynamics = WithLogDensity(Reverse(target.denoiser(process), 0.0), ExactTrace())
     with torch.no_grad():
-        truth = RungeKutta(rtol=1e-13, atol=1e-13)(dynamics, (x, x.new_zeros(len(x), 1)), None, start, stop)
+        truth = RungeKutta(DORMAND_PRINCE_8, rtol=1e-13, atol=1e-13)(
+            dynamics, (x, x.new_zeros(len(x), 1)), None, start, stop
+        )
     return dynamics, x, truth
 
 
 def schedule(order: int) -> tuple[tuple[int, ...], float, float]:
-    """Steps and times at which a method of that order shows it: errors above 1e-10 that fall as they will go on."""
+    """Steps and times for a method of this order, such that its errors are asymptotic and above 1e-10."""
     return ((48, 96, 192), 0.55, 0.35) if order > 4 else ((32, 64, 128), 0.5, 0.4)
 
 
@@ -142,19 +145,19 @@ def measure(method: Method, process: SDE, steps: Sequence[int], start: float, st
     """The errors of a method along the flow of the mixture.
 
     Args:
-        method: the solver as a function of its steps.
+        method: the solver as a function of its number of steps.
         process: the process.
         steps: the numbers of steps, increasing.
-        start: the time to begin at.
-        stop: the time to end at.
+        start: the initial time.
+        stop: the final time.
     """
     dynamics, x, truth = _problem(process, start, stop)
     errors: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for n in steps:
             state = method(n)(dynamics, (x, x.new_zeros(len(x), 1)), None, start, stop)
-            for kept, entry, exact in zip(errors, state, truth):
-                kept.append(float((entry - exact).square().mean().sqrt()))
+            for values, entry, exact in zip(errors, state, truth):
+                values.append(float((entry - exact).square().mean().sqrt()))
     return Measured(tuple(steps), (tuple(errors[0]), tuple(errors[1])), _calls(method, process, steps[-1], x))
 
 
@@ -166,7 +169,7 @@ def _calls(method: Method, process: SDE, n: int, x: Tensor) -> float:
 
 
 def write_orders(path: Path, process: SDE) -> str:
-    """Measures every claim and writes the table as CSV; returns its text."""
+    """Measures all claims, writes the table to a CSV file, and returns its text."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["solver", "calls per step", "claimed order", "measured for x", "measured for log p"])

@@ -1,13 +1,13 @@
-"""What solvers and networks cost beyond what they must: `python benchmarks/overhead.py`.
+"""The overhead of solvers, and the cost of gradients of networks: `python benchmarks/overhead.py`.
 
-Prints medians over interleaved repeats, so that a busy machine disturbs both sides of a ratio alike.
+Prints medians over interleaved repeats, so that other work on the machine affects both sides of a ratio.
 
-1. Euler-Maruyama with a denoiser that costs nothing, 1000 points in the plane in float32: microseconds a step without
-   its noise, and with keyed noise.
-2. The share of a sampling run that is not network: several solvers with a denoiser that costs nothing at 32 x 32 and a
-   batch of 32, against as many calls of a U-Net of width 64.
-3. Forward and backward of DDPM++ at width 64 over its forward without gradients, and a call of a likelihood (one
-   forward and one vector-Jacobian product) over the same.
+1. Euler-Maruyama with a denoiser of negligible cost, for 1000 points in the plane in float32: microseconds per step
+   without noise and with keyed noise.
+2. The overhead of several solvers, with a denoiser of negligible cost at 32 x 32 and a batch size of 32, relative to
+   the same number of calls of a U-Net of width 64.
+3. Forward and backward pass of DDPM++ with width 64 relative to its forward pass without gradients, and a likelihood
+   call (one forward pass and one vector-Jacobian product) relative to the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sde.solvers import DEIS, Arcsinh, EulerMaruyama, Heun, UniPC
 
 
 class Free(sde.Denoiser):
-    """A denoiser that costs nothing."""
+    """A denoiser with negligible cost: all predictions are the state."""
 
     def __init__(self, process: sde.SDE) -> None:
         super().__init__()
@@ -37,15 +37,12 @@ class Free(sde.Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return x_t
 
-    def score(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return x_t
-
-    def noise(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+    def predict(self, what: sde.Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return x_t
 
 
 class NoNoise(StepNoise):
-    """The same normals at every step."""
+    """A source of noise that returns the same normals at every step."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = z
@@ -58,8 +55,10 @@ class NoNoise(StepNoise):
 
 
 def ddpmpp() -> UNet:
-    """DDPM++ of width 64 with two blocks a level, for colour images of 32 x 32, with weights as of a trained one: a
-    fresh one has zeros in it, and its gradients are zero."""
+    """DDPM++ with width 64 and two blocks per resolution, for colour images of 32 x 32.
+
+    The weights are perturbed, because some weights of a new network are 0 and so are its gradients.
+    """
     options = {
         "attention": (1,),
         "attention_last": True,
@@ -74,13 +73,13 @@ def ddpmpp() -> UNet:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     function()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def medians(*functions: Callable[[], object], repeats: int = 5) -> list[float]:
-    """The median seconds of each function, run in turn; the first round is not counted."""
+    """The median time of each function in seconds, run in turn; the first round is not counted."""
     rounds = [[seconds(function) for function in functions] for _ in range(repeats + 1)][1:]
     return [statistics.median(times) for times in zip(*rounds)]
 
@@ -93,18 +92,18 @@ def euler_maruyama() -> None:
         lambda: run((x,), NoNoise(torch.zeros_like(x))),
         lambda: run((x,), Noise(0).batch(torch.arange(1000), (2,), torch.float32)),
     )
-    print(f"Euler-Maruyama, free denoiser: {quiet / steps * 1e6:.1f} us a step, {keyed / steps * 1e6:.1f} with noise")
+    print(f"Euler-Maruyama: {quiet / steps * 1e6:.1f} us per step without noise, {keyed / steps * 1e6:.1f} with noise")
 
 
-def shares() -> None:
+def overhead_of_solvers() -> None:
     network, x, t = ddpmpp(), torch.randn(32, 3, 32, 32), torch.tensor(0.5)
-    free, level = Free(sde.VP()), 1000.0 * t
-    (alone,) = medians(lambda: network(x, level), repeats=3)
+    free, c_noise = Free(sde.VP()), 1000.0 * t
+    (call,) = medians(lambda: network(x, c_noise), repeats=3)
     for solver in (EulerMaruyama(20), Heun(10), DEIS(20), UniPC(20, variable=Arcsinh())):
         run = solver.bind(Reverse(free, solver.eta))
         noise = Noise(0).batch(torch.arange(32), (3, 32, 32), torch.float32)
-        (own,) = medians(lambda run=run, noise=noise: run((x,), noise))  # type: ignore[misc]
-        print(f"{type(solver).__name__}: {100.0 * own / (20 * alone):.2f} % of 20 network calls of {alone:.2f} s")
+        (overhead,) = medians(lambda run=run, noise=noise: run((x,), noise))  # type: ignore[misc]
+        print(f"{type(solver).__name__}: {100.0 * overhead / (20 * call):.2f} % of 20 network calls of {call:.2f} s")
 
 
 def networks() -> None:
@@ -128,8 +127,8 @@ def networks() -> None:
 
     plain, step, scored = medians(forward, both, call, repeats=9)
     print(
-        f"DDPM++ of width 64: forward {plain:.2f} s; forward and backward {step / plain:.2f} times as long, "
-        f"a call of a likelihood {scored / plain:.2f} times"
+        f"DDPM++ with width 64: forward pass {plain:.2f} s; forward and backward pass {step / plain:.2f} times that, "
+        f"likelihood call {scored / plain:.2f} times that"
     )
 
 
@@ -140,4 +139,4 @@ if __name__ == "__main__":
         euler_maruyama()
     networks()
     with torch.no_grad():
-        shares()
+        overhead_of_solvers()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils.nodes import Element
@@ -12,6 +14,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
 
 import sde
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the table of orders, in the API of comparisons
 
 project = "sde"
 copyright = "2026, the authors of sde"
@@ -35,14 +39,14 @@ html_css_files = ["wide.css"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-# The numbered pages give their number to their equations: (3.2) is the second one of derivation 3.
+# Equations carry the number of their page: (3.2) is the second equation of derivation 3.
 numfig = True
 math_numfig = True
 numfig_secnum_depth = 1
 math_eqref_format = "({number})"
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"exclude-members": "needs"}  # a class as a value, which autodoc takes for an alias
+autodoc_default_options = {"exclude-members": "needs"}  # its value is a class, which autodoc would document as an alias
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -52,30 +56,29 @@ napoleon_use_ivar = True
 
 
 def find_public(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element) -> Element | None:
-    """Resolves a name as the module that defines it writes it to the public name under which the API shows it."""
+    """Resolves a reference by the name in its own module to the public name on a page of the API."""
     if node.get("refdomain") != "py":
         return None
     objects: dict[str, Any] = env.domains["py"].data["objects"]
-    last = node["reftarget"].lstrip("~.")
-    # A method is named by its class too; anything else by its last part.
-    parts = last.split(".")
+    # Methods are found by class and name, everything else by its last part.
+    parts = node["reftarget"].lstrip("~.").split(".")
     tails = [".".join(parts[-2:]), parts[-1]]
     for tail in tails:
-        found = [name for name in objects if name == tail or name.endswith("." + tail)]
-        own = [name for name in found if not objects[name].aliased]
-        if len(own) == 1:
-            entry = objects[own[0]]
-            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, own[0])
+        matches = [name for name in objects if name == tail or name.endswith("." + tail)]
+        matches = [name for name in matches if not objects[name].aliased]
+        if len(matches) == 1:
+            entry = objects[matches[0]]
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, text, matches[0])
     return None
 
 
 def before_napoleon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Escapes the star of a shape such as (B, *) or (N, C, *spatial), which would begin an emphasis."""
+    """Escapes the star of a shape such as (B, *) or (N, C, *spatial), which would start emphasis."""
     lines[:] = [re.sub(r"(?<=[(\s])\*(?=\w*\))", r"\\*", line) for line in lines]
 
 
 def after_napoleon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Puts the words before a colon back where napoleon takes them for a type: here types stand in annotations."""
+    """Restores the words before a colon that napoleon takes for a type: this package has types in annotations only."""
     for i, line in enumerate(lines):
         if line.startswith(":rtype:"):
             start = max(k for k in range(i) if lines[k].startswith((":returns:", ":Yields:")))

@@ -1,4 +1,4 @@
-"""What the scripts share: Hydra's config in, plain trees out, and errors as one line."""
+"""Shared parts of the scripts: Hydra configs as trees of plain values, errors in one line, progress bars."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sde.runtime import keep_memory
 
 Item = TypeVar("Item")
 
-# Absolute, because Hydra would look beside the module that defines the function, not beside the script.
+# Absolute, because Hydra looks beside the module that defines the function, not beside the script.
 CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 
 
 def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
-    """Makes a function of a plain config tree a program with the Hydra config of that name."""
+    """Turns a function of a config tree into a program with the Hydra config `name`."""
 
     def wrap(main: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)
@@ -48,7 +48,7 @@ def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[
 
 
 def progress(items: Iterable[Item], total: int, done: int = 0, unit: str = "step") -> Iterator[tuple[Item, Any]]:
-    """The items with a progress bar, off when the error stream is no terminal, whose postfix the caller sets."""
+    """The items, each with the progress bar, which is off unless the error stream is a terminal."""
     with tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True) as bar:
         for item in items:
             yield item, bar
@@ -66,7 +66,7 @@ def show(states: Generator[Any, None, None], unit: str) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
-    """The plain tree of a YAML file, or None where there is none."""
+    """The tree of plain values in a YAML file, or None if there is no file."""
     if not path.exists():
         return None
     try:
@@ -77,5 +77,5 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
 
 
 def to_yaml(tree: dict[str, Any]) -> str:
-    """A plain tree as YAML."""
+    """A tree of plain values as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(tree))

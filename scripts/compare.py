@@ -1,4 +1,4 @@
-"""Measures solvers against each other: `python scripts/compare.py`; `--help` lists the keys."""
+"""Compares solvers with each other: `python scripts/compare.py`; `--help` lists the keys."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sde.comparison import Settings, Table, compare, open_problem, plan, write_r
 from sde.runtime import choose_device
 
 
-def listed(value: Any) -> list[Any]:
-    """A list as it is, one value as a list of it, and null as an empty one."""
+def as_list(value: Any) -> list[Any]:
+    """The value if it is a list, an empty list for null, else a list of the value."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def leaf(group: str, entry: Any) -> dict[str, Any]:
-    """The tree of one name of a config group, with the keys that follow it, as in `heun steps=3`."""
+    """The tree of an entry of a config group, a name that keys may follow, such as `heun steps=3`."""
     name, *keys = str(entry).split() or [""]
     known = sorted(path.stem for path in (Path(CONFIGS) / group).glob("*.yaml"))
     if name not in known:
@@ -37,27 +37,28 @@ def leaf(group: str, entry: Any) -> dict[str, Any]:
 def main(config: dict[str, Any]) -> None:
     keys, trust = ("n", "draws", "seed", "repeats", "tolerance", "directions"), config["trust"]
     device = choose_device(config["device"])
-    # A checkpoint brings its own process; the default is none that was asked for.
-    chosen = any(override.startswith("sde") for override in HydraConfig.get().overrides.task)
-    process = config["sde"] if chosen or config["ckpt"] is None else None
+    # A checkpoint has its own process, which only an explicit override replaces, not the default of the config.
+    override = any(key.startswith("sde") for key in HydraConfig.get().overrides.task)
+    process = config["sde"] if override or config["ckpt"] is None else None
     problem, name, identity = open_problem(
         config["target"], config["ckpt"], process, ema=config["ema"], device=device, trust=trust
     )
     settings = Settings(**{key: config[key] for key in keys})
-    axes: dict[str, Any] = {key: listed(config[key]) for key in ("calls", "tolerances")}
-    axes["grids"] = {grid: leaf("grid", grid) for grid in listed(config["grids"])}
-    trees = {solver: leaf("solver", solver) for solver in listed(config["solvers"])}
-    cells = [c for solver, tree in trees.items() for c in plan(solver, tree, problem.process, **axes, trust=trust)]
-    if not cells:
-        raise ValueError("there is nothing to compare: give solvers=[...], and calls=[...] or tolerances=[...]")
+    axes: dict[str, Any] = {key: as_list(config[key]) for key in ("calls", "tolerances")}
+    axes["grids"] = {grid: leaf("grid", grid) for grid in as_list(config["grids"])}
+    trees = {solver: leaf("solver", solver) for solver in as_list(config["solvers"])}
+    experiments = [e for name, tree in trees.items() for e in plan(name, tree, problem.process, **axes, trust=trust)]
+    if not experiments:
+        raise ValueError("expected something to compare: set solvers=[...], and calls=[...] or tolerances=[...]")
     identity |= {key: config[key] for key in keys}
     with Table.open(config["out"], name, identity) as table:
         rows = []
-        for row, bar in progress(compare(problem, cells, settings, table.rows), len(cells), unit="cell"):
+        results = compare(problem, experiments, settings, table.rows)
+        for row, bar in progress(results, len(experiments), unit="experiment"):
             table.add(row)
             rows.append(row)
             bar.set_postfix_str(f"{row.solver} {row.grid}", refresh=False)
-    title = f"{name}: {settings.n} samples a run, {settings.draws} for distributions. Truth: {problem.truth}."
+    title = f"{name}: {settings.n} samples per run, {settings.draws} for distributions. Exact results: {problem.truth}."
     print(write_report(rows, table.path.parent, title))
 
 

@@ -1,4 +1,4 @@
-"""Turns another project's checkpoint into ours: `python scripts/convert.py source=PATH`; `--help` lists the keys."""
+"""Converts a checkpoint of another project: `python scripts/convert.py source=PATH`; `--help` lists the keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from command import command
 
-from sde.instantiate import MODEL_ROOMS, build
+from sde.instantiate import MODEL_ROOMS, build, public
 from sde.interop import read
 from sde.model import from_checkpoint
 from sde.storage.checkpoint import write
@@ -20,7 +20,7 @@ def main(config: dict[str, Any]) -> None:
     out = Path(config["out"] or f"{source.stem}.pt")
     if out.exists() and (out.is_dir() or out.samefile(source) or not config["overwrite"]):
         advice = "" if out.is_dir() or out.samefile(source) else ", or overwrite=true"
-        raise ValueError(f"{out} is there already: give another out={advice}")
+        raise ValueError(f"{out} exists already: give another out={advice}")
     process = build(config["sde"], rooms=MODEL_ROOMS) if config.get("sde") else None
     content = read(source, config["settings"], process)
     if "format" in content:
@@ -28,7 +28,7 @@ def main(config: dict[str, Any]) -> None:
     tree = json.loads(content["model"])
     if process is not None:
         tree["process"] = config["sde"]
-    content = {**content, "model": json.dumps(tree, indent=1)}
+    content = {**content, "model": json.dumps(public(tree), indent=1)}
     model = from_checkpoint(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     write(out, content)

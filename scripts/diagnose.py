@@ -9,7 +9,7 @@ from command import command, progress
 
 from sde.evaluation import BatchPlan, JobSetup, flow_scorer
 from sde.likelihood.diagnostics import calibration, round_trip
-from sde.plots import diagnostics
+from sde.plots import save_diagnostics
 
 
 @command("diagnose")
@@ -30,7 +30,7 @@ def main(config: dict[str, Any]) -> None:
         rows.append(row)
     out = setup.output("-diagnostics.png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    diagnostics(out, trip, rows)
+    save_diagnostics(out, trip, rows)
     print(f"wrote {out}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from command import command, show
 
 from sde.evaluation import JobSetup, forecast, likelihood_jobs, report, waiting
-from sde.plots import likelihoods
+from sde.plots import save_likelihoods
 
 
 @command("likelihood")
@@ -27,7 +27,7 @@ def main(config: dict[str, Any]) -> None:
         print(text)
         return
     tables = {job.name: job.table() for job in jobs}
-    likelihoods(jobs[0].path, setup.model.process, math.prod(setup.model.shape), tables)
+    save_likelihoods(jobs[0].path, setup.model.process, math.prod(setup.model.shape), tables)
     for line in report(jobs, budget=config["budget"]):
         print(line)
 

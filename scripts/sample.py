@@ -28,13 +28,13 @@ def main(config: dict[str, Any]) -> None:
         solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
-    parts = []
+    batches = []
     for start, bar in progress(range(first, first + n, config["batch_size"]), n, unit="sample"):
         size = min(config["batch_size"], first + n - start)
         settings = {"seed": config["seed"], "first": start, "denoise": config["denoise"]}
-        parts.append(model.sample(size, solver=solver, **settings))
+        batches.append(model.sample(size, solver=solver, **settings))
         bar.update(size - 1)
-    x = torch.cat(parts)
+    x = torch.cat(batches)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_samples(out, x, model.scaling)
     values = out.with_suffix(".npz")

@@ -10,8 +10,7 @@ from command import command, progress, read_yaml, to_yaml
 
 import sde
 from sde.instantiate import build
-from sde.plots import loss_curve, save_samples
-from sde.training import train
+from sde.plots import save_losses, save_samples
 from sde.training.run import Run
 
 
@@ -23,7 +22,7 @@ def main(config: dict[str, Any]) -> None:
     torch.manual_seed(config["seed"])
     training = run.start(build(config["data"], trust=config["trust"]))
     try:
-        for report, bar in progress(train(training, config["steps"]), config["steps"], training.step):
+        for report, bar in progress(training.run(config["steps"]), config["steps"], training.step):
             line = run.log(report, training)
             if "loss" in line:
                 bar.set_postfix(loss=f"{line['loss']:.4f}")
@@ -33,7 +32,7 @@ def main(config: dict[str, Any]) -> None:
         print(f"interrupted after step {training.step}; saved {run.save(training)}")
         raise
     path = run.save(training)
-    loss_curve(run.metrics, folder / "loss.png")
+    save_losses(folder / "loss.png", run.metrics)
     if config["preview"]["n"]:
         model = sde.load(path, device=training.device, trust=config["trust"])
         picture = folder / "samples" / f"{path.stem}.png"

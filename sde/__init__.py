@@ -31,6 +31,10 @@ __all__ = [
     "error_budget",
     "Model",
     "load",
+    "save",
+    "EMA",
+    "Batches",
+    "Training",
     "BrownianPath",
     "Noise",
     "NoiseSource",
@@ -59,11 +63,13 @@ __all__ = [
     "likelihood",
     "networks",
     "objective",
+    "plots",
     "solvers",
+    "training",
     "tuning",
 ]
 
-from . import data, exact, grids, likelihood, networks, objective, solvers, tuning
+from . import data, exact, grids, likelihood, networks, objective, plots, solvers, training, tuning
 from .brownian import BrownianPath
 from .denoisers import (
     EDM,
@@ -88,11 +94,12 @@ from .denoisers import (
 )
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
-from .model import Model, load
+from .model import Model, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
+from .training import EMA, Batches, Training
 from .tuning import tune_grid
 from .version import __version__

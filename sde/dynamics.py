@@ -9,12 +9,11 @@ with the same marginals :math:`p_t` for every eta: the reverse SDE for 1 (Anders
 for 0 (Song et al. 2021, equation 13 of section 4.3 and appendix D). Along the flow the log-density changes by
 :math:`d \log p_t(x_t) = -\nabla \cdot \tilde f(x_t, t)\, dt` (Chen et al. 2018, https://arxiv.org/abs/1806.07366).
 
-**The joint.** The state is a tuple of tensors of leading size B: (x,), or (x, log-density). Every dynamics has a
-drift and a diffusion. That of a diffusion model is :class:`Semilinear`, and its solvers use it in parts:
+**What a solver uses.** The state is a tuple of tensors of leading size B: (x,), or (x, log-density). Every dynamics
+has a drift and a diffusion. That of a diffusion model is :class:`Semilinear`, with these parts:
 
 - the drift is :math:`f(t)\, x + c(t)\, s(x, t)`. :meth:`Semilinear.linear` and :meth:`Semilinear.score_coefficient` are
-  functions of time alone, so that a solver computes them for a whole grid at once and calls only the network in its
-  loop;
+  functions of time alone: a solver computes them for a whole grid at once, and only the network is called in its loop;
 - :meth:`Semilinear.predict` gives the network's prediction in the layout of the state. The entry of the log-density is
   minus the divergence of the prediction;
 - :meth:`Semilinear.propagate` applies the linear part exactly, and :meth:`Semilinear.rate` turns a prediction into the
@@ -54,7 +53,7 @@ class Dynamics(ABC):
 
     @abstractmethod
     def drift(self, state: State, t: Tensor) -> State:
-        """The drift at time `t` of shape () or (B,), entry by entry in the shapes of the state."""
+        """The drift at time `t` of shape () or (B,), with the shapes of the state."""
 
     @abstractmethod
     def diffusion(self, t: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ class Dynamics(ABC):
     @property
     @abstractmethod
     def tolerances(self) -> tuple[float | None, ...]:
-        """For each entry of the state its own absolute tolerance, or None for the solver's."""
+        """The absolute tolerance of each entry of the state, or None for that of the solver."""
 
 
 class Semilinear(Dynamics):
@@ -93,7 +92,7 @@ class Semilinear(Dynamics):
 
     @abstractmethod
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
-        """The state after the linear part alone has scaled x by `exp(log_scale)`, of shape () or (B,)."""
+        """The state after the linear part alone, which scales x by `exp(log_scale)`, of shape () or (B,)."""
 
     @abstractmethod
     def rate(self, prediction: State, scale: Tensor | float) -> State:
@@ -174,16 +173,16 @@ class Reverse(Semilinear):
 
 @dataclass(frozen=True)
 class WithLogDensity(Semilinear):
-    r"""A probability flow that carries the log-density along, over the state (x, l) with l of shape (B, P).
+    r"""A probability flow with the log-density, over the state (x, l) with l of shape (B, P).
 
     .. math:: \frac{dl}{dt} = -\nabla \cdot \tilde f = -D f(t) - c(t)\, \nabla \cdot s(x, t)
 
-    Started from l = 0 at one end, l at the other is the change of :math:`\log p_t(x_t)` along the way, once for each
-    of the P estimates that the trace gives. The linear part, D f, is not estimated.
+    From l = 0 at one end, l at the other end is the change of :math:`\log p_t(x_t)`, once for each of the P estimates
+    of the trace. The linear part, D f, is exact.
 
     Args:
         flow: a dynamics with eta = 0 over the state (x,).
-        trace: the trace with its probes drawn.
+        trace: the trace estimator, bound to the probes of the batch.
         atol: the absolute tolerance of l in nats for adaptive solvers; None uses the solver's own.
     """
 
@@ -194,7 +193,7 @@ class WithLogDensity(Semilinear):
     def __post_init__(self) -> None:
         if self.flow.stochastic:
             raise ValueError(
-                "the log-density is carried along a flow, not along an SDE: expected a dynamics with eta=0, "
+                "the log-density is integrated along a flow, not along an SDE: expected a dynamics with eta=0, "
                 f"got eta={self.flow.eta}"
             )
 
@@ -225,11 +224,11 @@ class WithLogDensity(Semilinear):
 
     def drift(self, state: State, t: Tensor) -> State:
         x, log_density = state
-        score, divergence = self.predict(Prediction.SCORE, state, t)
+        score, divergence = self.trace(lambda y: self.flow.predict(Prediction.SCORE, (y,), t)[0], x)
         f, c = self.linear(t), self.score_coefficient(t)
         return (
             expand(f, x) * x + expand(c, x) * score,
-            expand(c, log_density) * divergence - event_dims(x) * expand(f, log_density),
+            -(expand(c, log_density) * divergence + event_dims(x) * expand(f, log_density)),
         )
 
     def predict(self, what: Prediction, state: State, t: Tensor) -> State:

@@ -1,8 +1,8 @@
-r"""The exact oracle: distributions whose diffusion is known in closed form.
+r"""The exact oracle: distributions with closed-form marginals, scores and denoisers.
 
-For each of them the marginal :math:`p_t(x_t) = \int p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)\, dx_0` of
-any process at any time, its score and the denoiser :math:`E[x_0|x_t]` have formulas. They define what "correct" means
-in the tests and carry the comparison of solvers. Log-densities are in nats.
+For each distribution, the marginal :math:`p_t(x_t) = \int p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)\, dx_0`
+of any process at any time, its score and the denoiser :math:`E[x_0|x_t]` have closed forms. Tests and the comparison of
+solvers use them as the reference. Log-densities are in nats.
 """
 
 from __future__ import annotations
@@ -21,47 +21,49 @@ from .shapes import event_dims, expand, sum_event
 
 
 class Target(ABC):
-    """A distribution of clean data with its exact diffusion.
+    """A distribution of clean data whose marginals under a process are known in closed form.
 
     Attributes:
-        like: a tensor with the dtype and device of its parameters.
+        reference: a tensor with the dtype and the device of the parameters.
     """
 
-    like: Tensor
+    reference: Tensor
 
     @abstractmethod
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """Draws n clean samples, with shape (n, *)."""
+        """Returns n clean samples, with shape (n, *)."""
 
     @abstractmethod
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         r"""The log-density of :math:`\alpha x_0 + \sqrt{\mathrm{var}}\, z` at `x`, in nats, with shape (B,).
 
         Args:
-            x: where, with shape (B, *).
-            alpha: with shape () or (B,), in the dtype of `x`.
-            var: likewise.
+            x: the points, with shape (B, *).
+            alpha: the signal scale, with shape () or (B,), in the dtype of `x`.
+            var: the noise variance, with the same shape and dtype.
         """
 
     @abstractmethod
     def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`E[x_0|x]` and the score at `x`, each with shape (B, *) and neither computed through the other."""
+        r""":math:`E[x_0|x]` and the score at `x`, both with shape (B, *); neither is computed from the other."""
 
     def log_prob(self, x: Tensor, process: SDE | None = None, t: Tensor | float | None = None) -> Tensor:
-        """The log-density, in nats, with shape (B,): of clean data, or of the marginal of `process` at time `t`."""
+        """The log-density in nats, with shape (B,), of clean data or of the marginal of `process` at time `t`."""
         if (process is None) != (t is None):
-            raise ValueError("log_prob: the marginal needs both a process and a time; clean data needs neither")
+            raise ValueError(
+                f"log_prob needs both process and t for a marginal, and neither for clean data, got {process=}, {t=}"
+            )
         if process is None:
             one = torch.ones((), dtype=x.dtype, device=x.device)
             return self.log_density(x, one, torch.zeros_like(one))
-        return self.log_density(x, *_kernel(process, torch.as_tensor(t, dtype=torch.float64), x))
+        return self.log_density(x, *_alpha_and_var(process, torch.as_tensor(t, dtype=torch.float64), x))
 
     def denoiser(self, process: SDE) -> ExactDenoiser:
         """The exact denoiser of this distribution under a process."""
         return ExactDenoiser(self, process)
 
     def at(self, process: SDE, t: float) -> Marginal:
-        """The marginal of `process` at time `t`, as a distribution to start from or to end at."""
+        """The marginal of `process` at time `t`: a prior for samplers, or the reference for samples at `t_min`."""
         return Marginal(self, process, t)
 
 
@@ -72,8 +74,8 @@ class ExactDenoiser(Denoiser):
         super().__init__()
         self.target = target
         self.process = process
-        # So that samplers and likelihoods run in the target's own dtype, as they do in a network's.
-        self.register_buffer("like", target.like.new_empty(0), persistent=False)
+        # Samplers and likelihoods take their dtype and device from the tensors of a denoiser.
+        self.register_buffer("reference", target.reference.new_empty(0), persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return self.predict(Prediction.X0, x_t, t, **condition)
@@ -81,14 +83,14 @@ class ExactDenoiser(Denoiser):
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         if condition:
             raise TypeError(f"an exact denoiser takes no condition, got {', '.join(condition)}")
-        x0, score = self.target.denoise_and_score(x_t, *_kernel(self.process, t, x_t))
+        x0, score = self.target.denoise_and_score(x_t, *_alpha_and_var(self.process, t, x_t))
         if what in (Prediction.X0, Prediction.VELOCITY):
             return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
         return from_score(what, self.process, score, x_t, t)
 
 
 class Marginal:
-    """The exact marginal of a target at one time of a process; can stand as `prior=`."""
+    """The exact marginal of a target at one time of a process; samplers and likelihoods accept it as `prior=`."""
 
     def __init__(self, target: Target, process: SDE, t: float) -> None:
         self.target = target
@@ -96,7 +98,7 @@ class Marginal:
         self.t = torch.tensor(t, dtype=torch.float64)
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """Draws n samples, with shape (n, *)."""
+        """Returns n samples, with shape (n, *)."""
         mean, std = self.process.marginal(self.target.sample(n, generator=generator), self.t)
         return mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
 
@@ -108,13 +110,13 @@ class Marginal:
 class Mixture(Target):
     r"""A mixture of Gaussians :math:`\sum_k w_k \mathcal N(\mu_k, \Sigma_k)`.
 
-    Under a process it stays one, with means :math:`\alpha\mu_k` and covariances
+    Its marginals are mixtures too, with means :math:`\alpha\mu_k` and covariances
     :math:`\alpha^2\Sigma_k + \sigma^2 I`, which are inverted in the eigenbasis of :math:`\Sigma_k`.
 
     Args:
-        weights: with shape (K,), positive; they are normalised.
-        means: with shape (K, D).
-        covs: with shape (K, D, D), symmetric and positive semi-definite.
+        weights: the weights, with shape (K,), positive; they are normalised.
+        means: the means, with shape (K, D).
+        covs: the covariances, with shape (K, D, D), symmetric and positive semi-definite.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covs: Tensor) -> None:
@@ -130,9 +132,9 @@ class Mixture(Target):
         tolerance = 1e-6 * eigenvalues.abs().max()
         if not bool((eigenvalues >= -tolerance).all()):
             raise ValueError(
-                f"Mixture: covs must be positive semi-definite, got an eigenvalue of {eigenvalues.min():.3g}"
+                f"Mixture: covs must be positive semi-definite, got the eigenvalue {eigenvalues.min():.3g}"
             )
-        self.like = self.means = means
+        self.reference = self.means = means
         self.weights = weights / weights.sum()
         self.eigenvalues = eigenvalues.clamp(min=0.0)
 
@@ -145,78 +147,70 @@ class Mixture(Target):
         return self._components(x, alpha, var)[0].logsumexp(1)
 
     def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        log_joint, u, spread = self._components(x, alpha, var)
+        log_joint, u, variance = self._components(x, alpha, var)
         weight = log_joint.softmax(1)[..., None]  # p(k | x), (B, K, 1)
         basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
-        whitened = u / spread
+        whitened = u / variance
         score = -torch.einsum("kij,bkj->bi", basis, weight * whitened)
         shift = torch.einsum("kij,bkj->bi", basis, weight * eigenvalues * whitened)
         x0 = (weight * means).sum(1) + alpha.reshape(-1, 1) * shift
         return x0.reshape(x.shape), score.reshape(x.shape)
 
     def _components(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_k N(x; k), with shape (B, K); the residuals in the eigenbases and their variances, (B, K, D)."""
+        """log w_k N(x; k), with shape (B, K), and the residuals in the eigenbases and their variances, (B, K, D)."""
         d = self.means.shape[1]
         if event_dims(x) != d:
-            raise ValueError(f"this mixture has {d} dimensions, got samples of shape {tuple(x.shape[1:])}")
+            raise ValueError(f"expected samples with {d} dimensions, got samples of shape {tuple(x.shape[1:])}")
         basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
         alpha, var = alpha.reshape(-1, 1, 1), var.reshape(-1, 1, 1)
         u = torch.einsum("kij,bki->bkj", basis, x.flatten(1)[:, None] - alpha * means)
-        spread = (alpha.square() * eigenvalues + var).expand(len(x), -1, -1)
-        log_normal = -0.5 * (u.square() / spread + (2.0 * math.pi * spread).log()).sum(-1)
-        return self.weights.to(x).log() + log_normal, u, spread
+        variance = (alpha.square() * eigenvalues + var).expand(len(x), -1, -1)
+        log_normal = -0.5 * (u.square() / variance + (2.0 * math.pi * variance).log()).sum(-1)
+        return self.weights.to(x).log() + log_normal, u, variance
 
 
-class Gaussian(Target):
-    r"""A Gaussian :math:`\mathcal N(\mu, \Sigma)`: the mixture of one component.
+class Gaussian(Mixture):
+    r"""A Gaussian :math:`\mathcal N(\mu, \Sigma)`: a mixture with one component.
 
     Args:
-        mean: with shape (D,).
-        cov: with shape (D, D).
+        mean: the mean, with shape (D,).
+        cov: the covariance, with shape (D, D), symmetric and positive semi-definite.
     """
 
     def __init__(self, mean: Tensor, cov: Tensor) -> None:
-        self.like = mean
-        self._mixture = Mixture(mean.new_ones(1), mean[None], cov[None])
-
-    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        return self._mixture.sample(n, generator=generator)
-
-    def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
-        return self._mixture.log_density(x, alpha, var)
-
-    def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self._mixture.denoise_and_score(x, alpha, var)
+        super().__init__(mean.new_ones(1), mean[None], cov[None])
 
 
 class Empirical(Target):
-    r"""The empirical distribution of a set of points, of any event shape.
+    r"""The empirical distribution of a set of points of any event shape.
 
-    Its denoiser is what a network of unlimited capacity would learn from these points: a softmax average of them. It
-    has a density at every noise level but none when clean.
+    Its denoiser is a softmax average of the points, which a network with unlimited capacity would learn from them. The
+    marginals with noise have a density; the clean distribution has none.
 
     Args:
-        points: with shape (K, *).
+        points: the points, with shape (K, *).
     """
 
     def __init__(self, points: Tensor) -> None:
         if points.ndim < 2 or len(points) == 0:
             raise ValueError(f"Empirical: expected points of shape (K, *) with K >= 1, got {tuple(points.shape)}")
-        self.like = self.points = points
+        self.reference = self.points = points
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         return self.points[torch.randint(len(self.points), (n,), generator=generator)]
 
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         if bool((var == 0).any()):
-            raise ValueError("Empirical: the clean distribution has no density; give a process and a time with noise")
+            raise ValueError(
+                "Empirical: the clean distribution (var=0) has no density; use a process and a time with noise"
+            )
         constant = 0.5 * event_dims(x) * (2.0 * math.pi * var).log() + math.log(len(self.points))
         return self._log_kernels(x, alpha, var).logsumexp(1) - constant
 
     def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         weight = self._log_kernels(x, alpha, var).softmax(1)
         x0 = (weight @ self.points.to(x).flatten(1)).reshape(x.shape)
-        # Every component has the same variance, so that the score through x0 is the direct form: nothing cancels twice.
+        # All components have the same variance, so computing the score from x0 loses no accuracy.
         return x0, (expand(alpha, x) * x0 - x) / expand(var, x)
 
     def _log_kernels(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
@@ -226,9 +220,9 @@ class Empirical(Target):
 
 
 class Uniform(Target):
-    r"""The uniform distribution on a box, the truth of dequantised noise images.
+    r"""The uniform distribution on a box: the exact distribution of dequantised images of uniform noise.
 
-    Each coordinate's posterior is a normal truncated to [low, high]. With :math:`u = (x - \alpha l)/\sigma` and
+    The posterior of each coordinate is a normal truncated to [low, high]. With :math:`u = (x - \alpha l)/\sigma` and
     :math:`v = (x - \alpha h)/\sigma`
 
     .. math::
@@ -236,19 +230,19 @@ class Uniform(Target):
         s = \frac{\phi(u) - \phi(v)}{\sigma (\Phi(u) - \Phi(v))}, \qquad
         E[x_0|x] = \frac{x + \sigma^2 s}{\alpha}.
 
-    Everything is computed in float64, whatever the dtype of `x`, and in the log domain, so that the tails hold.
+    All computations are in float64, whatever the dtype of `x`, and in the log domain, so that the tails are accurate.
 
     Args:
-        low: the lower corner, with the event's shape (*).
-        high: the upper corner, likewise.
+        low: the lower corner, with the event shape (*).
+        high: the upper corner, with the same shape.
     """
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         if low.shape != high.shape or not bool((low < high).all()):
             raise ValueError(
-                f"Uniform: expected low < high of one shape, got {tuple(low.shape)} and {tuple(high.shape)}"
+                f"Uniform: expected low < high of the same shape, got shapes {tuple(low.shape)} and {tuple(high.shape)}"
             )
-        self.like = self.low = low
+        self.reference = self.low = low
         self.high = high
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
@@ -276,7 +270,7 @@ class Uniform(Target):
         a, sigma = expand(alpha.double(), y), expand(var.double(), y).sqrt()
         low, high = self.low.to(y), self.high.to(y)
         u, v = (y - a * low) / sigma, (y - a * high) / sigma
-        # Both in the upper tail: reflect, where log Phi keeps its digits.
+        # In the upper tail log Phi is inaccurate, so both values are reflected into the lower tail.
         flip = v > 0
         upper, lower = torch.where(flip, -v, u), torch.where(flip, -u, v)
         log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
@@ -287,6 +281,6 @@ def _log_phi(x: Tensor) -> Tensor:
     return -0.5 * x.square() - 0.5 * math.log(2.0 * math.pi)
 
 
-def _kernel(process: SDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and var at the times of `x`, computed in the dtype of `t` and laid against `x` in its dtype."""
+def _alpha_and_var(process: SDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha(t) and var(t), computed in the dtype of `t` and cast to the dtype and device of `x`."""
     return process.alpha(t).to(x), process.var(t).to(x)

@@ -1,28 +1,31 @@
-r"""Objects from plain trees: what a config or a checkpoint may name.
+r"""Objects from plain trees, such as configs and checkpoints.
 
-A node `{_target_: sde.VP, beta_min: 0.1}` stands for a call with keyword arguments. Names resolve only to what is
-defined in this package, in the few torch classes listed here, and in packages that the user trusts by name; a
-checkpoint's tree is held to fewer rooms still, those of plain constructors. An argument that the target does not
-take is an error that says which ones it takes.
+A node `{_target_: sde.VP, beta_min: 0.1}` is a call with keyword arguments. A name must belong to this package, to the
+few torch classes listed here, or to a package that the user trusts by name. The tree of a checkpoint may name fewer
+modules: only those that define plain constructors. An unknown argument is an error that lists the valid ones.
 """
 
 from __future__ import annotations
 
-__all__ = ["MODEL_ROOMS", "MOVED", "build", "current", "find", "public"]
+__all__ = ["MODEL_ROOMS", "MOVED", "build", "current", "describe", "find", "public"]
 
 import importlib
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from .networks.network import Network
 
 TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
 
-# All that the tree of a checkpoint may name: constructors of values, which touch no file.
+# The modules that the tree of a checkpoint may name. Their constructors build values and access no files.
 MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scaling")
 
-# Where the names of version 0.1.0 stand now, for the files and configs that hold them: the longest that fits counts.
+# The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.
 MOVED = {
     "sde.build": "sde.instantiate",
     "sde.Exact": "sde.ExactTrace",
@@ -41,9 +44,10 @@ MOVED = {
     "sde.interop.writing": "sde.storage.checkpoint",
     "sde.journal": "sde.storage.journal",
     "sde.learned_variance": "sde.denoisers",
+    "sde.likelihood.Paired": "sde.evaluation.Paired",
     "sde.likelihood.bound": "sde.likelihood.bounds",
-    "sde.likelihood.bound_chain": "sde.likelihood.chain_bound",
-    "sde.likelihood.budget": "sde.likelihood.error_budget",
+    "sde.likelihood.bound_chain": "sde.likelihood",
+    "sde.likelihood.budget": "sde.likelihood",
     "sde.likelihood.data_end": "sde.likelihood.truncation",
     "sde.likelihood.dequantise": "sde.likelihood",
     "sde.likelihood.dequantiser_file": "sde.evaluation",
@@ -55,6 +59,7 @@ MOVED = {
     "sde.likelihood.measures": "sde.evaluation.bounds_table",
     "sde.likelihood.ode": "sde.likelihood.flow",
     "sde.likelihood.out_of_distribution": "sde.evaluation.out_of_distribution",
+    "sde.likelihood.paired": "sde.evaluation.paired",
     "sde.likelihood.pairing": "sde.evaluation.pairing",
     "sde.likelihood.parts": "sde.evaluation.shards",
     "sde.likelihood.picture": "sde.evaluation.plots",
@@ -68,21 +73,22 @@ MOVED = {
     "sde.solvers.variables": "sde.solvers.coordinates",
     "sde.store": "sde.storage.store",
     "sde.trace.Exact": "sde.ExactTrace",
+    "sde.trace.exact": "sde.trace",
     "sde.tuning.kept": "sde.tuning.cache",
     "sde.wrappers": "sde.denoisers",
 }
 
 
 def current(name: str) -> str:
-    """A dotted name of version 0.1.0 as it stands now; other names as they are."""
+    """The new name for a dotted name of version 0.1.0; other names are unchanged."""
     old = max((old for old in MOVED if name == old or name.startswith(old + ".")), key=len, default=None)
     return name if old is None else MOVED[old] + name[len(old) :]
 
 
 def public(tree: Any) -> Any:
-    """A tree with the public name of every `_target_` of this package, at most one room deep, as files hold them.
+    """The tree with the public name of every `_target_` of this package, such as `sde.networks.UNet`, for files.
 
-    Names of other packages, and those that name nothing, stay as they are.
+    Names of other packages and unknown names are unchanged.
     """
     if isinstance(tree, Mapping):
         return {key: _public_name(value) if key == "_target_" else public(value) for key, value in tree.items()}
@@ -96,25 +102,24 @@ def _public_name(name: Any) -> Any:
         return name
     parts = current(name).split(".")
     target = _resolve(parts)
-    for room in ("sde", ".".join(parts[:2])):
-        for start in reversed(range(1, len(parts))):  # the shortest name first
-            candidate = [*room.split("."), *parts[start:]]
-            if target is not None and _resolve(candidate) == target:
-                return ".".join(candidate)
+    candidates = [[*room, *parts[start:]] for room in (parts[:1], parts[:2]) for start in range(1, len(parts))]
+    for candidate in sorted(candidates, key=len):
+        if target is not None and _resolve(candidate) == target:
+            return ".".join(candidate)
     return ".".join(parts)
 
 
 def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = (), **arguments: Any) -> Any:
-    """Builds the object that a tree of mappings, sequences and plain values describes.
+    """The object that a tree of mappings, sequences and plain values describes.
 
     Args:
-        tree: the tree; a mapping with `_target_` becomes a call, other mappings, sequences and values stay.
-        rooms: the modules of this package in which names may resolve.
-        trust: further packages in which they may.
+        tree: the tree; a mapping with `_target_` becomes a call, other mappings, sequences and values are unchanged.
+        rooms: the modules of this package that names may refer to.
+        trust: other packages that names may refer to.
         arguments: keyword arguments added to the outermost call.
 
     Raises:
-        ValueError: if a name or an argument is not known, or a required argument is missing.
+        ValueError: if a name or an argument is unknown, or a required argument is missing.
     """
     if isinstance(tree, Mapping):
         values = {key: build(value, rooms=rooms, trust=trust) for key, value in tree.items() if key != "_target_"}
@@ -133,37 +138,71 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
     return tree
 
 
+def describe(value: Any, *, without: Sequence[str] = ()) -> Any:
+    """The tree of plain values from which :func:`build` makes an equal object.
+
+    The classes are those that a checkpoint may name. Their objects are described by the arguments of the constructor,
+    which are the fields of a dataclass, or attributes of the same names, or recorded by the networks.
+
+    Args:
+        value: the object, a sequence, a tensor or a plain value.
+        without: arguments of the object to leave out.
+
+    Raises:
+        ValueError: if the object, or a part of it, has another class; the error names it.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Sequence):
+        return [describe(entry) for entry in value]
+    name = class_name(value)
+    if find(name, rooms=MODEL_ROOMS) is not type(value):
+        raise ValueError(f"{name} is not a class that a checkpoint may name")
+    names = [key for key in inspect.signature(type(value)).parameters if key not in without]
+    arguments = value.arguments if isinstance(value, Network) else {key: getattr(value, key, value) for key in names}
+    return {"_target_": name, **{key: describe(arguments[key]) for key in names}}
+
+
+def class_name(value: Any) -> str:
+    """The dotted name of the class of an object, public for classes of this package."""
+    return str(_public_name(f"{type(value).__module__}.{type(value).__qualname__}"))
+
+
 def find(name: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = ()) -> Callable[..., Any]:
-    """The callable of a dotted name, for the rooms and the trusted packages as in :func:`build`."""
+    """The callable with a dotted name, in the modules and trusted packages of :func:`build`."""
     if isinstance(trust, str):
-        raise ValueError(f"trust={trust!r}: expected a list of packages, as [{trust}]")
+        raise ValueError(f"expected a list of packages, trust=[{trust}], got trust={trust!r}")
     allowed = (*rooms, *trust)
     parts = current(name).split(".") if isinstance(name, str) else [""]
     if isinstance(name, str) and name in TORCH and "sde" in rooms:
         return TORCH[name]
     if parts[0] in {room.split(".")[0] for room in allowed}:
-        found = _resolve(parts)
-        home = getattr(found, "__module__", None) or ""
-        if callable(found) and any(home == room or home.startswith(room + ".") for room in allowed):
-            return found
+        target = _resolve(parts)
+        module = getattr(target, "__module__", None) or ""
+        if callable(target) and any(module == room or module.startswith(room + ".") for room in allowed):
+            return target
     raise ValueError(
         f"_target_ {name!r} is not known: expected a class or function defined in {', '.join(allowed)}"
         + (f", or one of {', '.join(TORCH)}" if "sde" in rooms else "")
-        + "; a package of your own has to be trusted by name"
+        + "; add the name of your own package to trust="
     )
 
 
 def _resolve(parts: list[str]) -> Any:
-    """Follows a dotted name: what a module exports comes before a submodule of the same name."""
+    """The object with a dotted name, or None; a name that a module exports has priority over its submodule."""
     try:
-        found: Any = importlib.import_module(parts[0])
+        value: Any = importlib.import_module(parts[0])
         for i, part in enumerate(parts[1:], start=1):
-            if not hasattr(found, part) and inspect.ismodule(found):
+            if not hasattr(value, part) and inspect.ismodule(value):
                 importlib.import_module(".".join(parts[: i + 1]))
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ImportError, AttributeError):
         return None
-    return found
+    return value
 
 
 def _check_arguments(name: str, target: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -172,11 +211,11 @@ def _check_arguments(name: str, target: Callable[..., Any], values: Mapping[str,
         return
     unknown = [key for key in values if key not in parameters]
     if unknown:
-        raise ValueError(f"{name} takes no argument {unknown[0]!r}: it takes {', '.join(parameters)}")
+        raise ValueError(f"{name} takes no argument {unknown[0]!r}: expected {', '.join(parameters)}")
     missing = [
         key
         for key, p in parameters.items()
         if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and key not in values
     ]
     if missing:
-        raise ValueError(f"{name} needs the argument {missing[0]!r}, which the config does not give")
+        raise ValueError(f"{name} needs the argument {missing[0]!r}, which the config does not set")

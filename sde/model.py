@@ -1,34 +1,43 @@
-r"""Models: a process, a denoiser and the scaling of its data, in one piece and on the data's own terms."""
+r"""Models: a denoiser with the scaling of its data, which samples, scores and encodes data values.
+
+**Files.** :func:`save` writes the weights and a tree of plain values that describes the rest, in public names
+(`sde.VP`, `sde.networks.UNet`). Of a class of the user's own, the file contains the name and no more, because nothing
+in a file is ever run: :func:`load` then takes the object as an argument.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "load", "save"]
 
+import copy
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Scaling
 from .data.scaling import nats_to_bits
-from .denoisers import Denoiser
-from .instantiate import MODEL_ROOMS, build
+from .denoisers import Denoiser, Wrapper
+from .instantiate import MODEL_ROOMS, build, class_name, describe
 from .interop import read
-from .interop.formats import Settings
+from .interop.formats import Settings, Source
 from .likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
 from .likelihood.dequantisation import States, states
 from .processes import SDE
 from .runtime import exact_float32
-from .sampling import sample, state_like
-from .shapes import check_count, check_event
+from .sampling import encode, sample, state_like
+from .shapes import check_condition, check_count, check_event
 from .solvers import GridSteps, Solver
+from .storage.checkpoint import misfits, write
 from .trace import Trace
 from .tuning import load_grid, save_grid, tune_grid
+from .version import __version__
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Model:
         denoiser: the denoiser, in evaluation mode.
         scaling: the map between data values and the model's range.
         shape: the event shape, (C, *spatial) or (D,).
-        classes: the number of classes of a model that is told a `label`; None for others.
+        classes: the number of classes of a model that is conditioned on a `label`; None for others.
     """
 
     denoiser: Denoiser
@@ -52,31 +61,81 @@ class Model:
         """The process that the model was trained for."""
         return self.denoiser.process
 
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Model:
+        """A copy of the model on another device or in another dtype, wrappers included; `to(dtype)` works too."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        return replace(self, denoiser=copy.deepcopy(self.denoiser).to(device=device, dtype=dtype))
+
     def sample(
         self,
         n: int,
         *,
-        solver: Solver,
+        solver: Solver | None = None,
         seed: int = 0,
         first: int = 0,
         condition: Mapping[str, Tensor] | None = None,
+        batch_size: int | None = None,
         denoise: bool = True,
     ) -> Tensor:
         """Draws n samples as data values: levels (uint8 for images) or continuous values, with shape (n, *).
 
+        The result is on the CPU. It does not depend on `batch_size`, up to rounding: sample i uses the noise of index
+        `first + i`.
+
         Args:
-            n: how many.
-            solver: how to integrate.
+            n: the number of samples.
+            solver: how to integrate; :func:`sde.sampling.default_solver` by default.
             seed: the seed of all noise.
-            first: the index of the first sample, as in :func:`sde.sample`.
-            condition: as in :func:`sde.sample`; a model with classes draws them in turn where no `label` is given.
+            first: the index of the first sample.
+            condition: tensors of leading size n, or scalars, by name. Without a `label`, a model with classes draws
+                them in turn: sample i has the class `(first + i) % classes`.
+            batch_size: the number of samples in memory at a time; all by default.
             denoise: remove the noise that is left at `t_min` by one more call.
         """
-        told = self._labelled(condition, first, n)
-        drawn = sample(
-            self.denoiser, (n, *self.shape), solver=solver, seed=seed, first=first, condition=told, denoise=denoise
-        )
-        return self.scaling.to_data(drawn.x.cpu())
+        if n < 1 or (batch_size is not None and batch_size < 1):
+            raise ValueError(f"sample: expected n >= 1 and batch_size >= 1, got n={n}, batch_size={batch_size}")
+        reference = state_like(self.denoiser)
+        condition = {
+            name: torch.as_tensor(value, device=reference.device)
+            for name, value in (self._labelled(condition, first, n) or {}).items()
+        }
+        check_condition(condition, n)
+        batches = []
+        for start in range(0, n, batch_size or n):
+            rows = slice(start, min(start + (batch_size or n), n))
+            result = sample(
+                self.denoiser,
+                (rows.stop - start, *self.shape),
+                solver=solver,
+                seed=seed,
+                first=first + start,
+                condition={name: value[rows] if value.ndim else value for name, value in condition.items()},
+                denoise=denoise,
+                dtype=torch.promote_types(reference.dtype, torch.float32),  # whatever the precision of the network
+            )
+            batches.append(self.scaling.to_data(result.x.cpu()))
+        return torch.cat(batches)
+
+    def encode(
+        self, x: Tensor, *, solver: Solver | None = None, condition: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        r"""The latent of data values at `t_max`, along the probability flow, with shape (B, \*).
+
+        Discrete values are encoded at the centres of their bins, without dequantisation noise. For the way back,
+        `sde.sample(model.denoiser, x_T=latent, solver=solver)` gives states in the model's range, and
+        `model.scaling.to_data` their data values.
+
+        Args:
+            x: data values, with shape (B, \*).
+            solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
+            condition: as in :func:`sde.sample`.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"expected data of shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        reference = state_like(self.denoiser)
+        y = self.scaling.to_model(x.cpu(), dtype=torch.promote_types(reference.dtype, torch.float32))
+        return encode(self.denoiser, y.to(reference.device), solver=solver, condition=condition)
 
     def tuned(
         self,
@@ -120,7 +179,7 @@ class Model:
         return replace(solver, grid=grid)
 
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> Mapping[str, Tensor] | None:
-        """The condition, with the classes in turn where the model has some and no label is given."""
+        """The condition, with the classes in turn as labels if the model has classes and no label is given."""
         if self.classes is None or "label" in (condition or {}):
             return condition
         label = torch.arange(first, first + n, device=state_like(self.denoiser).device) % self.classes
@@ -233,36 +292,108 @@ class Model:
         return states(self.denoiser, self.scaling, x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
 
 
+def save(path: str | os.PathLike[str], model: Model) -> None:
+    """Writes a model to one file, with its SHA-256 digest beside it, that :func:`load` reads.
+
+    The file appears whole or not at all. A file of an earlier :func:`save` or of `scripts/convert.py` is replaced;
+    anything else at the path, the checkpoint of a training run included, is refused and stays.
+
+    The model's network, process, parametrisation and wrappers are described if they are classes of this library. The
+    weights are those of the model, under the name `default`. Of a class of your own, the file contains the name alone,
+    and :func:`load` takes an object of it: a network or a process, or a whole denoiser if more of it is your own.
+
+    Args:
+        path: the file; its directory is created if it is missing.
+        model: the model.
+
+    Raises:
+        ValueError: if there is a directory or another file at the path.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"save: expected a Model, got {type(model).__name__}; a denoiser becomes one as "
+            "sde.Model(denoiser, scaling, shape)"
+        )
+    path = Path(path)
+    if path.exists() and not _is_model(path):
+        raise ValueError(
+            f"{path} is not a model that sde.save has written, and is not replaced: give another path, or remove it"
+        )
+    leaf: Any = model.denoiser
+    wrappers: list[dict[str, Any]] = []
+    while isinstance(leaf, Wrapper) and "_target_" in (tree := _description(leaf, "inner")):
+        wrappers.insert(0, tree)
+        leaf = leaf.inner
+    denoiser = _description(leaf, "network", "process")
+    parts = {name: _description(getattr(leaf, name)) for name in ("process", "network") if "_target_" in denoiser}
+    tree = {
+        **parts,
+        "denoiser": denoiser,
+        "wrappers": wrappers,
+        "scaling": describe(model.scaling),
+        "shape": list(model.shape),
+        "classes": model.classes,
+        "keep_dtype": True,
+    }
+    weights = {name: value.detach().cpu() for name, value in leaf.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"version": __version__, "config": "{}", "model": json.dumps(tree, indent=1), "data": None, "step": 0}
+    write(path, {**content, "weights": weights, "ema": {"default": weights}})
+
+
+def _description(value: Any, *without: str) -> dict[str, Any]:
+    """The tree of an object, or, for a class of the user's own, its name under the key `class`."""
+    try:
+        return dict(describe(value, without=without))
+    except ValueError:
+        return {"class": class_name(value)}
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a file is a model without the state of a training run."""
+    try:
+        content = Source(path).content
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"format", "model"} <= content.keys() and "optimizer" not in content
+
+
 def load(
     path: str | os.PathLike[str],
     ema: str | None = "default",
     settings: Settings | None = None,
     process: SDE | None = None,
+    network: nn.Module | None = None,
     *,
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> Model:
-    """Loads a model from a checkpoint or a run directory of this library, or from another project's checkpoint.
+    """Loads a model from a file of :func:`save`, a run directory, or another project's checkpoint.
 
-    Nothing that a file holds is run, and a file that asks for it is refused.
+    Nothing in a file is run, and a file that asks for it is refused.
 
     Args:
-        path: the checkpoint, or the run directory, whose newest checkpoint is taken.
-        ema: the name of the weight average to load; None for the raw weights. Of other projects' checkpoints the
-            average is `default`, and where there is one set of weights only, it is both.
+        path: the file, or a run directory, whose newest checkpoint is taken.
+        ema: the name of the averaged weights; None for the raw weights. A file with a single set of weights, such as
+            those of :func:`save`, has it under both.
         settings: the settings of the network as its project names them, or the path of a JSON file with them; by
-            default the JSON file beside the checkpoint with the same name. This library's own checkpoints hold theirs.
-        process: a process in place of the one that the model was trained for.
-        device: where to put the model.
-        trust: packages of your own that the checkpoint may name classes from.
+            default the JSON file beside the checkpoint with the same name. This library's own checkpoints contain
+            theirs.
+        process: a process in place of the one that the model was trained for; needed for a process of your own.
+        network: a network in place of the one that the file describes; needed for a network of your own. The weights
+            are put into it, in its dtype, and it becomes the model's: in evaluation mode and without gradients. For a
+            denoiser of your own, the denoiser.
+        device: the device of the model.
+        trust: packages of your own from which the checkpoint may name classes.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        ValueError: if the file is damaged, no checkpoint of a known kind or one that would run code, if its weights are
-            not those of the network that its settings describe, or if it has no such average.
+        ValueError: if the file is damaged, not a checkpoint of a known kind or one that would run code, if its weights
+            do not fit the network, if a class of your own is missing, or if it has no such averaged weights.
+            `network` is then unchanged.
     """
     content = read(path, settings, process)
-    return from_checkpoint(content, ema=ema, process=process, device=device, trust=trust)
+    return from_checkpoint(content, ema=ema, process=process, network=network, device=device, trust=trust)
 
 
 def from_checkpoint(
@@ -270,6 +401,7 @@ def from_checkpoint(
     *,
     ema: str | None = "default",
     process: SDE | None = None,
+    network: nn.Module | None = None,
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> Model:
@@ -277,18 +409,42 @@ def from_checkpoint(
     missing = {"model", "weights", "ema"} - content.keys()
     if missing:
         raise ValueError(f"this checkpoint is not of a model: it lacks {', '.join(sorted(missing))}")
-    tree = json.loads(content["model"])
-    scaling = build(tree["scaling"], rooms=MODEL_ROOMS)
-    if process is None:
-        process = build(tree["process"], rooms=MODEL_ROOMS, trust=trust)
-    network = build(tree["network"], rooms=MODEL_ROOMS, trust=trust)
-    denoiser = build(tree["denoiser"], rooms=MODEL_ROOMS, trust=trust, network=network, process=process)
     if ema is not None and ema not in content["ema"]:
         raise ValueError(
             f"this checkpoint has no EMA {ema!r}: it has {', '.join(content['ema']) or 'none'}; "
             "ema=None loads the raw weights"
         )
-    denoiser.load_state_dict(content["weights"] if ema is None else content["ema"][ema])
+    weights = content["weights"] if ema is None else content["ema"][ema]
+    tree = json.loads(content["model"])
+    scaling = build(tree["scaling"], rooms=MODEL_ROOMS)
+    leaf = denoiser = _leaf(tree, process, network, trust)
     for wrapper in tree.get("wrappers", ()):
         denoiser = build(wrapper, rooms=MODEL_ROOMS, inner=denoiser)
+    if difference := misfits({name: value.shape for name, value in leaf.state_dict().items()}, weights):
+        raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
+    leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))
     return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree.get("classes"))
+
+
+def _leaf(tree: Mapping[str, Any], process: SDE | None, network: nn.Module | None, trust: Sequence[str]) -> Denoiser:
+    """The denoiser inside all wrappers, with the process and the network that are given or that the tree describes."""
+
+    def part(name: str, value: Any, expected: str) -> Any:
+        node = tree[name]
+        if value is None and isinstance(node, Mapping) and "class" in node:
+            raise ValueError(
+                f"this checkpoint contains the weights for {node['class']}, a class of your own, and not the class: "
+                f"give {name}={expected}, built with the same arguments"
+            )
+        return build(node, rooms=MODEL_ROOMS, trust=trust) if value is None else value
+
+    node = tree["denoiser"]
+    if isinstance(node, Mapping) and "class" in node:
+        if process is not None or not isinstance(network, Denoiser):
+            raise ValueError(
+                f"this checkpoint contains the weights of a denoiser that is or contains a class of your own, "
+                f"{node['class']}: give the denoiser as network=, with its process, and no process="
+            )
+        return network
+    process, network = part("process", process, "an SDE"), part("network", network, "a module")
+    return build(node, rooms=MODEL_ROOMS, trust=trust, network=network, process=process)

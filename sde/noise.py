@@ -1,16 +1,16 @@
 r"""Noise: random numbers as a function of (seed, stream, sample, counter).
 
-Every draw is a hash of its address, so a sample's noise does not depend on its batch, on the number of processes, or on
-what was drawn before it; a run can be resumed or split at will. The hash is the finaliser of SplitMix64, chained over
-the parts of the address,
+Every random number is a hash of its address. So the noise of a sample does not depend on its batch, on the number of
+processes or on earlier draws, and a run can be resumed or split anywhere. The hash is the finaliser of SplitMix64,
+chained over the parts of the address,
 
 .. math::
     k_0 = m(m(\mathrm{seed} + \gamma)), \quad k_{j+1} = m(k_j \oplus m(\mathrm{part}_j + \gamma)), \quad
     h_e = m(k_3 + (e + 1)\,\gamma), \qquad e = 0, 1, \dots
 
-in wrapping 64-bit integers, which every device computes alike. Its upper and lower 32 bits give two uniforms and, by
-Box and Muller, two normals. In one dtype the normals are the same bit for bit on one type of device; float32 and
-float64 give the same normals up to rounding. The largest normal is 6.8.
+in 64-bit integers with wrap-around, which are the same on every device. The upper and the lower 32 bits of a hash give
+two uniforms and, by the Box-Muller transform, two normals. On one type of device and in one dtype the normals are the
+same bit for bit; float32 and float64 give the same normals up to rounding. The largest normal is 6.8.
 
 Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014, https://doi.org/10.1145/2714064.2660195;
 Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011, https://doi.org/10.1145/2063384.2063405.
@@ -32,7 +32,7 @@ from torch import Tensor
 
 
 class Stream(enum.IntEnum):
-    """What a draw is for; two streams of one sample are independent."""
+    """The purpose of a draw; two streams of one sample are independent."""
 
     PRIOR = 1
     STEP = 2
@@ -47,7 +47,7 @@ class Stream(enum.IntEnum):
 
 
 def _signed(value: int) -> int:
-    """A 64-bit pattern as the signed integer that int64 holds."""
+    """The signed integer with the same 64 bits, as int64 stores it."""
     return (value & (2**64 - 1)) - (value & 2**63) * 2
 
 
@@ -57,7 +57,7 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _mix_(h: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place. int64 shifts copy the sign, so the copies are masked off."""
+    """The finaliser of SplitMix64, in place. Right shifts of int64 copy the sign bit, so masks clear the copies."""
     h ^= (h >> 30) & 0x3FFFFFFFF
     h *= _FIRST
     h ^= (h >> 27) & 0x1FFFFFFFFF
@@ -71,7 +71,7 @@ class Noise:
     r"""The source of all noise of a run.
 
     Args:
-        seed: any integer, taken modulo 2^64; two seeds give independent noise.
+        seed: any integer, used modulo 2^64; two seeds give independent noise.
     """
 
     seed: int
@@ -80,17 +80,17 @@ class Noise:
         """The n hashes at each address, as int64.
 
         Args:
-            stream: what the draw is for.
+            stream: the purpose of the draw.
             index: the samples, int64; broadcast against `counter`.
-            counter: the position within the sample's stream (a step, a probe, an epoch), int64.
-            n: how many.
+            counter: the position within the stream of the sample (a step, a probe, an epoch), int64.
+            n: the number of hashes at each address.
 
         Returns:
-            Uniform bits, with shape (\\*, n) for index and counter of the broadcast shape (\\*).
+            Uniform bits, with shape (\\*, n), where (\\*) is the broadcast shape of `index` and `counter`.
         """
         address = torch.tensor([_signed(self.seed), int(stream)], dtype=torch.int64, device=index.device)
-        seed, kind = _mix_(address + _GAMMA)
-        key = _mix_(_mix_(seed) ^ kind) ^ _mix_(index + _GAMMA)
+        seed, purpose = _mix_(address + _GAMMA)
+        key = _mix_(_mix_(seed) ^ purpose) ^ _mix_(index + _GAMMA)
         key = _mix_(key) ^ _mix_(counter + _GAMMA)
         elements = torch.arange(1, n + 1, device=index.device) * _GAMMA
         return _mix_(_mix_(key)[..., None] + elements)
@@ -98,10 +98,10 @@ class Noise:
     def normal(
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Standard normals with shape (\\*, *shape), addressed as in :meth:`bits`."""
+        """Standard normals with shape (\\*, *shape), for the addresses of :meth:`bits`."""
         n = math.prod(shape)
         h = self.bits(stream, index, counter, (n + 1) // 2)
-        # Box and Muller; the half keeps the first uniform off 0.
+        # Box-Muller transform; adding one half keeps the first uniform above 0.
         radius = (((h >> 32) & 0xFFFFFFFF).to(dtype) + 0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
         angle = (h & 0xFFFFFFFF).to(dtype).mul_(2.0 * math.pi * 2.0**-32)
         z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
@@ -110,7 +110,7 @@ class Noise:
     def uniform(
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Uniforms in [0, 1) on the grid of 2^-24 (float32) or 2^-53 (float64), with shape (\\*, *shape)."""
+        """Uniforms in [0, 1), multiples of 2^-24 (float32) or 2^-53 (float64), with shape (\\*, *shape)."""
         digits = 53 if dtype == torch.float64 else 24
         h = self.bits(stream, index, counter, math.prod(shape))
         h = (h >> (64 - digits)) & (2**digits - 1)
@@ -124,12 +124,12 @@ class Noise:
         return ((h >> 62) & 2).to(dtype).sub_(1.0).reshape((*h.shape[:-1], *shape))
 
     def generator(self, stream: Stream, index: int, counter: int = 0) -> torch.Generator:
-        """A CPU generator of its own for one address, for code that draws in its own way."""
+        """A CPU generator seeded by one address, for code that needs a `torch.Generator`."""
         bits = self.bits(stream, torch.tensor(index), torch.tensor(counter), 1)
         return torch.Generator().manual_seed(int(bits) & (2**63 - 1))
 
     def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> KeyedNoise:
-        """What a solver draws from: the noise of the samples `index` (int64, (B,)), one event of `shape` at a time."""
+        """The noise of the samples `index` (int64, (B,)) for a solver, one event of `shape` per draw."""
         return KeyedNoise(self, index, tuple(shape), dtype)
 
 
@@ -155,17 +155,17 @@ def sample_index(x: Tensor, index: Tensor | None) -> Tensor:
 
 
 class NoiseSource(Protocol):
-    """What makes the noise of a batch: :class:`Noise`, or anything with this method."""
+    """A source of noise for batches: :class:`Noise`, or any object with this method."""
 
     def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> StepNoise:
-        """The noise of the samples `index` (int64, (B,)), one event of `shape` at a time."""
+        """The noise of the samples `index` (int64, (B,)), one event of `shape` per draw."""
 
 
 class StepNoise(ABC):
-    """Where a solver's steps get their normals.
+    """The source of the normals in the steps of a solver.
 
     Attributes:
-        one_path: whether the draws over any intervals, overlapping ones included, are increments of one path.
+        one_path: whether draws over any intervals, also overlapping ones, are increments of one Brownian path.
     """
 
     one_path: ClassVar[bool] = False
@@ -174,31 +174,32 @@ class StepNoise(ABC):
     def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
         """The standard normals of draw `k` of a stream, with shape (B, *).
 
-        Draws are tied to k, not to the step's length: an adaptive method that rejects a step and tries a shorter one
-        with the same normals is biased, and needs a source that answers the increments of one path.
+        A draw depends on k and not on the length of the step. An adaptive method that rejects a step and tries a
+        shorter one with the same normals is biased; it needs a source whose draws are increments of one path.
 
         Args:
-            stream: STEP for the increment of the Brownian motion, divided by the root of the step; AREA for its
-                space-time Levy area, divided by the root of a twelfth of the step (:mod:`sde.brownian`), which is
-                independent of the increment; CORRECTOR for what is no part of a path; PATH for what makes one.
-            k: the number of the draw, counted from 0 within the stream; int64 of shape (B,) where samples differ, or
-                of shape (B, n) or (1, n) for n draws at once, which come with shape (B, n, *).
-            start: the time before the step; of shape (B,) where samples differ.
-            stop: the time after it; a Brownian source answers its scaled increment between the two.
+            stream: STEP for the increment of the Brownian motion, divided by the square root of the step; AREA for
+                its space-time Levy area, divided by the square root of a twelfth of the step (:mod:`sde.brownian`),
+                which is independent of the increment; CORRECTOR for normals outside the path; PATH for the normals
+                from which a path is computed.
+            k: the number of the draw, counted from 0 within the stream; int64 of shape (B,) for different numbers per
+                sample, or of shape (B, n) or (1, n) for n draws at once, with results of shape (B, n, *).
+            start: the time before the step; of shape (B,) for different times per sample.
+            stop: the time after it; a Brownian source returns the scaled increment between the two times.
         """
 
     @abstractmethod
     def select(self, index: Tensor) -> StepNoise:
-        """The same noise for some samples of the batch."""
+        """The same noise for a selection of the samples."""
 
 
-# Enough normals for the cost of a draw to be that of arithmetic rather than of calls, few enough to stay in the cache.
+# Enough normals that arithmetic and not function calls dominates the cost; few enough to stay in the cache.
 _BLOCK = 2**17
 
 
 @dataclass
 class KeyedNoise(StepNoise):
-    """Noise keyed by (seed, stream, sample, step), drawn for a bounded block of steps at a time."""
+    """Noise keyed by (seed, stream, sample, step), computed for a bounded block of steps at a time."""
 
     noise: Noise
     index: Tensor

@@ -1,13 +1,31 @@
-r"""Pictures of what a run made: grids of images, scatter plots, loss curves. Matplotlib is imported on first use."""
+r"""Plots of samples, trajectories, losses and likelihoods.
+
+The functions return matplotlib figures, which a notebook shows and `figure.savefig` writes; `save_*` write files. None
+of them touches the state of pyplot. Matplotlib is imported on first use.
+"""
 
 from __future__ import annotations
 
-__all__ = ["bits_histogram", "diagnostics", "image_grid", "likelihoods", "loss_curve", "save_samples", "typicality"]
+__all__ = [
+    "bits_histogram",
+    "diagnostics",
+    "image_grid",
+    "losses",
+    "samples",
+    "save_diagnostics",
+    "save_likelihoods",
+    "save_losses",
+    "save_samples",
+    "trajectory",
+    "typicality",
+]
 
+import functools
+import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +39,24 @@ from .data import Scaling
 from .evaluation.out_of_distribution import latent_norm, norm_of_prior, sample_means
 from .likelihood.diagnostics import Calibration, RoundTrip
 from .processes import SDE
+from .training import Report
+
+DPI = 120
 
 
-def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling) -> None:
-    """Draws samples as a PNG: images as a grid, points in the plane as a scatter plot, other vectors and signals as
-    lines.
+def samples(x: Tensor, scaling: Scaling | None = None) -> Any:
+    """Plot of samples: images as a grid, points in the plane as a scatter plot, other vectors and signals as lines.
 
     Args:
-        path: the file to write.
         x: data values, with shape (N, C, H, W), (N, D) or (N, C, L).
-        scaling: the data's scaling, whose levels set black and white.
+        scaling: the data's scaling, whose levels set black and white; by default the extremes do.
+
+    Returns:
+        The matplotlib figure.
     """
+    x = x.detach().cpu()
     if x.ndim == 4:
-        _enlarged(image_grid(x, scaling.levels)).save(path)
-        return
+        return _image_figure(_enlarged(image_grid(x, None if scaling is None else scaling.levels)))
     figure, axes = _figure()
     if x.ndim == 2 and x.shape[1] == 2:
         axes.scatter(*x.numpy().T, s=3, alpha=0.5, linewidths=0)
@@ -42,17 +64,37 @@ def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling) -> N
     else:
         axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
         axes.set_xlabel("dimension")
-    figure.savefig(path)
+    return figure
 
 
-def image_grid(x: Tensor, levels: int | None) -> Image.Image:
-    """A grid, as square as may be, of images with shape (N, C, H, W); more than 3 channels are shown side by side."""
+def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling | None = None) -> None:
+    """Writes :func:`samples` as a PNG; images in whole pixels.
+
+    Args:
+        path: the file.
+        x: as in :func:`samples`.
+        scaling: as in :func:`samples`.
+    """
+    if x.ndim == 4:
+        _enlarged(image_grid(x, None if scaling is None else scaling.levels)).save(path)
+    else:
+        samples(x, scaling).savefig(path)
+
+
+def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Image.Image:
+    """Grid of images with shape (N, C, H, W), row by row; the channels stand side by side if there are not 1 or 3.
+
+    Args:
+        x: the images.
+        levels: the number of grey levels; None for black and white at the extremes.
+        columns: the number of images in a row; by default the grid is as square as possible.
+    """
     low, high = (0.0, levels - 1.0) if levels else (float(x.min()), float(x.max()))
     grey = ((x.double() - low) / max(high - low, 1e-12) * 255.0).round().clamp(0, 255).to(torch.uint8)
     if grey.shape[1] not in (1, 3):
         grey = grey.movedim(1, 2).flatten(2, 3).reshape(len(x), 1, x.shape[2], -1)
     n, c, h, w = grey.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     canvas = torch.zeros(c, rows * (h + 1) - 1, columns * (w + 1) - 1, dtype=torch.uint8)
     for i, image in enumerate(grey):
@@ -62,64 +104,107 @@ def image_grid(x: Tensor, levels: int | None) -> Image.Image:
     return Image.fromarray(array[..., 0] if c == 1 else array)
 
 
-def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draws the losses of a `metrics.jsonl` over the steps as a PNG; a run too short for a line has an empty one."""
-    path_of_metrics = Path(metrics)
-    text = path_of_metrics.read_text() if path_of_metrics.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
+def trajectory(
+    path: Iterable[tuple[Tensor, Tensor | tuple[Tensor, ...]]], scaling: Scaling | None = None, *, n: int = 8
+) -> Any:
+    """Plot of the states of a few samples over time.
+
+    Images are a row for each sample, with the time below; points in the plane are curves from the start (grey) to the
+    end (black); other vectors are curves over t; signals are a panel for each time.
+
+    Args:
+        path: (t, x) at successive times, as `solver.bind(dynamics).trajectory((x,))` yields them: t with shape () or
+            (B,), and x with shape (B, C, H, W), (B, D) or (B, C, L) in the model's range.
+        scaling: the map to data values; by default the states are plotted as they are.
+        n: the largest number of samples, and of times for images and signals.
+
+    Returns:
+        The matplotlib figure.
+    """
+    points = [(t.reshape(-1)[0].item(), (x if isinstance(x, Tensor) else x[0])[:n].detach().cpu()) for t, x in path]
+    if not points:
+        raise ValueError("trajectory: expected at least one (t, x), got none")
+    if points[0][1].ndim > 2:
+        chosen = np.linspace(0, len(points) - 1, min(n, len(points))).round().astype(int)
+        points = [points[i] for i in chosen]
+    t = np.array([time for time, _ in points])
+    states = torch.stack([x if scaling is None else scaling.to_data(x) for _, x in points], 1)  # (B, times, *)
+    if states.ndim == 5:
+        grid = image_grid(states.flatten(0, 1), None if scaling is None else scaling.levels, columns=len(t))
+        return _image_figure(_enlarged(grid), [f"{time:.1g}" for time in t])
+    if states.ndim == 4:
+        figure = _figure_class()(figsize=(6.4, 1.2 * len(t) + 0.4), dpi=DPI, layout="constrained")
+        for axes, time, x in zip(figure.subplots(len(t), 1, sharex=True, squeeze=False)[:, 0], t, states.movedim(1, 0)):
+            axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
+            axes.set_ylabel(f"t = {time:.2g}")
+        axes.set_xlabel("dimension")
+        return figure
     figure, axes = _figure()
-    for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation (EMA)", "o-")):
-        points = np.array([(line["step"], line[key]) for line in lines if key in line])
-        if len(points):
-            axes.plot(points[:, 0], points[:, 1], style, label=label, linewidth=1.0, markersize=3)
+    if states.shape[2] == 2:
+        for x in states.numpy():
+            axes.plot(x[:, 0], x[:, 1], linewidth=0.8, alpha=0.6)
+        axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
+        axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
+        axes.set_aspect("equal")
+        axes.legend()
+    else:
+        for i, x in enumerate(states.numpy()):
+            axes.plot(t, x, linewidth=0.8, alpha=0.6, color=f"C{i}")
+        axes.set_xlabel("t")
+    return figure
+
+
+def losses(reports: Iterable[Report], validation: Sequence[tuple[int, float]] = ()) -> Any:
+    """Plot of the losses over the steps.
+
+    Args:
+        reports: the reports of a training.
+        validation: the steps and values of validation losses.
+
+    Returns:
+        The matplotlib figure.
+    """
+    return _loss_figure([(report.step, report.loss) for report in reports], validation)
+
+
+def save_losses(path: str | os.PathLike[str], metrics: str | os.PathLike[str]) -> None:
+    """Writes the losses of a `metrics.jsonl` over the steps as a PNG; without a line, the plot is empty.
+
+    Args:
+        path: the file.
+        metrics: the metrics of a run.
+    """
+    source = Path(metrics)
+    lines = [json.loads(line) for line in (source.read_text() if source.exists() else "").splitlines()]
+    training, validation = ([(line["step"], line[key]) for line in lines if key in line] for key in _LOSSES)
+    _loss_figure(training, validation).savefig(path)
+
+
+_LOSSES = ("loss", "valid_loss")
+
+
+def _loss_figure(training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> Any:
+    figure, axes = _figure()
+    for points, label, style in ((training, "training", "-"), (validation, "validation (EMA)", "o-")):
+        if points:
+            axes.plot(*zip(*points), style, label=label, linewidth=1.0, markersize=3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.set_yscale("log" if all(line.get("loss", 1.0) > 0 for line in lines) else "linear")
+    axes.set_yscale("log" if all(loss > 0 for _, loss in training) else "linear")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(path)
+    return figure
 
 
-def likelihoods(
-    path: str | os.PathLike[str],
-    process: SDE,
-    dims: int,
-    found: Mapping[str, Mapping[str, NDArray[Any]]],
-) -> list[Path]:
-    """Draws :func:`bits_histogram` and :func:`typicality` of likelihood files as NAME-bits.png and NAME-typicality.png.
-
-    A sample is drawn once, at its means over repeats; where no row has a likelihood, nothing is drawn.
+def bits_histogram(sets: Mapping[str, NDArray[np.float64]]) -> Any:
+    """Histograms of bits/dim, with the mean of each set as a line.
 
     Args:
-        path: the file NAME.h5 that the pictures go beside.
-        process: the model's, for the norms of the latents.
-        dims: the number of dimensions of an event.
-        found: the columns of one or more likelihood files, by name.
+        sets: the bits/dim of the samples of one or more data sets, each with shape (N,), by name.
 
     Returns:
-        The files written.
-    """
-    bits, places = {}, {}
-    for name, columns in found.items():
-        norms = {**columns, "norm": latent_norm(process, columns["prior_log_prob"], dims)}
-        if len(means := sample_means(columns)):
-            bits[name], places[name] = means, (sample_means(norms, "norm"), sample_means(columns, "log_prob"))
-    if not bits:
-        return []
-    stem = Path(path).with_suffix("")
-    pictures = [stem.with_name(f"{stem.name}-{what}.png") for what in ("bits", "typicality")]
-    bits_histogram(pictures[0], bits)
-    typicality(pictures[1], places, *norm_of_prior(process, dims))
-    return pictures
-
-
-def bits_histogram(path: str | os.PathLike[str], sets: Mapping[str, NDArray[np.float64]]) -> None:
-    """Draws histograms of bits/dim as a PNG, with the mean of each set as a line.
-
-    Args:
-        path: the file to write.
-        sets: the bits/dim of the samples of one or more data sets, each with shape (N,), by name.
+        The matplotlib figure.
     """
     figure, axes = _figure()
     every = np.concatenate(list(sets.values()))
@@ -130,22 +215,19 @@ def bits_histogram(path: str | os.PathLike[str], sets: Mapping[str, NDArray[np.f
     axes.set_xlabel("bits/dim")
     axes.set_ylabel("density")
     axes.legend()
-    figure.savefig(path)
+    return figure
 
 
-def typicality(
-    path: str | os.PathLike[str],
-    sets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
-    mean: float,
-    std: float,
-) -> None:
-    """Draws log-densities against the norms of the latents as a PNG, with the norm that the prior's draws have.
+def typicality(sets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], mean: float, std: float) -> Any:
+    """Plot of log-densities against the norms of the latents, with the norm of samples of the prior.
 
     Args:
-        path: the file to write.
         sets: norms and log-densities in nats, each with shape (N,), of one or more data sets by name.
-        mean: the mean norm of a draw of the prior.
+        mean: the mean norm of a sample of the prior.
         std: its standard deviation.
+
+    Returns:
+        The matplotlib figure.
     """
     figure, axes = _figure()
     axes.axvspan(mean - 2.0 * std, mean + 2.0 * std, color="0.85", label="prior, mean and 2 standard deviations")
@@ -155,15 +237,51 @@ def typicality(
     axes.set_xlabel("norm of the latent")
     axes.set_ylabel("log p (nats)")
     axes.legend()
-    figure.savefig(path)
+    return figure
 
 
-def diagnostics(path: str | os.PathLike[str], trip: RoundTrip, times: Sequence[Calibration]) -> None:
-    """Draws the checks of a likelihood as a PNG: the error of the denoiser over the log-SNR, measured and predicted,
-    with two standard errors, and the two log-densities of each sample against its error of the round trip."""
-    from matplotlib.figure import Figure
+def save_likelihoods(
+    path: str | os.PathLike[str],
+    process: SDE,
+    dims: int,
+    tables: Mapping[str, Mapping[str, NDArray[Any]]],
+) -> list[Path]:
+    """Writes the plots of likelihood files: NAME-bits.png (histogram) and NAME-typicality.png.
 
-    figure = Figure(figsize=(10.0, 4.0), dpi=120, layout="constrained")
+    Each sample counts once, with its means over repeats. Without any likelihood, nothing is written.
+
+    Args:
+        path: the file NAME.h5, in whose directory the plots are written.
+        process: the process of the model, for the norms of the latents.
+        dims: the number of dimensions of an event.
+        tables: the columns of one or more likelihood files, by name.
+
+    Returns:
+        The files.
+    """
+    bits, points = {}, {}
+    for name, columns in tables.items():
+        norms = {**columns, "norm": latent_norm(process, columns["prior_log_prob"], dims)}
+        if len(means := sample_means(columns)):
+            bits[name], points[name] = means, (sample_means(norms, "norm"), sample_means(columns, "log_prob"))
+    if not bits:
+        return []
+    figures = {"bits": bits_histogram(bits), "typicality": typicality(points, *norm_of_prior(process, dims))}
+    stem = Path(path).with_suffix("")
+    files = [stem.with_name(f"{stem.name}-{name}.png") for name in figures]
+    for file, figure in zip(files, figures.values()):
+        figure.savefig(file)
+    return files
+
+
+def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
+    """Plot of the checks of a likelihood: the error of the denoiser over the log-SNR, measured (with two standard
+    errors) and predicted, and the difference of the two log-densities of each sample over its round-trip error.
+
+    Returns:
+        The matplotlib figure.
+    """
+    figure = _figure_class()(figsize=(10.0, 4.0), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     snr = [c.log_snr for c in times]
     errors = [2.0 * c.standard_error for c in times]
@@ -175,17 +293,47 @@ def diagnostics(path: str | os.PathLike[str], trip: RoundTrip, times: Sequence[C
     right.scatter(trip.error.cpu().numpy(), (trip.backward - trip.forward).cpu().numpy(), s=8)
     right.set_xlabel("error of data -> latent -> data, per dimension")
     right.set_ylabel("log p backward - forward (nats)")
-    figure.savefig(path)
+    return figure
+
+
+def save_diagnostics(path: str | os.PathLike[str], trip: RoundTrip, times: Sequence[Calibration]) -> None:
+    """Writes :func:`diagnostics` as a PNG."""
+    diagnostics(trip, times).savefig(path)
 
 
 def _enlarged(image: Image.Image, least: int = 512) -> Image.Image:
-    """Small images, such as 8x8 digits, in whole pixels large enough to be seen."""
+    """Small images, such as 8x8 digits, at a multiple of their size."""
     factor = max(1, least // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _figure():  # type: ignore[no-untyped-def]
+def _image_figure(image: Image.Image, times: Sequence[str] = ()) -> Any:
+    """A figure of the size of an image in pixels, and, with times, a line higher: one below each column."""
+    width, height, margin = image.width, image.height, 40 if times else 0
+    figure = _figure_class()(figsize=(width / DPI, (height + margin) / DPI), dpi=DPI)
+    axes = figure.add_axes((0.0, margin / (height + margin), 1.0, height / (height + margin)))
+    axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest", aspect="auto")
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    for i, time in enumerate(times):
+        figure.text((i + 0.5) / len(times), 0.3 * margin / (height + margin), time, ha="center", fontsize=8)
+    return figure
+
+
+def _figure() -> tuple[Any, Any]:
+    figure = _figure_class()(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+@functools.cache
+def _figure_class() -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
-    return figure, figure.add_subplot()
+    class ShownFigure(Figure):
+        """A figure that a notebook shows without pyplot: IPython asks an object for its `_repr_png_`."""
+
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return buffer.getvalue()
+
+    return ShownFigure

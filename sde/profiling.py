@@ -1,9 +1,9 @@
-r"""What a run costs: its seconds, those of its network calls among them, and its peak memory.
+r"""The cost of a run: total time, time in the network, and peak memory.
 
-Memory is the bytes of tensors alive at once that were made during the run, counted where every operation passes
-(`TorchDispatchMode`): the same number on every machine and device, unlike a process's resident size, which remembers
-what other runs needed. Parameters do not count, nor does what lives outside tensors (NumPy, within SciPy's solvers) or
-inside one operation.
+Memory is the largest total size of the tensors that a run creates, in bytes, counted at every operation
+(`TorchDispatchMode`). It is the same on every machine and device. The resident size of the process is not: it also
+depends on earlier runs. Parameters are not counted, nor is memory outside tensors (NumPy arrays in SciPy's solvers) or
+within a single operation.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Clock:
     """The time spent in a denoiser.
 
     Attributes:
-        seconds: since the caller last set it to 0.
-        busy: whether a call is going on.
+        seconds: the time since the caller last set it to 0.
+        busy: whether the denoiser is running.
     """
 
     seconds: float = 0.0
@@ -41,7 +41,7 @@ class Metered(Wrapper):
     """A denoiser that measures the time spent in it.
 
     Attributes:
-        clock: the time; a selection of some samples has the same clock.
+        clock: the time; denoisers from `select` share the clock.
     """
 
     def __init__(self, inner: Denoiser) -> None:
@@ -57,21 +57,21 @@ class Metered(Wrapper):
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, when the device has done all that it was told."""
+    """The time in seconds, after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Memory(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is active.
+    """The peak memory, in bytes, of the tensors created while this mode is active.
 
     Args:
-        metered: the denoiser of the run, which says what is made within its calls.
+        metered: the denoiser of the run; its clock tells when the network runs.
 
     Attributes:
-        peak: the most bytes alive at once.
-        own: the most outside the network's calls: what the solver itself holds.
+        peak: the peak memory.
+        own: the peak memory outside network calls, which is that of the solver.
     """
 
     def __init__(self, metered: Metered) -> None:
@@ -79,31 +79,31 @@ class Memory(TorchDispatchMode):
         self.peak = self.own = 0
         self._clock = metered.clock
         self._alive = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # An argument that was not made here was there before.
+        # An argument that is not registered was created before this mode became active.
         for tensor in _tensors((args, kwargs)):
-            self._see(tensor, 0)
+            self._register(tensor, 0)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
-            self._see(tensor, tensor.untyped_storage().nbytes())
+            self._register(tensor, tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self._alive)
         if not self._clock.busy:
             self.own = max(self.own, self._alive)
         return result
 
-    def _see(self, tensor: Tensor, size: int) -> None:
+    def _register(self, tensor: Tensor, size: int) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
-        if key not in self._known:
+        if key not in self._storages:
             self._alive += size
-            self._known[key] = weakref.ref(storage, lambda _: self._forget(key, size))
+            self._storages[key] = weakref.ref(storage, lambda _: self._forget(key, size))
 
     def _forget(self, key: int, size: int) -> None:
-        del self._known[key]
+        del self._storages[key]
         self._alive -= size
 
 

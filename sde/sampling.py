@@ -1,4 +1,4 @@
-r"""Sampling: noise to data along any dynamics with any solver, and data to noise along the flow."""
+r"""Sampling, from noise to data with any solver, and encoding, from data to noise along the flow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ __all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,13 @@ from .solvers import Arcsinh, Solver, UniPC
 
 @dataclass(frozen=True)
 class Samples:
-    """What :func:`sample` returns.
+    """The result of :func:`sample`.
 
     Attributes:
         x: the samples, with shape (B, *).
-        nfe: the network calls spent on each, int64 with shape (B,).
-        vjps: the vector-Jacobian products of the network spent on each, int64 with shape (B,); 0 unless the denoiser
-            takes gradients, as some kinds of guidance do.
+        nfe: the number of network calls for each, int64 with shape (B,).
+        vjps: the number of vector-Jacobian products of the network for each, int64 with shape (B,); 0 unless the
+            denoiser takes gradients, as some kinds of guidance do.
     """
 
     x: Tensor
@@ -36,9 +37,9 @@ class Samples:
 
 
 def default_solver() -> Solver:
-    """The solver of samples where none is given: UniPC with 18 calls.
+    """The default solver for samples: UniPC with 18 calls.
 
-    It interpolates in arcsinh(sigma / alpha), on a grid that is uniform in log-SNR; see the table of errors in
+    It interpolates in arcsinh(sigma / alpha), on a grid that is uniform in log-SNR; its errors are in the table of
     :doc:`/choosing-a-solver`.
     """
     return UniPC(18, order=3, variable=Arcsinh())
@@ -63,25 +64,25 @@ def sample(
     start: float | None = None,
     x_start: Tensor | None = None,
 ) -> Samples:
-    r"""Draws samples: starts from the prior at `t_max` and runs the solver down to `t_min`.
+    r"""Draws samples by a solver from the prior at `t_max` to data at `t_min`.
 
-    Sample i of the batch uses the noise of index `first + i`, so that a set of samples is the same in any batches.
+    Sample i of the batch uses the noise of index `first + i`, so that samples do not depend on how they are batched.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
         shape: the shape (B, \*) of the batch; or give `x_T`, or `start` and `x_start`.
-        solver: how to integrate; :func:`default_solver` by default.
-        seed: the seed of all noise, the prior's included.
+        solver: the solver; :func:`default_solver` by default.
+        seed: the seed of all noise, including the prior.
         first: the index of the first sample.
-        condition: tensors of leading size B, or scalars, handed to the denoiser by name.
-        prior: anything with `sample(n, generator=)` to start from instead of the process's prior.
-        x_T: the state at `t_max` to start from, instead of a draw.
+        condition: named tensors of leading size B, or scalars, on which the denoiser is conditioned.
+        prior: anything with `sample(n, generator=)` to start from, in place of the process's prior.
+        x_T: the state at `t_max` to start from, in place of a draw.
         eta: the stochasticity of the dynamics, 1 for the reverse SDE, 0 for the probability flow; the solver's own
             by default.
         denoise: add one Tweedie step at `t_min`, :math:`E[x_0 | x]`, which removes the noise that is left there.
         dtype: the dtype of the state; the denoiser's by default.
         device: the device of the state; the denoiser's by default.
-        noise: where the solver's steps draw from, in place of the seed; the prior is drawn by the seed all the same.
+        noise: the source of the noise of the solver's steps; that of the seed by default. The prior uses the seed.
         differentiable: keep the graph, for gradients through the solver.
         start: the time to start from, within (t_min, t_max], with `x_start`.
         x_start: the state at the time `start`, with shape (B, \*).
@@ -89,15 +90,16 @@ def sample(
     Raises:
         ValueError: if solver and dynamics do not fit, or not exactly one of `shape`, `x_T` and `x_start` is given.
     """
-    if sum(given is not None for given in (shape, x_T, x_start)) != 1:
+    if sum(value is not None for value in (shape, x_T, x_start)) != 1:
         raise ValueError("sample: expected one of a shape (B, *), a latent x_T at t_max, and a state x_start at start")
     if (start is None) != (x_start is None):
         raise ValueError(
-            f"sample: start and x_start go together, got start={start} {'without' if start else 'with'} x_start"
+            f"sample: start= and x_start= go together, got start={start} with x_start "
+            f"{'left out' if x_start is None else 'given'}"
         )
     state = x_start if x_T is None else x_T
     if state is not None and prior is not None:
-        raise ValueError("sample: with x_T or x_start nothing is drawn from a prior: leave out prior=")
+        raise ValueError("sample: with x_T or x_start there is no draw from a prior: leave out prior=")
     solver = default_solver() if solver is None else solver
     reference = state_like(denoiser) if state is None else state
     reference = torch.empty(0, dtype=dtype or reference.dtype, device=device or reference.device)
@@ -112,13 +114,14 @@ def sample(
         if state is not None:
             x = state.to(reference)
         elif prior is not None:
-            draws = [prior.sample(1, generator=keyed.generator(Stream.PRIOR, i)) for i in range(first, first + batch)]
-            x = torch.cat(draws).to(reference)
+            generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
+            x = torch.cat([prior.sample(1, generator=generator) for generator in generators]).to(reference)
         else:
             end = torch.tensor(process.t_max, dtype=torch.float64)
             z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
-        (x,) = run((x,), (keyed if noise is None else noise).batch(index, event, reference.dtype))
+        step_noise = (keyed if noise is None else noise).batch(index, event, reference.dtype)
+        _, (x,) = deque(run.trajectory((x,), step_noise), maxlen=1).pop()
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
     return Samples(x, *conditioned.counts)
@@ -132,7 +135,7 @@ def encode(
     condition: Mapping[str, Tensor] | None = None,
     differentiable: bool = False,
 ) -> Tensor:
-    r"""The latent of data: the probability flow from `t_min` up to `t_max`, in the dtype of `x`.
+    r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
@@ -142,7 +145,7 @@ def encode(
         differentiable: keep the graph.
 
     Returns:
-        The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver goes back.
+        The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
     nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
@@ -155,13 +158,13 @@ def encode(
 
 
 def state_like(denoiser: Denoiser) -> Tensor:
-    """A tensor with the dtype and the device of a denoiser: its first parameter or buffer."""
+    """A tensor with the dtype and the device of a denoiser: its first parameter, or else its first buffer."""
     return next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0))
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule returns to the mode it was in."""
+    """Evaluation mode inside the context; afterwards every submodule is in its mode from before."""
     training = [m for m in module.modules() if m.training]
     module.eval()
     try:

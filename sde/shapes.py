@@ -1,38 +1,39 @@
-r"""Shapes: the one place where time meets data.
+r"""Shapes: broadcasting functions of time over data.
 
 Data has shape (B, *): B samples and any event shape. Time has shape () or (B,). A function of time is evaluated in the
-precision of the time it is given and only then laid against the data, in the precision of the data: a schedule
-computed in float64 keeps its accuracy, and a float64 time never promotes a float32 state.
+dtype of the time, and only its result is cast to the dtype of the data. So a schedule computed in float64 stays
+accurate, and a float64 time never promotes a float32 state.
 """
 
 from __future__ import annotations
 
-__all__ = ["check_count", "check_event", "event_dims", "expand", "sum_event"]
+__all__ = ["check_condition", "check_count", "check_event", "event_dims", "expand", "sum_event"]
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
-    """Values of shape () or (B,), reshaped to multiply `x` of shape (B, *), in its dtype and on its device."""
+    """Values of shape () or (B,), reshaped to broadcast against `x` (B, *), in its dtype and on its device."""
     if values.ndim == 0:
         return values.to(device=x.device, dtype=x.dtype)
     if values.ndim != 1 or values.shape[0] != x.shape[0]:
         raise ValueError(
-            f"a time is a scalar or has one entry per sample: expected shape () or ({x.shape[0]},), "
+            f"expected a scalar or one time per sample, of shape () or ({x.shape[0]},), "
             f"got {tuple(values.shape)} for data of shape {tuple(x.shape)}"
         )
     return values.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def sum_event(x: Tensor) -> Tensor:
-    """The sum over the event: (B, *) -> (B,)."""
+    """The sum over the event dimensions: (B, *) -> (B,)."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
 def event_dims(x: Tensor) -> int:
-    """D, the number of dimensions of one sample of `x` with shape (B, *)."""
+    """The number of dimensions D of one sample of `x` (B, *)."""
     return math.prod(x.shape[1:])
 
 
@@ -46,3 +47,13 @@ def check_count(owner: str, argument: str, value: int, minimum: int = 1) -> None
     """Refuses a value that is not a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{owner} needs a whole number {argument} >= {minimum}, got {argument}={value!r}")
+
+
+def check_condition(condition: Mapping[str, Tensor], size: int) -> None:
+    """Raises a ValueError that names the first condition that is neither a scalar nor of leading size `size`."""
+    for name, value in condition.items():
+        if value.ndim and len(value) != size:
+            raise ValueError(
+                f"condition {name!r}: expected a scalar or leading size {size}, one entry per sample, got shape "
+                f"{tuple(value.shape)}"
+            )

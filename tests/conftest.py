@@ -10,6 +10,9 @@ import torch
 from sde.exact import Gaussian, Mixture
 from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 
+# The helpers' assertions show their values, as those of test files do.
+pytest.register_assert_rewrite("support")
+
 PROCESSES: dict[str, SDE] = {
     "VP": VP(),
     "SubVP": SubVP(),

@@ -2,28 +2,27 @@
 every public name has its place in the API.
 
 The blocks of a page share one namespace and run in their order, in a temporary directory. A block that opens with
-`python no-run` is left out. Pages that speak of `runs/digits-vp` find a small run there.
+`python no-run` is left out. Pages that name `runs/digits-vp` or `runs/demo` find a small run there.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.commands import here
 
 import sde
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-RUN = "runs/digits-vp"
+RUN, DEMO = "runs/digits-vp", "runs/demo"
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -54,12 +53,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = [f"run_dir={RUN}", "steps=2", "log_every=1", "batch_size=8", "preview.n=0"]
     train += ["network.width=8", "network.multipliers=[1]", "network.attention=[]"]
     score = [f"ckpt={RUN}", "n=2", "repeats=2", "trace.probes=2", "solver.rtol=1e-2", "solver.atol=1e-2", "atol=1"]
-    for script, keys in {"train": train, "likelihood": score}.items():
-        command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *keys, "device=cpu"]
-        # One thread, as in the tests around it.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+    for script, keys in {"train": train, "likelihood": [*score, "budget=0"]}.items():
+        done = here(place, script, *keys, "device=cpu")
+        assert done.code == 0, done.err
+    (place / DEMO).symlink_to(Path(RUN).name)
     return place
 
 
@@ -68,7 +65,7 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     text = page.read_text()
-    if any(RUN in code for _, code in blocks(text)):
+    if any(name in code for _, code in blocks(text) for name in (RUN, DEMO)):
         shutil.copytree(request.getfixturevalue("run"), tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.chdir(tmp_path)
     # A module of its own, because dataclasses look up the module that their class names.
@@ -112,9 +109,11 @@ PUBLIC = (
     "sde.likelihood",
     "sde.networks",
     "sde.objective",
+    "sde.plots",
     "sde.processes",
     "sde.solvers",
     "sde.trace",
+    "sde.training",
     "sde.tuning",
 )
 

@@ -43,7 +43,7 @@ TARGETS: dict[str, Target] = {
     "empirical2": Empirical(POINTS),
 }
 
-# The clean log-densities once more, by torch's own distributions, and a box outside which each is below 1e-40.
+# The clean log-densities by torch.distributions, and boxes outside of which the densities are below 1e-40.
 CLEAN: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, Tensor]] = {
     "gaussian1": (Normal(GAUSSIAN[0][0], GAUSSIAN[1][0, 0].sqrt()).log_prob, f64([-10.0]), f64([11.0])),
     "gaussian2": (MultivariateNormal(*GAUSSIAN).log_prob, f64([-10.0, -8.0]), f64([11.0, 7.5])),
@@ -71,6 +71,12 @@ def states(target: Target, process: SDE, t: float, n: int = 6) -> Tensor:
     return target.at(process, t).sample(n, generator=torch.Generator().manual_seed(3))
 
 
+def states_at(target: Target, process: SDE, times: list[float], n: int) -> tuple[Tensor, Tensor]:
+    """n states of the marginal at each time, and the time of each."""
+    x = torch.cat([states(target, process, t, n) for t in times])
+    return x, f64(times).repeat_interleave(n)
+
+
 @functools.cache
 def gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     nodes, weights = np.polynomial.legendre.leggauss(n)
@@ -84,10 +90,10 @@ def quadrature(name: str, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor
         log_weight = torch.full((len(x0),), -math.log(len(x0)), dtype=torch.float64)
     else:
         log_prob, low, high = CLEAN[name]
-        # Gauss and Legendre over what the prior's box and fourteen widths of the likelihood have in common.
+        # Gauss-Legendre over the intersection of the box of the prior and 14 standard deviations of the likelihood.
         low = torch.maximum(low, (x - 14.0 * sigma) / alpha)
         high = torch.minimum(high, (x + 14.0 * sigma) / alpha)
-        nodes, weights = gauss_legendre(160)
+        nodes, weights = gauss_legendre(128)
         axes = [0.5 * (b - a) * (nodes + 1.0) + a for a, b in zip(low, high)]
         logs = [(0.5 * (b - a) * weights).log() for a, b in zip(low, high)]
         x0 = torch.cartesian_prod(*axes).reshape(-1, len(x))
@@ -99,45 +105,33 @@ def quadrature(name: str, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor
     return log_joint.logsumexp(0), posterior @ x0, posterior @ (-residual / sigma**2)
 
 
-@pytest.mark.parametrize("t", [1e-3, 0.05, 0.3, 1.0])
-def test_against_quadrature(name: str, process: SDE, t: float) -> None:
+def test_against_quadrature(name: str, process: SDE) -> None:
     target = TARGETS[name]
-    x = states(target, process, t, 3)
-    time = f64([t])[0]
+    x, t = states_at(target, process, [1e-3, 0.05, 0.3, 1.0], 2)
     d = target.denoiser(process)
-    log_prob, x0, score = target.log_prob(x, process, t), d(x, time), d.score(x, time)
+    log_prob, x0, score = target.log_prob(x, process, t), d(x, t), d.score(x, t)
     for i in range(len(x)):
-        expected = quadrature(name, x[i], process.alpha(time).item(), process.sigma(time).item())
+        expected = quadrature(name, x[i], process.alpha(t[i]).item(), process.sigma(t[i]).item())
         torch.testing.assert_close(log_prob[i], expected[0], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(x0[i], expected[1], rtol=1e-9, atol=1e-9)
         # The quadrature's own score loses the digits of 1/sigma: sub-VP has sigma = 1e-4 at t = 1e-3.
         torch.testing.assert_close(score[i], expected[2], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("t", ["t_min", 0.02, 0.5, "t_max"])
-def test_score_is_the_gradient_of_log_prob(name: str, process: SDE, t: float | str) -> None:
+def test_score_and_denoiser_are_the_gradient_of_log_prob(name: str, process: SDE) -> None:
+    # Tweedie: x0 = (x + sigma^2 grad log p) / alpha, the gradient by autograd.
     target = TARGETS[name]
-    at = getattr(process, t) if isinstance(t, str) else t
-    x = states(target, process, at, 20).requires_grad_()
-    (expected,) = torch.autograd.grad(target.log_prob(x, process, at).sum(), x)
-    score = target.denoiser(process).score(x.detach(), f64([at])[0])
-    scale = (1.0 / process.sigma(f64([at])[0])).item()
-    torch.testing.assert_close(score, expected, rtol=1e-8, atol=1e-9 * scale)
+    x, t = states_at(target, process, [process.t_min, 0.02, 0.5, process.t_max], 20)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(target.log_prob(x, process, t).sum(), x)
+    x, d, sigma = x.detach(), target.denoiser(process), process.sigma(t)[:, None]
+    torch.testing.assert_close(sigma * d.score(x, t), sigma * gradient, rtol=1e-8, atol=1e-9)
+    x0 = (x + sigma.square() * gradient) / process.alpha(t)[:, None]
+    torch.testing.assert_close(d(x, t), x0, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("t", ["t_min", 0.02, 0.5, "t_max"])
-def test_denoiser_is_tweedies(name: str, process: SDE, t: float | str) -> None:
-    # x0 = (x + sigma^2 grad log p) / alpha, the gradient by autograd.
-    target = TARGETS[name]
-    time = f64([getattr(process, t) if isinstance(t, str) else t])[0]
-    x = states(target, process, time.item(), 20).requires_grad_()
-    (gradient,) = torch.autograd.grad(target.log_prob(x, process, time).sum(), x)
-    expected = (x.detach() + process.var(time) * gradient) / process.alpha(time)
-    torch.testing.assert_close(target.denoiser(process)(x.detach(), time), expected, rtol=1e-8, atol=1e-8)
-
-
-def test_noise_and_velocity_follow(name: str, process: SDE) -> None:
-    target, time = TARGETS[name], f64([0.2])[0]
+def test_noise_and_velocity_follow(process: SDE) -> None:
+    target, time = TARGETS["mixture2"], f64([0.2])[0]
     d, x = target.denoiser(process), states(target, process, 0.2)
     alpha, sigma = process.alpha(time), process.sigma(time)
     noise = (x - alpha * d(x, time)) / sigma
@@ -221,21 +215,21 @@ def test_marginal_samples_have_its_density(name: str, process: SDE) -> None:
     assert scipy.stats.kstest(x, lambda y: np.interp(y, grid[1:].numpy(), cdf)).pvalue > 1e-4
 
 
-def test_marginal_is_log_prob_at_its_time(name: str, process: SDE) -> None:
-    target = TARGETS[name]
+def test_marginal_is_log_prob_at_its_time(process: SDE) -> None:
+    target = TARGETS["mixture2"]
     x = states(target, process, 0.4)
     assert torch.equal(target.at(process, 0.4).log_prob(x), target.log_prob(x, process, 0.4))
 
 
-@pytest.mark.parametrize("t", ["t_min", 0.1, "t_max"])
-def test_far_tails_are_finite(name: str, process: SDE, t: float | str) -> None:
+def test_far_tails_are_finite(name: str, process: SDE) -> None:
     target = TARGETS[name]
-    time = f64([getattr(process, t) if isinstance(t, str) else t])[0]
-    far = process.alpha(time) * 3.0 + 100.0 * process.sigma(time)
-    x = torch.stack([far, -far])[:, None].expand(2, target.like.shape[-1])
+    t = f64([process.t_min, 0.1, process.t_max]).repeat(2)
+    sign = f64([1.0, -1.0]).repeat_interleave(3)
+    far = sign * (process.alpha(t) * 3.0 + 100.0 * process.sigma(t))
+    x = far[:, None].expand(-1, target.reference.shape[-1])
     d = target.denoiser(process)
-    x0, score = d(x, time), d.score(x, time)
-    assert bool(target.log_prob(x, process, time).isfinite().all())
+    x0, score = d(x, t), d.score(x, t)
+    assert bool(target.log_prob(x, process, t).isfinite().all())
     assert bool(score.isfinite().all())
     # The score points home.
     assert bool(((score * x).sum(1) < 0).all())
@@ -246,28 +240,29 @@ def test_far_tails_are_finite(name: str, process: SDE, t: float | str) -> None:
         torch.testing.assert_close(x0, x0.clamp(LOW[:dims], HIGH[:dims]), rtol=0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("sigmas", [0.0, 3.0, 10.0, 40.0, -40.0, 300.0])
 @pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
 @pytest.mark.parametrize("t", [1e-3, 0.3, 1.0])
-def test_uniform_in_its_tails(sigmas: float, process: SDE, t: float) -> None:
+def test_uniform_in_its_tails(process: SDE, t: float) -> None:
     # The formulas of the docstring in 60 digits.
     time = f64([t])[0]
     alpha, sigma = process.alpha(time).item(), process.sigma(time).item()
-    x = alpha * (HIGH[0] if sigmas > 0 else LOW[0]).item() + sigmas * sigma
-    with mpmath.workdps(60):
-        u, v = (mpmath.mpf(x) - alpha * LOW[0].item()) / sigma, (mpmath.mpf(x) - alpha * HIGH[0].item()) / sigma
-        # Reflected into the upper tail, where erfc keeps its digits.
-        near, far = (v, u) if sigmas > 0 else (-u, -v)
-        mass = (mpmath.erfc(near / mpmath.sqrt(2)) - mpmath.erfc(far / mpmath.sqrt(2))) / 2
-        log_prob, score = mpmath.log(mass / (alpha * 1.5)), (mpmath.npdf(u) - mpmath.npdf(v)) / (sigma * mass)
-    target, point = TARGETS["uniform1"], f64([[x]])
-    assert target.log_prob(point, process, time).item() == pytest.approx(float(log_prob), rel=1e-10)
-    got = target.denoiser(process).score(point, time).item()
-    assert got == pytest.approx(float(score), rel=1e-8, abs=1e-10 / sigma)
+    target = TARGETS["uniform1"]
+    for sigmas in (0.0, 3.0, 10.0, 40.0, -40.0, 300.0):
+        x = alpha * (HIGH[0] if sigmas > 0 else LOW[0]).item() + sigmas * sigma
+        with mpmath.workdps(60):
+            u, v = (mpmath.mpf(x) - alpha * LOW[0].item()) / sigma, (mpmath.mpf(x) - alpha * HIGH[0].item()) / sigma
+            # Reflected into the upper tail, where erfc keeps its digits.
+            near, far = (v, u) if sigmas > 0 else (-u, -v)
+            mass = (mpmath.erfc(near / mpmath.sqrt(2)) - mpmath.erfc(far / mpmath.sqrt(2))) / 2
+            log_prob, score = mpmath.log(mass / (alpha * 1.5)), (mpmath.npdf(u) - mpmath.npdf(v)) / (sigma * mass)
+        point = f64([[x]])
+        assert target.log_prob(point, process, time).item() == pytest.approx(float(log_prob), rel=1e-10)
+        got = target.denoiser(process).score(point, time).item()
+        assert got == pytest.approx(float(score), rel=1e-8, abs=1e-10 / sigma)
 
 
 def dense(d: int) -> tuple[Tensor, Tensor]:
-    """A mean and a covariance without symmetry; the eigenvectors of two dimensions can hide a transposed basis."""
+    """A mean and a covariance without special structure; in two dimensions a transposed basis may go unnoticed."""
     generator = torch.Generator().manual_seed(7)
     root = torch.randn(d, d, generator=generator, dtype=torch.float64)
     return torch.randn(d, generator=generator, dtype=torch.float64), root @ root.T
@@ -350,16 +345,16 @@ def test_each_sample_has_its_time(name: str, process: SDE) -> None:
         torch.testing.assert_close(log_prob[i : i + 1], target.log_prob(x[i : i + 1], process, t[i]))
 
 
-@pytest.mark.parametrize("t", [0.05, 0.6])
-def test_the_state_keeps_its_dtype(name: str, process: SDE, t: float) -> None:
-    target, time = TARGETS[name], f64([t])[0]
-    x = states(target, process, t).float()
+def test_the_state_keeps_its_dtype(name: str, process: SDE) -> None:
+    target = TARGETS[name]
+    x, t = states_at(target, process, [0.05, 0.6], 6)
+    x = x.float()
     d = target.denoiser(process)
-    exact = target.log_prob(x.double(), process, time), d(x.double(), time), d.score(x.double(), time)
-    for value, double in zip((target.log_prob(x, process, time), d(x, time), d.score(x, time)), exact):
+    exact = target.log_prob(x.double(), process, t), d(x.double(), t), d.score(x.double(), t)
+    for value, double in zip((target.log_prob(x, process, t), d(x, t), d.score(x, t)), exact):
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), double, rtol=2e-3, atol=2e-3)
-    for each in (d(x, time.expand(len(x))), d.score(x, time.expand(len(x)))):
+    for each in (target.log_prob(x, process, t[0]), d(x, t[0]), d.score(x, t[0])):
         assert each.dtype == torch.float32
 
 
@@ -373,22 +368,22 @@ def test_an_exact_denoiser_is_a_module_without_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mixture(MIXTURE[0], MIXTURE[1][0], MIXTURE[2]), r"weights \(K,\), means \(K, D\)"),
-        (lambda: Mixture(MIXTURE[0][:2], *MIXTURE[1:]), r"got \(2,\), \(3, 2\), \(3, 2, 2\)"),
-        (lambda: Mixture(*MIXTURE[:2], MIXTURE[2][:, :1]), r"\(3, 1, 2\)"),
-        (lambda: Mixture(f64([0.5, 0.5, 0.0]), *MIXTURE[1:]), "weights must be positive"),
-        (lambda: Mixture(f64([0.5, 1.0, -0.5]), *MIXTURE[1:]), "weights must be positive"),
-        (lambda: Mixture(*MIXTURE[:2], -MIXTURE[2]), "positive semi-definite"),
-        (lambda: Gaussian(GAUSSIAN[0], f64([[1.0, 2.0], [2.0, 1.0]])), "an eigenvalue of -1"),
-        (lambda: Empirical(POINTS[:0]), r"K >= 1, got \(0, 2\)"),
-        (lambda: Empirical(POINTS[:, 0]), r"got \(5,\)"),
-        (lambda: Empirical(POINTS).log_prob(POINTS), "no density"),
-        (lambda: Uniform(HIGH, LOW), "low < high"),
-        (lambda: Uniform(LOW, HIGH[:1]), r"got \(2,\) and \(1,\)"),
-        (lambda: Uniform(LOW, LOW), "low < high"),
-        (lambda: Gaussian(*GAUSSIAN).log_prob(torch.zeros(4, 3)), r"2 dimensions, got samples of shape \(3,\)"),
-        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, VP()), "both a process and a time"),
-        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, t=0.5), "both a process and a time"),
+        (lambda: Mixture(MIXTURE[0], MIXTURE[1][0], MIXTURE[2]), r"Mixture.*\(3,\), \(2,\), \(3, 2, 2\)"),
+        (lambda: Mixture(MIXTURE[0][:2], *MIXTURE[1:]), r"Mixture.*\(2,\), \(3, 2\), \(3, 2, 2\)"),
+        (lambda: Mixture(*MIXTURE[:2], MIXTURE[2][:, :1]), r"Mixture.*\(3, 1, 2\)"),
+        (lambda: Mixture(f64([0.5, 0.5, 0.0]), *MIXTURE[1:]), r"weights.*0\.0\]"),
+        (lambda: Mixture(f64([0.5, 1.0, -0.5]), *MIXTURE[1:]), r"weights.*-0\.5\]"),
+        (lambda: Mixture(*MIXTURE[:2], -MIXTURE[2]), r"covs.* -0\.\d+$"),
+        (lambda: Gaussian(GAUSSIAN[0], f64([[1.0, 2.0], [2.0, 1.0]])), r"covs.* -1$"),
+        (lambda: Empirical(POINTS[:0]), r"Empirical.*\(0, 2\)"),
+        (lambda: Empirical(POINTS[:, 0]), r"Empirical.*\(5,\)"),
+        (lambda: Empirical(POINTS).log_prob(POINTS), r"Empirical.*var=0"),
+        (lambda: Uniform(HIGH, LOW), r"Uniform.*low < high"),
+        (lambda: Uniform(LOW, HIGH[:1]), r"Uniform.*\(2,\).*\(1,\)"),
+        (lambda: Uniform(LOW, LOW), r"Uniform.*low < high"),
+        (lambda: Gaussian(*GAUSSIAN).log_prob(torch.zeros(4, 3)), r"\b2\b.*\(3,\)"),
+        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, VP()), r"process=VP\(.*t=None"),
+        (lambda: Gaussian(*GAUSSIAN).log_prob(POINTS, t=0.5), r"process=None.*t=0\.5"),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:
@@ -398,5 +393,5 @@ def test_refusals(make: Callable[[], object], message: str) -> None:
 
 def test_no_condition() -> None:
     d = TARGETS["gaussian2"].denoiser(VP())
-    with pytest.raises(TypeError, match="takes no condition, got label"):
+    with pytest.raises(TypeError, match="label"):
         d(POINTS, f64([0.5])[0], label=torch.tensor(1))

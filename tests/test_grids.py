@@ -1,8 +1,9 @@
-"""Grids: ends exact, times decreasing, and each grid even in the coordinate that it names."""
+"""Grids: exact end points, decreasing times, and even spacing in the coordinate of each grid."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_explicit(process: SDE) -> None:
     assert grid.points == tuple(points)
     assert grid.times(process, 3, 1.0, 0.01).tolist() == points
     assert grid.times(process, 3, 0.01, 1.0).tolist() == points[::-1]
-    # Times that went through float32 still meet the ends, which are then taken exactly.
+    # Times rounded to float32 still match the end points, which are then exact.
     rounded = Explicit(torch.tensor(points).tolist())
     assert rounded.times(process, 3, 1.0, 0.01)[-1].item() == 0.01
     assert hash(grid) == hash(Explicit(tuple(points)))
@@ -83,40 +84,40 @@ def test_explicit(process: SDE) -> None:
 
 @pytest.mark.parametrize("points", [[], [1.0], [1.0, 1.0], [0.5, 0.7], [1.0, 0.3, 0.4]])
 def test_explicit_refuses_times_that_do_not_decrease(points: list[float]) -> None:
-    with pytest.raises(ValueError, match="strictly decreasing"):
+    with pytest.raises(ValueError, match=re.escape(f"points={tuple(points)}")):
         Explicit(points)
 
 
 def test_explicit_refuses_other_steps_and_other_ends() -> None:
     grid = Explicit([1.0, 0.5, 0.1])
-    with pytest.raises(ValueError, match="has 2 steps, but the solver was asked for 3"):
+    with pytest.raises(ValueError, match=r"\b2\b.*steps=3"):
         grid.times(VP(), 3, 1.0, 0.1)
-    with pytest.raises(ValueError, match=r"runs between 1.0 and 0.1, but the solver runs between 1.0 and 0.05"):
+    with pytest.raises(ValueError, match=r"\b1\.0\b.*\b0\.1\b.*\b1\.0\b.*\b0\.05\b"):
         grid.times(VP(), 2, 1.0, 0.05)
-    with pytest.raises(ValueError, match=r"runs between 0.9 and 0.1"):
+    with pytest.raises(ValueError, match=r"\b1\.0\b.*\b0\.1\b.*\b0\.9\b.*\b0\.1\b"):
         grid.times(VP(), 2, 0.9, 0.1)
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_refusals(grid: Grid) -> None:
-    with pytest.raises(ValueError, match="steps >= 1, got steps=0"):
+    with pytest.raises(ValueError, match="steps=0"):
         grid.times(VP(), 0, 1.0, 0.1)
-    with pytest.raises(ValueError, match="do not decrease"):
+    with pytest.raises(ValueError, match=rf"{re.escape(repr(grid))}.*\b0\.5\b.*\b3\b"):
         grid.times(VP(), 3, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("grid", [LogSNR(), Karras()], ids=["log_snr", "karras"])
 def test_no_log_snr_without_noise(grid: Grid) -> None:
-    with pytest.raises(ValueError, match="use a larger t_min"):
+    with pytest.raises(ValueError, match=r"t=0\.0.*t_min"):
         grid.times(VP(t_min=0.0), 5, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("rho", [0.0, -1.0, math.nan])
 def test_karras_refuses(rho: float) -> None:
-    with pytest.raises(ValueError, match="rho > 0"):
+    with pytest.raises(ValueError, match=f"rho={rho}"):
         Karras(rho)
 
 
-def test_explicit_times_that_are_no_numbers_are_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="strictly decreasing"):
+def test_explicit_refuses_times_that_are_not_numbers() -> None:
+    with pytest.raises(ValueError, match=r"points=\(1\.0, nan, 0\.1\)"):
         Explicit([1.0, float("nan"), 0.1])

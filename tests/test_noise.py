@@ -1,4 +1,4 @@
-"""Noise: the hash against its reference, the same numbers whatever the batch, and the moments of what it gives."""
+"""Noise: the hash against its reference, independence of the batch, and the moments of the numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GAMMA = 0x9E3779B97F4A7C15
 
 
 def mix(h: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) in Python's own integers."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) in Python integers."""
     h &= MASK
     h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     h = (h ^ (h >> 27)) * 0x94D049BB133111EB & MASK
@@ -53,7 +53,7 @@ def test_bits_are_the_reference(seed: int, stream: Stream) -> None:
 
 
 def test_streams_keep_their_numbers() -> None:
-    # A stream's number is part of the address of every draw already made.
+    # The number of a stream is part of the address of every draw.
     assert {s.name: s.value for s in Stream} == {
         "PRIOR": 1,
         "STEP": 2,
@@ -87,7 +87,7 @@ def test_golden_bits(address: tuple[int, Stream, int, int]) -> None:
 
 
 def test_golden_draws() -> None:
-    # Frozen: these numbers stand behind every seeded result that was ever published.
+    # These numbers must not change: every published result with a seed depends on them.
     noise, index, counter = Noise(42), torch.tensor(17), torch.tensor(3)
     normal = noise.normal(Stream.STEP, index, counter, (5,), torch.float64)
     assert normal.tolist() == pytest.approx(
@@ -141,12 +141,12 @@ def test_blocks_of_steps_do_not_show(batch: int, shape: tuple[int, ...], dtype: 
 
 
 def test_steps_of_their_own() -> None:
-    # Where samples differ in their step, each gets the draw of its own number.
+    # Samples may be at different steps: each one gets the draw of its step.
     steps = Noise(3).batch(torch.arange(3), (4,), torch.float64)
     k = torch.tensor([2, 0, 70])
-    own = steps.normal(Stream.STEP, k, torch.full((3,), 0.5), torch.full((3,), 0.4))
+    values = steps.normal(Stream.STEP, k, torch.full((3,), 0.5), torch.full((3,), 0.4))
     for i in range(3):
-        assert torch.equal(own[i], steps.normal(Stream.STEP, int(k[i]), 0.5, 0.4)[i])
+        assert torch.equal(values[i], steps.normal(Stream.STEP, int(k[i]), 0.5, 0.4)[i])
 
 
 def test_select_keeps_the_samples() -> None:

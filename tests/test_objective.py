@@ -32,7 +32,7 @@ PROCESSES = [
 
 
 class Wavy(sde.Denoiser):
-    """Any smooth function of state and time, with a condition."""
+    """A smooth function of state and time, with a condition."""
 
     def __init__(self, process: sde.SDE) -> None:
         super().__init__()

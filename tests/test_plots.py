@@ -1,18 +1,25 @@
-"""Pictures: the pixels of a grid, and a file for every kind of data."""
+"""Plots: the pixels of a grid, a figure that a notebook shows and a file for every kind of data."""
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import sde
 from sde.data import Scaling
-from sde.plots import image_grid, loss_curve, save_samples
+from sde.plots import image_grid, save_losses, save_samples
+from sde.training import Report
 
 
 def tiles(image: Image.Image, h: int, w: int) -> list[np.ndarray]:
@@ -91,7 +98,7 @@ def test_other_data_is_drawn(tmp_path: Path, x: Tensor) -> None:
 
 def drawn(path: Path, *lines: dict[str, float]) -> np.ndarray:
     path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    loss_curve(path.with_suffix(".jsonl"), path)
+    save_losses(path, path.with_suffix(".jsonl"))
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -107,5 +114,120 @@ def test_a_loss_curve_shows_what_it_is_given(tmp_path: Path) -> None:
 
 def test_a_run_too_short_for_a_line_of_metrics_has_an_empty_curve(tmp_path: Path) -> None:
     drawn(tmp_path / "a.png")
-    loss_curve(tmp_path / "none.jsonl", tmp_path / "b.png")
+    save_losses(tmp_path / "b.png", tmp_path / "none.jsonl")
     assert (tmp_path / "b.png").exists()
+
+
+# Figures
+
+
+def shown(figure: Any) -> np.ndarray:
+    """The pixels of a figure as a notebook shows it: IPython asks an object for its `_repr_png_`."""
+    with Image.open(io.BytesIO(figure._repr_png_())) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def dark(pixels: np.ndarray) -> int:
+    return int((pixels.min(axis=-1) < 128).sum())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_figure_of_images_has_their_pixels(channels: int) -> None:
+    x = torch.randint(256, (5, channels, 9, 7), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pixels, grid = shown(sde.plots.samples(x, Scaling.interval(256))), np.asarray(image_grid(x, 256).convert("RGB"))
+    factor = 512 // max(grid.shape)
+    assert (pixels == grid.repeat(factor, axis=0).repeat(factor, axis=1)).all()
+
+
+def test_samples_in_the_plane_are_points_and_others_are_lines() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, generator=generator, requires_grad=True)
+    figure = sde.plots.samples(x)
+    assert isinstance(figure, matplotlib.figure.Figure)
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets(), x.detach().numpy())
+    for shape in ((5, 7), (5, 1), (3, 2, 9)):
+        x = torch.randn(shape, generator=generator)
+        figure = sde.plots.samples(x)
+        np.testing.assert_allclose([line.get_ydata() for line in figure.axes[0].lines], x.flatten(1).numpy())
+        assert dark(shown(figure)) > 0
+
+
+def states(*shape: int) -> list[tuple[Tensor, tuple[Tensor]]]:
+    """Five times from 1 down to 0, as a solver yields them, and states that go from noise to the value 0.5."""
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return [(torch.full((shape[0],), t), (t * z + (1 - t) * 0.5,)) for t in (1.0, 0.75, 0.5, 0.25, 0.0)]
+
+
+def test_a_trajectory_of_points_is_a_curve_from_start_to_end() -> None:
+    path = states(4, 2)
+    (axes,) = sde.plots.trajectory(path).axes
+    curves = np.stack([line.get_xydata() for line in axes.lines])
+    np.testing.assert_allclose(curves, torch.stack([x for _, (x,) in path], 1).numpy())
+    ends = [collection.get_offsets() for collection in axes.collections]
+    np.testing.assert_allclose(ends, curves[:, [0, -1]].swapaxes(0, 1))
+
+
+def test_a_trajectory_of_vectors_is_a_curve_over_time() -> None:
+    """In data values, of the first samples only."""
+    path, scaling = states(6, 3), Scaling(scale=0.5, shift=-1.0)
+    (axes,) = sde.plots.trajectory(path, scaling, n=2).axes
+    assert len(axes.lines) == 2 * 3
+    for line, expected in zip(axes.lines, torch.stack([x for _, (x,) in path], 2)[:2].flatten(0, 1)):
+        assert line.get_xdata().tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+        np.testing.assert_allclose(line.get_ydata(), ((expected + 1.0) / 0.5).numpy(), rtol=1e-6)
+
+
+def test_a_trajectory_of_images_is_a_row_for_each_sample() -> None:
+    scaling = Scaling.interval(4)
+    path = [(t, x) for t, (x,) in states(3, 1, 8, 8)]
+    figure = sde.plots.trajectory(path, scaling, n=3)
+    assert [text.get_text() for text in figure.texts] == ["1", "0.5", "0"]
+    chosen = torch.stack([scaling.to_data(path[i][1]) for i in (0, 2, 4)], 1)
+    image = np.asarray(image_grid(chosen.flatten(0, 1), 4, columns=3).convert("RGB"))
+    factor = 512 // max(image.shape)
+    pixels = shown(figure)
+    assert (pixels[: image.shape[0] * factor] == image.repeat(factor, axis=0).repeat(factor, axis=1)).all()
+    assert dark(pixels[image.shape[0] * factor :]) > 0  # the times
+
+
+def test_a_trajectory_of_signals_has_a_panel_for_each_time() -> None:
+    path = states(3, 2, 6)
+    panels = sde.plots.trajectory(path, n=2).axes
+    assert [axes.get_ylabel() for axes in panels] == ["t = 1", "t = 0"]
+    np.testing.assert_allclose(panels[0].lines[1].get_ydata(), path[0][1][0][1].flatten().numpy())
+
+
+def test_a_trajectory_that_a_solver_yields() -> None:
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    path = sde.solvers.Euler(3).bind(sde.Reverse(d, eta=0.0)).trajectory((torch.ones(4, 2),))
+    assert len(sde.plots.trajectory(path).axes[0].lines) == 4
+    with pytest.raises(ValueError, match=r"\(t, x\)"):
+        sde.plots.trajectory([])
+
+
+def test_losses_of_reports() -> None:
+    reports = [Report(step, 1.0 / step, 0.0, 0.0) for step in (1, 2, 4)]
+    (axes,) = sde.plots.losses(reports, validation=[(2, 0.4)]).axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 1.0], [2, 0.5], [4, 0.25]], [[2, 0.4]]]
+    assert axes.get_yscale() == "log"
+    assert sde.plots.losses([Report(1, -1.0, 0.0, 0.0)]).axes[0].get_yscale() == "linear"
+
+
+def test_histograms_of_bits_per_dim() -> None:
+    bits = {"test": np.array([1.0, 2.0, 3.0]), "other": np.array([5.0, 6.0])}
+    (axes,) = sde.plots.bits_histogram(bits).axes
+    assert [line.get_xdata()[0] for line in axes.lines] == [2.0, 5.5]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [label.split()[0] for label in labels] == ["test", "other"]
+    area = dict.fromkeys(bits, 0.0)
+    for container, name in zip(axes.containers, bits):
+        area[name] = sum(bar.get_height() * bar.get_width() for bar in container)
+    assert area == pytest.approx({"test": 1.0, "other": 1.0})
+
+
+def test_plots_leave_pyplot_alone() -> None:
+    code = "import sde, sys, torch; sde.plots.samples(torch.zeros(3, 2))._repr_png_(); "
+    code += "print('matplotlib.pyplot' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -222,7 +222,7 @@ def test_gradients_flow_to_point_and_parameters(field: Curved, x: Tensor, trace:
     "h", [lambda y: y.detach() * 2.0, lambda y: torch.ones(B, *EVENT)], ids=["detached", "constant"]
 )
 def test_a_field_without_a_gradient_is_refused(x: Tensor, trace: Trace, h: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"differentiable in x.*no_grad or inference mode"):
+    with pytest.raises(ValueError, match=r"gradient.*no_grad"):
         trace.bind(Noise(0), index(), x)(h, x)
 
 
@@ -338,20 +338,20 @@ def test_a_single_estimate_cannot_tell_its_error() -> None:
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_too_few_probes_are_refused(n: int) -> None:
-    with pytest.raises(ValueError, match=f"probes >= 1, got probes={n}"):
+    with pytest.raises(ValueError, match=f"probes={n}"):
         Hutchinson(probes=n)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ExactTrace(chunk=0), "ExactTrace needs a whole number chunk >= 1, got chunk=0"),
-        (lambda: Hutchinson(chunk=0), "chunk >= 1, got chunk=0"),
-        (lambda: Hutchinson(probes=2.0), r"probes >= 1, got probes=2\.0"),  # type: ignore[arg-type]
-        (lambda: Orthogonal(0), "Orthogonal needs a whole number probes >= 1, got probes=0"),
-        (lambda: Orthogonal(2, chunk=0), "chunk >= 1, got chunk=0"),
-        (lambda: XTrace(1), "XTrace needs a whole number probes >= 2, got probes=1"),
-        (lambda: XTrace(2, chunk=0), "chunk >= 1, got chunk=0"),
+        (lambda: ExactTrace(chunk=0), "ExactTrace.*chunk=0"),
+        (lambda: Hutchinson(chunk=0), "chunk=0"),
+        (lambda: Hutchinson(probes=2.0), r"probes=2\.0"),  # type: ignore[arg-type]
+        (lambda: Orthogonal(0), "Orthogonal.*probes=0"),
+        (lambda: Orthogonal(2, chunk=0), "chunk=0"),
+        (lambda: XTrace(1), "XTrace.*probes=1"),
+        (lambda: XTrace(2, chunk=0), "chunk=0"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(make: Callable[[], Trace], message: str) -> None:
@@ -361,5 +361,5 @@ def test_numbers_that_make_no_sense_are_refused(make: Callable[[], Trace], messa
 
 @pytest.mark.parametrize("trace", [Orthogonal(D + 1), XTrace(D + 1)], ids=repr)
 def test_more_probes_than_dimensions_are_refused(x: Tensor, trace: Trace) -> None:
-    with pytest.raises(ValueError, match=r"at most as many probes as the data has dimensions, 6, got probes=7; Exact"):
+    with pytest.raises(ValueError, match=r"6, got probes=7.*ExactTrace"):
         trace.bind(Noise(0), index(), x)

@@ -1,9 +1,11 @@
-"""Solvers against each other: error against network calls on a target whose truth is known."""
+"""Comparison of solvers: error as a function of network calls, on targets with known exact results."""
 
 __all__ = [
     "Cell",
+    "Entry",
     "Estimate",
     "ExactProblem",
+    "Experiment",
     "Problem",
     "Row",
     "Settings",
@@ -21,7 +23,7 @@ __all__ = [
 ]
 
 from .metrics import Estimate
-from .plan import Cell, plan
+from .plan import Cell, Entry, Experiment, plan
 from .plots import work_precision
 from .problems import ExactProblem, Problem, TrainedProblem, digits_mixture, open_problem, read_mixture
 from .report import markdown, write_report

@@ -1,13 +1,13 @@
-r"""The plan of a comparison: which solvers, on which grids, with how many steps.
+r"""The plan of a comparison: a list of experiments, each with a solver, a grid and a number of steps.
 
-A budget is a number of network calls. How many steps it buys is not declared by a solver but found out: a pilot run
-over a denoiser that costs nothing counts the calls of so many steps, and the largest number of steps whose calls fit is
-taken. Solvers without steps get tolerances instead.
+A budget is a number of network calls. The number of steps for a budget is measured: runs with a denoiser of negligible
+cost count the calls, and the largest number of steps within the budget is used. Solvers without steps get tolerances
+instead.
 """
 
 from __future__ import annotations
 
-__all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "plan"]
+__all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "Entry", "Experiment", "plan"]
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,44 +25,61 @@ from ..processes import SDE
 from ..sampling import sample
 from ..solvers import Solver
 
-# What became of a cell.
+# The status of an experiment.
 OK = "ok"
-TOO_SMALL = "too small"  # its budget buys no step
-REFUSED = "refused"  # solver, grid and process do not fit
-FAILED = "failed"  # the run broke off
+TOO_SMALL = "too small"  # the budget is smaller than the calls of one step
+REFUSED = "refused"  # the solver, the grid and the process are incompatible
+FAILED = "failed"  # the run raised an error
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One solver with one setting.
+class Entry:
+    """One solver with one budget or one tolerance: the columns that an experiment and its row share.
 
     Attributes:
-        solver: its name in tables.
-        grid: the name of its grid; empty where it has none to choose.
-        calls: the budget in network calls; 0 where the setting is a tolerance.
-        tolerance: relative and absolute tolerance; 0 where the setting is a budget.
-        steps: the steps that the budget buys; 0 for a tolerance.
-        config: the tree of the solver as it is built, as JSON.
-        method: the solver; None where there is none to run.
-        status: OK, TOO_SMALL or REFUSED.
-        reason: why it cannot run.
+        solver: the name of the solver in tables; `exact` for a set of exact samples.
+        grid: the name of the grid; empty if the solver has no grid or uses its own.
+        calls: the budget in network calls; 0 for a tolerance.
+        tolerance: the relative and absolute tolerance; 0 for a budget.
+        steps: the number of steps within the budget; 0 for a tolerance.
+        config: the config of the solver, as JSON.
+        status: `ok`, `too small` (the budget is below the calls of one step), `refused` or `failed`.
+        reason: why the status is not `ok`.
         stochastic: whether the solver draws noise.
     """
 
     solver: str
-    grid: str
-    calls: int
-    tolerance: float
-    steps: int
-    config: str
-    method: Solver | None
+    grid: str = ""
+    calls: int = 0
+    tolerance: float = 0.0
+    steps: int = 0
+    config: str = ""
     status: str = OK
     reason: str = ""
     stochastic: bool = False
 
+    @property
+    def key(self) -> tuple[str, str, int, float, str]:
+        """The solver, grid, budget, tolerance and config, which identify the entry."""
+        return self.solver, self.grid, self.calls, self.tolerance, self.config
 
-class _Still(Denoiser):
-    """A denoiser that costs nothing: all data is 0."""
+
+@dataclass(frozen=True)
+class Experiment(Entry):
+    """An entry of the plan, with its solver.
+
+    Attributes:
+        method: the solver; None if the experiment cannot run.
+    """
+
+    method: Solver | None = None
+
+
+Cell = Experiment  # the name in version 0.1.0
+
+
+class _ZeroDenoiser(Denoiser):
+    """The exact denoiser of data that is always 0, with negligible cost."""
 
     def __init__(self, process: SDE) -> None:
         super().__init__()
@@ -81,23 +98,23 @@ def plan(
     calls: Sequence[int],
     tolerances: Sequence[float],
     trust: Sequence[str] = (),
-) -> Iterator[Cell]:
-    """Yields the cells of one solver: every grid with every budget, or every tolerance.
+) -> Iterator[Experiment]:
+    """Yields the experiments of one solver: every grid with every budget, or every tolerance.
 
-    A node of the tree with a `grid` is a method on a grid: it gets `grid` and `steps`. A tree that has none, but has
-    `steps`, gets these; one with `rtol` and `atol`, or with `steps: null` beside them, gets tolerances.
+    Every node of the tree with a `grid` gets the grid and the number of steps. If there is none, a tree with `steps`
+    gets the number of steps. A tree with `rtol` and `atol`, and without `steps` or with `steps: null`, gets tolerances.
 
     Args:
-        name: the solver's name in tables.
-        tree: its config, a plain tree as :func:`sde.instantiate.build` takes it.
-        process: the process that it is going to serve.
-        grids: the trees of the grids by name; none leaves each solver its own.
-        calls: the budgets.
-        tolerances: for solvers that take them.
+        name: the name of the solver in tables.
+        tree: the config of the solver, a plain tree for :func:`sde.instantiate.build`.
+        process: the process of the comparison.
+        grids: the configs of the grids by name; if empty, solvers use their own grids.
+        calls: the budgets in network calls, for solvers with steps.
+        tolerances: the tolerances, for solvers without steps.
         trust: as in :func:`sde.instantiate.build`.
 
     Raises:
-        ValueError: if a tree is not a solver's, or has neither steps nor tolerances.
+        ValueError: if the tree is not the config of a solver, or has neither steps nor tolerances.
     """
     if not all(_is_number(c, int) and c >= 1 for c in calls):
         raise ValueError(f"expected calls to be whole numbers >= 1, got calls={[*calls]}")
@@ -106,68 +123,70 @@ def plan(
     solver = build(tree, trust=trust)
     if not isinstance(solver, Solver):
         raise ValueError(f"solver {name!r}: expected the config of a solver, got {tree.get('_target_')!r}")
-    named = Cell(name, "", 0, 0.0, 0, "", None, stochastic=solver.eta > 0.0 or solver.draws)
+    blank = Experiment(name, stochastic=solver.eta > 0.0 or solver.draws)
     if _has_grid(tree) or tree.get("steps") is not None:
         for grid, node in grids.items() if grids and _has_grid(tree) else [("", None)]:
-            make = partial(_with_steps, tree, node)
+            config = partial(_with_steps, tree, node)
             for budget in calls:
-                yield _within(replace(named, grid=grid, calls=budget), make, process, trust)
+                yield _with_budget(replace(blank, grid=grid, calls=budget), config, process, trust)
     elif "rtol" in tree and "atol" in tree:
         for tolerance in tolerances:
-            config = {**tree, "rtol": tolerance, "atol": tolerance}
-            yield _settled(replace(named, tolerance=tolerance), config, process, trust)
+            adaptive = {**tree, "rtol": tolerance, "atol": tolerance}
+            yield _check_fit(replace(blank, tolerance=tolerance), adaptive, process, trust)
     else:
         raise ValueError(
-            f"solver {name!r} cannot be compared: expected a config with steps, or with rtol and atol, "
-            f"got the keys {', '.join(tree)}"
+            f"solver {name!r}: expected a config with steps, or with rtol and atol, got the keys {', '.join(tree)}"
         )
 
 
-def _within(cell: Cell, make: Callable[[int], Mapping[str, Any]], process: SDE, trust: Sequence[str]) -> Cell:
-    """The cell with the most steps whose calls are within its budget."""
+def _with_budget(
+    experiment: Experiment, config: Callable[[int], Mapping[str, Any]], process: SDE, trust: Sequence[str]
+) -> Experiment:
+    """The experiment with the largest number of steps within its budget."""
 
     def calls(steps: int) -> int:
         try:
-            return _calls(build(make(steps), trust=trust), process)
+            return _calls(build(config(steps), trust=trust), process)
         except ValueError:
-            return 0  # what is refused makes no call; said below, if it is what remains
+            return 0  # a refused solver makes no calls; _check_fit reports the reason
 
-    # Bisection; no method takes more steps than calls and a few at its ends that ask for none.
-    low, high = 0, cell.calls + 2
+    # Bisection. A method may have up to two steps without a call, at its first and last time.
+    low, high = 0, experiment.calls + 2
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if calls(middle) <= cell.calls else (low, middle - 1)
+        low, high = (middle, high) if calls(middle) <= experiment.calls else (low, middle - 1)
     if low == 0:
-        return replace(cell, config=_text(make(1)), status=TOO_SMALL, reason=f"one step takes {calls(1)} calls")
-    return _settled(replace(cell, steps=low), make(low), process, trust)
+        reason = f"one step takes {calls(1)} calls"
+        return replace(experiment, config=_to_json(config(1)), status=TOO_SMALL, reason=reason)
+    return _check_fit(replace(experiment, steps=low), config(low), process, trust)
 
 
-def _settled(cell: Cell, tree: Mapping[str, Any], process: SDE, trust: Sequence[str]) -> Cell:
-    """The cell with its config and solver, or with the reason for which that refuses."""
-    cell = replace(cell, config=_text(tree))
+def _check_fit(experiment: Experiment, tree: Mapping[str, Any], process: SDE, trust: Sequence[str]) -> Experiment:
+    """The experiment with its config, and with its solver or the reason why this is incompatible with the process."""
+    experiment = replace(experiment, config=_to_json(tree))
     try:
         solver = build(tree, trust=trust)
-        solver.bind(Reverse(_Still(process), eta=solver.eta))
+        solver.bind(Reverse(_ZeroDenoiser(process), eta=solver.eta))
     except ValueError as error:
-        return replace(cell, status=REFUSED, reason=str(error))
-    return replace(cell, method=solver)
+        return replace(experiment, status=REFUSED, reason=str(error))
+    return replace(experiment, method=solver)
 
 
 def _calls(solver: Solver, process: SDE) -> int:
-    """The network calls of a solver with steps."""
-    return int(sample(_Still(process), (1, 1), solver=solver, dtype=torch.float64).nfe.max())
+    """The number of network calls of a solver with fixed steps."""
+    return int(sample(_ZeroDenoiser(process), (1, 1), solver=solver, dtype=torch.float64).nfe.max())
 
 
 def _has_grid(tree: Any) -> bool:
-    """Whether there is a node with a grid that is asked for steps: `steps: null` makes some methods adaptive."""
+    """Whether any node has a grid and fixed steps: `steps: null` makes some methods adaptive."""
     if not isinstance(tree, Mapping):
         return False
-    here = "grid" in tree and tree.get("steps", 0) is not None
-    return here or any(_has_grid(value) for value in tree.values())
+    fixed = "grid" in tree and tree.get("steps", 0) is not None
+    return fixed or any(_has_grid(value) for value in tree.values())
 
 
 def _with_steps(tree: Mapping[str, Any], grid: Mapping[str, Any] | None, steps: int) -> dict[str, Any]:
-    """The tree with so many steps, and a grid if one is given, at every node that has one, or else at its root."""
+    """The tree with steps and, unless it is None, the grid at every node with a grid; else with steps at its root."""
     if "grid" in tree:
         return {**tree, "steps": steps, "grid": tree["grid"] if grid is None else grid}
     if not _has_grid(tree):
@@ -179,5 +198,5 @@ def _is_number(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _text(tree: Mapping[str, Any]) -> str:
+def _to_json(tree: Mapping[str, Any]) -> str:
     return json.dumps(tree, sort_keys=True)

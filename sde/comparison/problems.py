@@ -1,8 +1,8 @@
-r"""What a comparison is held to: a denoiser, the flow's exact ends, and samples of the truth at `t_min`.
+r"""Problems for the comparison of solvers: a denoiser, and the exact results at `t_min`.
 
-For a mixture of Gaussians everything is known in closed form. For a trained network the truth of a *solver* is what
-the network's own probability flow arrives at, solved to a tight tolerance in float64, by a copy of the network in
-float64; what the network has not learned is no error of a solver.
+A mixture of Gaussians has closed forms. For a trained network, the exact result is that of the probability flow of this
+network, solved to a tight tolerance in float64 by a copy of the network in float64. The error of a solver does not
+include the error of the network.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ..storage.checkpoint import resolve, run_directory
 from ..storage.files import sha256
 from ..version import __version__
 
-_MOST_STEPS = 1_000_000
+_MAX_STEPS = 1_000_000
 
 
 class Problem(ABC):
-    """A denoiser and the truth about the solutions of its dynamics.
+    """A denoiser and the exact results of its dynamics.
 
     Attributes:
-        denoiser: what the solvers are run on.
+        denoiser: the denoiser that the solvers call.
         shape: the event shape (\\*).
-        truth: one line on where the truth comes from.
+        truth: one line that describes how the exact results are computed.
     """
 
     denoiser: Denoiser
@@ -54,28 +54,28 @@ class Problem(ABC):
 
     @property
     def process(self) -> SDE:
-        """The denoiser's process."""
+        """The process of the denoiser."""
         return self.denoiser.process
 
     @abstractmethod
     def condition(self, first: int, n: int) -> dict[str, Tensor]:
-        """What the denoiser is told about the samples `first` to `first + n - 1`."""
+        """The condition of the samples `first` to `first + n - 1`."""
 
     @abstractmethod
     def ends(self, n: int, seed: int, tolerance: float) -> Tensor:
-        """Where the exact flow takes the prior's samples 0 to n - 1 of a seed, float64 with shape (n, \\*)."""
+        """The final states of the exact flow from prior samples 0 to n - 1 of a seed, float64 with shape (n, \\*)."""
 
     @abstractmethod
     def samples(self, n: int, seed: int, which: int) -> Tensor:
-        """The `which`-th independent set of n samples of the truth at `t_min`, float64 with shape (n, \\*)."""
+        """The independent set number `which` of n exact samples at `t_min`, float64 with shape (n, \\*)."""
 
     @abstractmethod
     def moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and covariance (D, D) of the truth, from `samples` of it where there is no formula."""
+        """The exact mean (D,) and covariance (D, D), estimated from exact `samples` if there is no formula."""
 
     @abstractmethod
     def scale(self, ends: Tensor) -> float:
-        """The standard deviation of all coordinates, the unit of errors, from `ends` where there is no formula."""
+        """The standard deviation over all coordinates, the unit of errors, from `ends` if there is no formula."""
 
 
 class ExactProblem(Problem):
@@ -110,7 +110,7 @@ class ExactProblem(Problem):
         return mean, self.process.alpha(end).square() * self._cov + noise
 
     def scale(self, ends: Tensor) -> float:
-        # Of all coordinates together: their means differ too.
+        # The variance over all coordinates includes that of their means.
         return float((self._cov.diagonal().mean() + self._mean.var(correction=0)).sqrt())
 
     @cached_property
@@ -128,7 +128,7 @@ class TrainedProblem(Problem):
     """A trained model.
 
     Args:
-        model: the model; one that is told a class gets them in turn.
+        model: the model. The samples of a class-conditional model have the classes 0, 1, 2, ... in turn.
     """
 
     def __init__(self, model: Model) -> None:
@@ -146,7 +146,7 @@ class TrainedProblem(Problem):
         return _flow(self._exact, (n, *self.shape), seed, tolerance, condition=self.condition(0, n))
 
     def samples(self, n: int, seed: int, which: int) -> Tensor:
-        # Of indices that no run draws from, 128 at a time, and as exactly as distances between samples can tell.
+        # The indices are beyond those of all runs. The tolerance is far below what distances of samples can resolve.
         begin = (which + 1) * 2**32
         parts = []
         for first in range(begin, begin + n, 128):
@@ -175,49 +175,50 @@ def _flow(
     first: int = 0,
     condition: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    solver = RungeKutta(rtol=tolerance, atol=tolerance, max_steps=_MOST_STEPS)
+    solver = RungeKutta(rtol=tolerance, atol=tolerance, max_steps=_MAX_STEPS)
     settings = {"seed": seed, "first": first, "condition": condition, "dtype": torch.float64}
     return sample(denoiser, shape, solver=solver, **settings).x.cpu()  # type: ignore[arg-type]
 
 
 def digits_mixture(components: int = 20) -> Mixture:
-    """A mixture of Gaussians with full covariances fitted to the training digits in [-1, 1], in 64 dimensions.
+    """A mixture of Gaussians in 64 dimensions with full covariances, fitted to the training digits in [-1, 1].
 
     Args:
-        components: how many Gaussians.
+        components: the number of Gaussians.
     """
-    # Slow to import, and only this target needs it.
+    # scikit-learn is slow to import, and only this target needs it.
     from sklearn.mixture import GaussianMixture
 
     data = digits()
     x = data.scaling.to_model(data.train.values, None, dtype=torch.float64).flatten(1)
-    # What is added to the covariances keeps pixels that are always blank from having none.
-    fitted = GaussianMixture(components, reg_covar=1e-3, max_iter=200, random_state=0).fit(x.numpy())
-    return Mixture(*(torch.from_numpy(a) for a in (fitted.weights_, fitted.means_, fitted.covariances_)))
+    # reg_covar keeps the variance of pixels that are always blank above 0.
+    fit = GaussianMixture(components, reg_covar=1e-3, max_iter=200, random_state=0).fit(x.numpy())
+    return Mixture(*(torch.from_numpy(a) for a in (fit.weights_, fit.means_, fit.covariances_)))
 
 
 def read_mixture(path: str | os.PathLike[str]) -> Mixture:
-    """The mixture of an `.npz` with the arrays `weights` (K,), `means` (K, D) and `covs` (K, D, D).
+    """The mixture in an `.npz` file with the arrays `weights` (K,), `means` (K, D) and `covs` (K, D, D).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, lacks an array, or its arrays are no mixture's.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file cannot be read, or its arrays do not define a mixture.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected an .npz of a mixture at {path}, found none")
+        raise FileNotFoundError(f"expected an .npz file with a mixture at {path}, but it does not exist")
     names = ("weights", "means", "covs")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz, or was cut short: expected one with the arrays {', '.join(names)}")
+        raise ValueError(f"{path} is truncated or not an .npz file: expected one with the arrays {', '.join(names)}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in names if name in archive}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as an .npz of a mixture: {error}") from error
+        raise ValueError(f"{path} cannot be read as an .npz file with a mixture: {error}") from error
     if missing := [name for name in names if name not in arrays]:
-        raise ValueError(f"{path} is no mixture: expected the arrays {', '.join(names)}; it has no {missing[0]}")
-    if bad := [name for name in names if arrays[name].dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all()]:
-        raise ValueError(f"{path}: expected finite numbers, but the array {bad[0]} holds others")
+        raise ValueError(f"{path}: expected the arrays {', '.join(names)}, but {missing[0]} is missing")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise ValueError(f"{path}: expected finite numbers, but the array {name} has other values")
     return Mixture(*(torch.from_numpy(arrays[name].astype(np.float64)) for name in names))
 
 
@@ -230,36 +231,37 @@ def open_problem(
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> tuple[Problem, str, dict[str, Any]]:
-    """The problem that paths and a config name.
+    """The problem of a mixture or of a checkpoint.
 
     Args:
-        target: an `.npz` of a mixture; the mixture fitted to the digits by default.
-        ckpt: a checkpoint or a run directory instead.
-        process: the tree of the process; by default VP, or the model's own.
+        target: an `.npz` file with a mixture; by default the mixture fitted to the digits.
+        ckpt: a checkpoint or a run directory, in place of a mixture.
+        process: the config of the process; by default VP, or that of the checkpoint.
         ema: as in :func:`sde.load`.
         device: where the solvers run.
-        trust: packages of your own that the checkpoint or the process may name.
+        trust: packages that the checkpoint or the process may name.
 
     Returns:
-        The problem, its name, and a plain tree of all that decides what it is.
+        The problem, its name, and a plain tree that identifies it.
 
     Raises:
-        ValueError: if both a target and a checkpoint are given, or one of them is not sound.
-        FileNotFoundError: if there is none.
+        ValueError: if both a target and a checkpoint are set, or a file is invalid.
+        FileNotFoundError: if a file does not exist.
     """
     if target is not None and ckpt is not None:
-        raise ValueError(f"expected target= or ckpt=, and not both, got target={target}, ckpt={ckpt}")
-    own = None if process is None else build(process, trust=trust)
+        raise ValueError(f"expected either target= or ckpt=, got target={target} and ckpt={ckpt}")
+    chosen = None if process is None else build(process, trust=trust)
     problem: Problem
     if ckpt is not None:
         path = resolve(ckpt)
-        problem = TrainedProblem(load(path, ema=ema, process=own, device=device, trust=trust))
+        problem = TrainedProblem(load(path, ema=ema, process=chosen, device=device, trust=trust))
         name, source = run_directory(path).name, f"checkpoint {sha256(path)}, EMA {ema}"
     elif target is not None:
-        problem = ExactProblem(read_mixture(target), own or VP(), device)
+        problem = ExactProblem(read_mixture(target), chosen or VP(), device)
         name, source = Path(target).stem, f"mixture {sha256(target)}"
     else:
-        problem = ExactProblem(digits_mixture(), own or VP(), device)
+        problem = ExactProblem(digits_mixture(), chosen or VP(), device)
         name, source = "digits", "a mixture fitted to the digits"
-    facts = {"target": source, "process": process, "device": str(device), "sde": __version__}
-    return problem, f"{name}-{type(problem.process).__name__}", facts | {"torch": str(torch.__version__)}
+    identity = {"target": source, "process": process, "device": str(device)}
+    identity |= {"sde": __version__, "torch": str(torch.__version__)}
+    return problem, f"{name}-{type(problem.process).__name__}", identity

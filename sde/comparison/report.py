@@ -1,4 +1,4 @@
-r"""The rows of a comparison as text: tables in Markdown, aligned so that a terminal shows them as well, and CSV."""
+r"""Reports of a comparison: Markdown tables with aligned columns, and CSV."""
 
 from __future__ import annotations
 
@@ -20,63 +20,65 @@ _MIB = 2.0**20
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The tables of a comparison.
+    """The Markdown tables of a comparison.
 
-    A number stands with its 95 % band as `0.012 ±9%`, where 9 % is the larger of the band's two sides. The
-    smallest number of a column is bold, and so are those whose band it lies in.
+    `0.012 ±9%` is a number with its 95 % band, where 9 % is the larger side of the band. The smallest number of a
+    column is bold, and so are all numbers whose band reaches down to it.
     """
     ok = [row for row in rows if row.status == OK]
     budgets = sorted({row.calls for row in rows if row.calls})
-    flows = [row for row in rows if row.calls and not row.stochastic]
-    noisy = [row for row in rows if (row.calls and row.stochastic) or row.solver == "exact"]
+    deterministic = [row for row in rows if row.calls and not row.stochastic]
+    stochastic = [row for row in rows if (row.calls and row.stochastic) or row.solver == "exact"]
     adaptive = [row for row in ok if row.tolerance]
     parts = []
-    if any(row.status == OK for row in flows):
+    if any(row.status == OK for row in deterministic):
         for name, title in (("strong", "Strong error"), ("median", "Median error")):
-            parts.append(f"**{title} of deterministic solvers, by calls**\n\n{_by_budget(flows, budgets, name)}")
-    if any(row.status == OK for row in noisy):
+            parts.append(
+                f"**{title} of deterministic solvers, by calls**\n\n{_by_budget(deterministic, budgets, name)}"
+            )
+    if any(row.status == OK for row in stochastic):
         for name, title in (
             ("sliced", "Sliced Wasserstein distance"),
             ("mean", "Error of the mean"),
             ("covariance", "Error of the covariance"),
         ):
-            parts.append(f"**{title} of stochastic solvers, by calls**\n\n{_by_budget(noisy, budgets, name)}")
+            parts.append(f"**{title} of stochastic solvers, by calls**\n\n{_by_budget(stochastic, budgets, name)}")
     if adaptive:
         parts.append(f"**Adaptive solvers, by tolerance**\n\n{_by_tolerance(adaptive)}")
     if ok:
         parts.append(f"**Cost of the longest run**\n\n{_costs(ok)}")
-    broken = [row for row in rows if row.status in (REFUSED, FAILED)]
-    lines = dict.fromkeys(f"- {row.solver} {row.grid}: {row.status}: {row.reason}" for row in broken)
+    without_result = [row for row in rows if row.status in (REFUSED, FAILED)]
+    lines = dict.fromkeys(f"- {row.solver} {row.grid}: {row.status}: {row.reason}" for row in without_result)
     if lines:
-        parts.append("**Not run to the end**\n\n" + "\n".join(lines))
+        parts.append("**Refused or failed**\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def write_report(rows: Sequence[Row], folder: Path, title: str) -> str:
-    """Writes `compare.md`, `compare.csv` and, if anything ran, `compare.png` into a directory.
+    """Writes `compare.md`, `compare.csv` and, if there are results, `compare.png` into a directory.
 
     Args:
         rows: the rows of a comparison.
         folder: the directory.
-        title: what was compared, in one line.
+        title: the title of the report, in one line.
 
     Returns:
-        The tables, and a last line that says what was written.
+        The tables, and a last line with the names of the files.
     """
     text = f"{title}\n\n{markdown(rows)}"
     names = {"compare.md": text, "compare.csv": csv_text(rows)}
     for name, content in names.items():
         data = content.encode()
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
-    written = ["compare.h5", *names]
+    files = ["compare.h5", *names]
     if any(row.status == OK and row.nfe > 0 for row in rows):
         work_precision(rows, folder / "compare.png", title)
-        written.append("compare.png")
-    return f"{text}\nwrote {', '.join(written)} in {folder}"
+        files.append("compare.png")
+    return f"{text}\nwrote {', '.join(files)} in {folder}"
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """All rows with all their columns."""
+    """All rows with all columns, as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -85,17 +87,17 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def _by_budget(rows: Sequence[Row], budgets: Sequence[int], name: str) -> str:
-    lines = list(dict.fromkeys((row.solver, row.grid) for row in rows))
+    methods = list(dict.fromkeys((row.solver, row.grid) for row in rows))
     best = {budget: _best([row for row in rows if row.calls == budget], name) for budget in budgets}
     table = [["solver", "grid", *map(str, budgets)]]
-    for solver, grid in lines:
-        own = [row for row in rows if (row.solver, row.grid) == (solver, grid)]
+    for solver, grid in methods:
+        selection = [row for row in rows if (row.solver, row.grid) == (solver, grid)]
         if solver == "exact":
-            # A set of exact samples has no calls: its level is the same under every budget.
-            table.append(["exact samples", "", *[_with_band(own[0], name)] * len(budgets)])
+            # Exact samples take no calls: the Monte-Carlo floor is the same for every budget.
+            table.append(["exact samples", "", *[_with_band(selection[0], name)] * len(budgets)])
             continue
-        cells = {row.calls: _cell(row, name, best[row.calls]) for row in own}
-        table.append([solver, grid, *(cells.get(budget, "") for budget in budgets)])
+        entries = {row.calls: _entry(row, name, best[row.calls]) for row in selection}
+        table.append([solver, grid, *(entries.get(budget, "") for budget in budgets)])
     return _aligned(table)
 
 
@@ -115,14 +117,14 @@ def _costs(rows: Sequence[Row]) -> str:
         if row.nfe > 0 and row.nfe >= longest.get((row.solver, row.grid), row).nfe:
             longest[row.solver, row.grid] = row
     for row in longest.values():
-        own = (row.seconds - row.network_seconds) / row.nfe
-        seconds = [f"{1e3 * row.seconds:.1f}", f"{1e3 * row.network_seconds:.1f}", f"{1e6 * own:.0f}"]
+        overhead = (row.seconds - row.network_seconds) / row.nfe
+        seconds = [f"{1e3 * row.seconds:.1f}", f"{1e3 * row.network_seconds:.1f}", f"{1e6 * overhead:.0f}"]
         memory = [f"{row.memory / _MIB:.2f}", f"{row.own_memory / _MIB:.2f}"]
         table.append([row.solver, row.grid, f"{row.nfe:.0f}", *seconds, *memory])
     return _aligned(table)
 
 
-def _cell(row: Row, name: str, best: float) -> str:
+def _entry(row: Row, name: str, best: float) -> str:
     if row.status != OK:
         return "-" if row.status == TOO_SMALL else row.status
     text = _with_band(row, name)

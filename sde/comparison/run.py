@@ -1,8 +1,8 @@
-r"""The comparison itself: one row per cell.
+r"""The measurements of a comparison: one row per experiment.
 
-A deterministic solver is run from the noise of samples 0 to n - 1 and held to where the exact flow takes the same
-noise. A solver that draws noise has no such path; it draws a larger number of samples, n at a time, whose distribution
-is held to that of exact ones. Both kinds are timed on runs of the same n samples.
+A deterministic solver starts from the noise of samples 0 to n - 1, and its results are compared with those of the exact
+flow from the same noise. For a stochastic solver there is no such path: it draws more samples, n at a time, and their
+distribution is compared with that of exact samples. Times of both kinds are measured on the same n samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ __all__ = ["Settings", "compare"]
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,25 +22,22 @@ from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
 from ..sampling import Samples, sample, state_like
 from .metrics import GROUPS, Estimate, moments, sliced_wasserstein, strong
-from .plan import FAILED, OK, Cell
+from .plan import FAILED, OK, Entry, Experiment
 from .problems import Problem
 from .table import Row
-
-# What a row takes over from its cell.
-_SHARED = ("solver", "grid", "calls", "tolerance", "steps", "config", "status", "reason", "stochastic")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a comparison measures.
+    """The settings of the measurements.
 
     Args:
-        n: the samples of a run, on which strong errors, seconds and memory are measured.
-        draws: the samples that a stochastic solver draws, and those of the truth.
+        n: the number of samples of a run, for strong errors, times and memory.
+        draws: the number of samples of a stochastic solver, and of exact samples.
         seed: the seed of all noise.
-        repeats: how many timed runs the seconds are the median of.
-        tolerance: relative and absolute tolerance of the exact flow.
-        directions: of the sliced Wasserstein distance.
+        repeats: the number of timed runs, whose median is reported.
+        tolerance: the relative and absolute tolerance of the exact flow.
+        directions: the number of directions of the sliced Wasserstein distance.
     """
 
     n: int = 128
@@ -51,17 +48,16 @@ class Settings:
     directions: int = 128
 
     def __post_init__(self) -> None:
-        least = {"n": 2, "draws": 2 * GROUPS, "repeats": 1, "directions": 1, "seed": 0}
-        for name, bound in least.items():
+        for name, minimum in {"n": 2, "draws": 2 * GROUPS, "repeats": 1, "directions": 1, "seed": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-                raise ValueError(f"a comparison needs a whole number {name} >= {bound}, got {name}={value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ValueError(f"a comparison needs a whole number {name} >= {minimum}, got {name}={value!r}")
         if not isinstance(self.tolerance, int | float) or not self.tolerance > 0.0:
             raise ValueError(f"a comparison needs a number tolerance > 0, got tolerance={self.tolerance!r}")
 
 
 class _Truth:
-    """The truth of a problem, each part computed when it is first asked for and then kept."""
+    """The exact results of a problem, computed on first use."""
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
         self._problem, self._settings = problem, settings
@@ -91,45 +87,47 @@ class _Truth:
 
 def compare(
     problem: Problem,
-    cells: Iterable[Cell],
+    experiments: Iterable[Experiment],
     settings: Settings | None = None,
-    done: Mapping[Any, Row] | None = None,
+    previous: Mapping[Any, Row] | None = None,
 ) -> Iterator[Row]:
-    """Yields one row for each cell, in their order, and one of exact samples before the first stochastic solver.
+    """Yields one row for each experiment, in order, and one for exact samples before the first stochastic solver.
 
     Args:
-        problem: what the solvers are run on.
-        cells: which solvers with which settings, from :func:`plan`.
-        settings: how to measure.
-        done: rows by their key, as :class:`Table` has them; those of a finished cell are yielded as they are.
+        problem: the denoiser and its exact results.
+        experiments: the experiments, from :func:`plan`.
+        settings: the settings of the measurements.
+        previous: the rows of an earlier comparison by their key, as in :class:`Table`; experiments with a row of status
+            `ok` are not run again.
     """
     settings = Settings() if settings is None else settings
-    done = {} if done is None else done
-    truth, level_is_there = _Truth(problem, settings), False
-    for cell in cells:
-        if cell.method is not None and cell.stochastic and not level_is_there:
-            level_is_there, level = True, Row("exact", stochastic=True)
-            yield done.get(level.key) or _level(level, problem, settings, truth)
-        what = Row(**{name: getattr(cell, name) for name in _SHARED})
-        before = done.get(what.key)
-        yield before if before is not None and before.status == OK else _measure(what, cell, problem, settings, truth)
+    previous = {} if previous is None else previous
+    truth, floor = _Truth(problem, settings), None
+    for experiment in experiments:
+        if experiment.method is not None and experiment.stochastic and floor is None:
+            floor = Row("exact", stochastic=True)
+            yield previous.get(floor.key) or _measure_floor(floor, problem, settings, truth)
+        row = Row(**{f.name: getattr(experiment, f.name) for f in fields(Entry)})
+        old = previous.get(row.key)
+        yield old if old is not None and old.status == OK else _measure(row, experiment, problem, settings, truth)
 
 
-def _level(row: Row, problem: Problem, settings: Settings, truth: _Truth) -> Row:
-    others = problem.samples(settings.draws, settings.seed, which=1)
-    return replace(row, nfe=0.0, **truth.distances(others))
+def _measure_floor(row: Row, problem: Problem, settings: Settings, truth: _Truth) -> Row:
+    """The row of the Monte-Carlo floor: the distances of a second set of exact samples."""
+    samples = problem.samples(settings.draws, settings.seed, which=1)
+    return replace(row, nfe=0.0, **truth.distances(samples))
 
 
-def _measure(row: Row, cell: Cell, problem: Problem, settings: Settings, truth: _Truth) -> Row:
-    """The row with all that one cell's runs tell."""
-    if cell.method is None:
+def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Settings, truth: _Truth) -> Row:
+    """The row with the results of an experiment."""
+    if experiment.method is None:
         return row
     network = Metered(problem.denoiser)
 
     def run(first: int, n: int) -> Samples:
         condition = problem.condition(first, n)
         shape = (n, *problem.shape)
-        return sample(network, shape, solver=cell.method, seed=settings.seed, first=first, condition=condition)
+        return sample(network, shape, solver=experiment.method, seed=settings.seed, first=first, condition=condition)
 
     try:
         with exact_float32():
@@ -137,14 +135,14 @@ def _measure(row: Row, cell: Cell, problem: Problem, settings: Settings, truth: 
                 result = run(0, settings.n)
             times = [_timed(run, network, settings.n) for _ in range(settings.repeats)]
             parts = [result.x.cpu()]
-            for first in range(settings.n, settings.draws if cell.stochastic else 0, settings.n):
+            for first in range(settings.n, settings.draws if experiment.stochastic else 0, settings.n):
                 parts.append(run(first, min(settings.n, settings.draws - first)).x.cpu())
     except (ValueError, ArithmeticError) as error:
         return replace(row, status=FAILED, reason=str(error))
     x = torch.cat(parts)
     if not bool(x.isfinite().all()):
-        return replace(row, status=FAILED, reason="its results are not all finite")
-    if cell.stochastic:
+        return replace(row, status=FAILED, reason="some results are not finite")
+    if experiment.stochastic:
         errors = truth.distances(x[: settings.draws])
     else:
         rms, median = strong(x, truth.ends, truth.scale)
@@ -153,8 +151,8 @@ def _measure(row: Row, cell: Cell, problem: Problem, settings: Settings, truth: 
         row,
         nfe=result.nfe.double().mean().item(),
         nfe_max=int(result.nfe.max()),
-        seconds=statistics.median(whole for whole, _ in times),
-        network_seconds=statistics.median(inside for _, inside in times),
+        seconds=statistics.median(total for total, _ in times),
+        network_seconds=statistics.median(network_time for _, network_time in times),
         memory=memory.peak,
         own_memory=memory.own,
         **errors,
@@ -162,7 +160,7 @@ def _measure(row: Row, cell: Cell, problem: Problem, settings: Settings, truth: 
 
 
 def _timed(run: Callable[[int, int], Samples], network: Metered, n: int) -> tuple[float, float]:
-    """The seconds of one run, and those spent in the network."""
+    """The seconds of one run, and the seconds spent in the network."""
     device = state_like(network).device
     network.clock.seconds, start = 0.0, now(device)
     run(0, n)

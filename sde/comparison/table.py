@@ -1,10 +1,10 @@
-r"""The rows of a comparison and the file that keeps them.
+r"""The rows of a comparison and their file.
 
-One HDF5 file, one data set per column, one row per cell, sealed as other result files are (:mod:`sde.storage.results`).
-It is replaced as a whole after every row, so that a reader sees whole files, and a killed comparison has lost the cell
-that it was at. A row is known by what was computed (solver, grid, setting and the solver's whole config): the same
-command again computes what is missing, and a longer list of solvers adds to the file. The settings that all rows must
-share stand in the attribute `settings`; a file of other settings is refused.
+The file is in HDF5 and has one data set per column, one row per experiment, and a checksum (:mod:`sde.storage.hdf5`).
+After every row the whole file is replaced, so that readers see complete files, and a killed comparison loses only the
+current experiment. The key of a row is the solver, the grid, the budget or tolerance, and the config of the solver: the
+same command computes only missing rows, and a longer list of solvers adds rows. The attribute `settings` has the
+settings that all rows share; a file with other settings is refused.
 """
 
 from __future__ import annotations
@@ -24,50 +24,35 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..storage import hdf5
 from ..storage.files import Lock, remove_temporaries, write_atomically
-from ..storage.results import seal
 from ..training.run import differences
+from .plan import Entry
 
-_BLOCK_SIZE = 512
 _KINDS: dict[str, Any] = {"str": h5py.string_dtype(), "int": np.int64, "float": np.float64, "bool": np.bool_}
 
 
 @dataclass(frozen=True)
-class Row:
-    """What came out of one cell. What was not measured is NaN; `*_low` and `*_high` are the ends of a 95 % band.
+class Row(Entry):
+    """The results of one experiment. Missing results are NaN; `*_low` and `*_high` are the ends of a 95 % band.
+
+    The other columns are those of :class:`Entry`. The row of the solver `exact` has the distances
+    of a second set of exact samples, the Monte-Carlo floor.
 
     Attributes:
-        solver: the solver's name; `exact` for a second set of exact samples, the level of the distances.
-        grid: the grid's name; empty where there is none to choose.
-        calls: the budget in network calls; 0 where the setting is a tolerance.
-        tolerance: relative and absolute tolerance; 0 where the setting is a budget.
-        steps: the steps that the budget bought.
-        config: the solver's config as JSON.
-        status: `ok`, `too small` (the budget buys no step), `refused` or `failed`.
-        reason: why it is not `ok`.
-        stochastic: whether the solver draws noise.
-        nfe: the network calls that were made, the mean over samples.
-        nfe_max: the most that a sample took.
+        nfe: the mean number of network calls of a sample.
+        nfe_max: the largest number of network calls of a sample.
         strong: the strong error, in standard deviations of the data.
-        median: the median error of a sample, likewise.
-        sliced: the sliced Wasserstein distance, likewise.
-        mean: the error of the mean, likewise.
-        covariance: the error of the covariance over its size, in Frobenius norms.
+        median: the median error of a sample, in standard deviations of the data.
+        sliced: the sliced Wasserstein distance, in standard deviations of the data.
+        mean: the error of the mean, in standard deviations of the data.
+        covariance: the relative error of the covariance, in the Frobenius norm.
         seconds: the median time of a run of `n` samples.
-        network_seconds: the part of it spent in the network, the median likewise.
-        memory: the most bytes of tensors alive at once.
-        own_memory: the most outside the network's calls.
+        network_seconds: the median time of a run that is spent in the network.
+        memory: the peak memory of tensors, in bytes.
+        own_memory: the peak memory outside network calls, in bytes.
     """
 
-    solver: str
-    grid: str = ""
-    calls: int = 0
-    tolerance: float = 0.0
-    steps: int = 0
-    config: str = ""
-    status: str = "ok"
-    reason: str = ""
-    stochastic: bool = False
     nfe: float = math.nan
     nfe_max: int = 0
     strong: float = math.nan
@@ -90,25 +75,20 @@ class Row:
     memory: int = 0
     own_memory: int = 0
 
-    @property
-    def key(self) -> tuple[str, str, int, float, str]:
-        """What was computed."""
-        return self.solver, self.grid, self.calls, self.tolerance, self.config
-
 
 class Table:
-    """The one writer of a comparison's file; used in a `with` statement.
+    """The single writer of the file of a comparison; used in a `with` statement.
 
     Args:
-        path: the HDF5 file, new or to be continued. Its directory must exist.
-        settings: a plain tree of what all rows must share.
+        path: the HDF5 file, new or existing. Its directory must exist.
+        settings: a plain tree of the settings that all rows share.
 
     Attributes:
         rows: the rows by their key.
 
     Raises:
-        ValueError: if the file is no comparison's, or one of other settings. Nothing is overwritten.
-        BlockingIOError: if another process is writing it.
+        ValueError: if the file is not that of a comparison, or has other settings. Nothing is overwritten.
+        BlockingIOError: if another process writes the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
@@ -119,10 +99,10 @@ class Table:
             remove_temporaries(self.path)
             self.rows: dict[tuple[str, str, int, float, str], Row] = {}
             if self.path.exists():
-                rows, there = read_table(self.path)
-                for difference in differences(there, json.loads(self._settings), free=()):
+                rows, stored = read_table(self.path)
+                for difference in differences(stored, json.loads(self._settings), free=()):
                     raise ValueError(
-                        f"{self.path} holds a comparison with other settings: {difference}; give another out=, or the "
+                        f"{self.path} is a comparison with other settings: {difference}; choose another out= or the "
                         "same settings. Nothing was changed."
                     )
                 self.rows = {row.key: row for row in rows}
@@ -132,11 +112,11 @@ class Table:
 
     @classmethod
     def open(cls, out: str | None, name: str, settings: Mapping[str, Any]) -> Table:
-        """The table of a directory.
+        """The table in a directory.
 
         Args:
-            out: the directory, created if there is none; by default one in `runs/compare` for each set of settings.
-            name: what its name begins with.
+            out: the directory, created if necessary; by default a subdirectory of `runs/compare` for these settings.
+            name: the first part of the name of the default directory.
             settings: as in the class.
         """
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -153,8 +133,8 @@ class Table:
         self._lock.release()
 
     def add(self, row: Row) -> None:
-        """Adds a row, in place of one of the same key, and returns when it is on the disk."""
-        # By their text, in which one NaN equals another.
+        """Adds a row, or replaces the row with the same key, and returns when the file is on disk."""
+        # Compared as text, because NaN is not equal to NaN.
         if repr(self.rows.get(row.key)) != repr(row):
             rows = {**self.rows, row.key: row}
             image = _encode([*rows.values()], self._settings)
@@ -163,31 +143,26 @@ class Table:
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[list[Row], dict[str, Any]]:
-    """The rows of a comparison's file in the order in which they were computed, and the settings they share.
+    """The rows of a comparison, in the order in which they were computed, and the settings that they share.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no such file, is truncated or altered.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is truncated, altered, or not that of a comparison.
     """
-    content = Path(path).read_bytes()
-    if content != seal(content[_BLOCK_SIZE:]):
-        raise ValueError(f"{path} is no comparison's file, or was cut short or altered: give another out=")
-    try:
-        with h5py.File(h5py.h5f.open_file_image(content)) as file:
-            settings = json.loads(file.attrs["settings"])
-            columns = [
-                file[f.name].asstr()[:].tolist() if f.type == "str" else file[f.name][:].tolist() for f in fields(Row)
-            ]
-        return [Row(*values) for values in zip(*columns, strict=True)], settings
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is sealed as a result file, but not a comparison's: {error}") from error
+
+    def content(file: h5py.File, size: int) -> tuple[list[Row], dict[str, Any]]:
+        columns = [
+            file[f.name].asstr()[:].tolist() if f.type == "str" else file[f.name][:].tolist() for f in fields(Row)
+        ]
+        return [Row(*values) for values in zip(*columns, strict=True)], json.loads(file.attrs["settings"])
+
+    return hdf5.decode(Path(path), content)
 
 
 def _encode(rows: list[Row], settings: str) -> bytes:
-    with h5py.File("image", "w", driver="core", backing_store=False, userblock_size=_BLOCK_SIZE) as file:
+    def fill(file: h5py.File) -> None:
         file.attrs["settings"] = settings
         for f in fields(Row):
             file.create_dataset(f.name, data=[getattr(row, f.name) for row in rows], dtype=_KINDS[str(f.type)])
-        file.flush()
-        image = file.id.get_file_image()
-    return seal(image[image.index(b"\x89HDF") :])
+
+    return hdf5.encode(fill)

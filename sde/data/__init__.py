@@ -1,4 +1,4 @@
-"""Data sets of raw values, and the affine map between them and the range in which a model works."""
+"""Data sets of raw values, and the affine map from these values to the model's range."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-r"""Data sets: raw values in splits, and the scaling that takes them to the model.
+r"""Data sets: raw values in train, test and validation splits, with the scaling to the model's range.
 
-A data set holds values as the source gives them (pixels as integers), never scaled ones: bits/dim are a
-property of the raw values, and a fingerprint of them does not change with the scaling. Everything is checked
-once, here, so that training and likelihoods can rely on it.
+A data set stores the values as the source gives them (pixels as integers), never scaled: bits/dim are a property of
+the raw values, and the fingerprint of a data set does not depend on its scaling. All values are checked once, here,
+so that training and likelihoods can rely on them.
 
-Parts are split off at random with `numpy.random.RandomState`, whose streams are frozen for good (NEP 19): a
-split is the same under every version of NumPy.
+Random splits come from `numpy.random.RandomState`, whose streams are frozen (NEP 19): a split is the same under every
+version of NumPy.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .scaling import Scaling
+from .scaling import Scaling, check_entries
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Values of one split, in a fixed order.
+    """The samples of one split, in a fixed order.
 
     Args:
-        values: Raw values on the CPU, with shape (N, C, *spatial) or (N, D): uint8 or int32 for discrete
-            data, floating for continuous data.
-        labels: Class labels, non-negative int64 with shape (N,), or None.
+        values: raw values on the CPU, with shape (N, C, *spatial) or (N, D): uint8 or int32 for discrete data,
+            floating for continuous data.
+        labels: class labels, non-negative int64 with shape (N,), or None.
 
     Raises:
-        ValueError: If the labels are not N non-negative int64; the first negative one is named.
+        ValueError: if the labels are not N non-negative int64; the error names the first negative label.
     """
 
     values: Tensor
@@ -48,9 +48,7 @@ class Split:
                 f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}: expected torch.int64 and "
                 f"({n},), one label per sample"
             )
-        if bool((labels < 0).any()):
-            index = int(torch.nonzero(labels < 0)[0])
-            raise ValueError(f"labels[{index}] is {int(labels[index])}: expected 0 or more")
+        check_entries("labels", labels, labels >= 0, "0 or more")
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -61,7 +59,7 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of dtype, shape and bytes of the values and labels, as 64 hexadecimal digits."""
+        """SHA-256 of the dtype, shape and bytes of the values and labels, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
         for tensor in (self.values, self.labels):
             if tensor is not None:
@@ -72,19 +70,19 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A named data set: its splits, and the scaling of its values.
+    """A named data set: its splits and the scaling of its values.
 
     Args:
-        name: What to call it in messages and files.
-        scaling: The map from raw values to the model's range.
-        train: Training samples.
-        test: Test samples.
-        valid: Samples held out of the training set, or None.
+        name: the name used in messages and files.
+        scaling: the map from raw values to the model's range.
+        train: training samples.
+        test: test samples.
+        valid: samples held out of the training set, or None.
 
     Raises:
-        ValueError: If a split has no sample or no event dimension; the splits differ in event shape or in
-            having labels; or the values have a dtype that does not fit the scaling, are not finite, or are no
-            levels of it. The split and the first such index are named.
+        ValueError: if a split has no sample or no event dimension; if the splits have different event shapes, or only
+            some of them have labels; or if values have a dtype that does not fit the scaling, are not finite, or are
+            not levels of the scaling. The error names the split and the first such index.
     """
 
     name: str
@@ -103,19 +101,19 @@ class DataSet:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits there are, by name."""
+        """The available splits by name."""
         splits = {"train": self.train, "test": self.test}
         return splits if self.valid is None else {**splits, "valid": self.valid}
 
     def split(self, name: str) -> Split:
-        """The split called `name`.
+        """The split with the given name.
 
         Raises:
-            ValueError: If there is none of that name; the error names those there are.
+            ValueError: if there is no split of that name; the error lists the available ones.
         """
         if name not in self.splits:
-            hint = "; hold out a part of train to have one" if name == "valid" else ""
-            raise ValueError(f"{self.name} has no split {name!r}: there are {', '.join(self.splits)}{hint}")
+            hint = "; set holdout= to hold out a part of train" if name == "valid" else ""
+            raise ValueError(f"{self.name} has no split {name!r}: expected one of {', '.join(self.splits)}{hint}")
         return self.splits[name]
 
     @property
@@ -125,15 +123,15 @@ class DataSet:
 
     @property
     def classes(self) -> int | None:
-        """The number of classes, one more than the largest label of any split; None without labels."""
+        """The number of classes: one more than the largest label of any split; None without labels."""
         labels = [split.labels for split in self.splits.values() if split.labels is not None]
         return 1 + max(int(each.max()) for each in labels) if labels else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the names and fingerprints of all splits; the scaling is no part of it."""
-        parts = [f"{name} {split.fingerprint}" for name, split in self.splits.items()]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """SHA-256 of the names and fingerprints of all splits, without the scaling."""
+        lines = [f"{name} {split.fingerprint}" for name, split in self.splits.items()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _check_values(self, name: str, values: Tensor) -> None:
         if values.ndim < 2 or values.numel() == 0:
@@ -143,31 +141,31 @@ class DataSet:
             )
         if tuple(values.shape[1:]) != self.shape:
             raise ValueError(
-                f"{self.name}: all splits share one event shape, but train has {self.shape} and {name} has "
+                f"{self.name}: expected one event shape for all splits, but train has {self.shape} and {name} has "
                 f"{tuple(values.shape[1:])}"
             )
         continuous = self.scaling.levels is None
         if values.dtype != self.scaling.dtype and not (continuous and values.is_floating_point()):
             raise ValueError(
-                f"{self.name}: {name} has dtype {values.dtype}: a scaling with levels={self.scaling.levels} "
-                f"takes {'a floating dtype' if continuous else self.scaling.dtype}"
+                f"{self.name}: {name} has dtype {values.dtype}: expected "
+                f"{'a floating dtype' if continuous else self.scaling.dtype} for levels={self.scaling.levels}"
             )
         self.scaling.check(values, f"{self.name}: {name}")
 
 
 def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split]:
-    """Splits a random part off; both parts keep the order of the split.
+    """Splits off a random part; both parts keep the order of the samples.
 
     Args:
         split: N samples.
-        part: The share of the samples to split off, if less than 1, or else their number.
-        seed: The part is the first entries of `numpy.random.RandomState(seed).permutation(N)`.
+        part: how much to split off: a fraction of the samples if it is less than 1, else their number.
+        seed: the part is the first entries of `numpy.random.RandomState(seed).permutation(N)`.
 
     Returns:
         The rest, and the part.
 
     Raises:
-        ValueError: If `part` is not a share or a whole number, or leaves one of the two empty.
+        ValueError: if `part` is neither a fraction nor a whole number, or leaves one of the two empty.
     """
     n = len(split)
     count = 0
@@ -175,7 +173,7 @@ def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split
         count = round(part * n) if part < 1 else int(part)
     if not 0 < count < n or (part >= 1 and part != count):
         raise ValueError(
-            f"cannot split {part} off {n} samples: expected a share between 0 and 1 or a whole number below "
+            f"cannot split {part} off {n} samples: expected a fraction between 0 and 1 or a whole number below "
             f"{n}, with at least one sample on either side"
         )
     permutation = torch.from_numpy(np.random.RandomState(seed).permutation(n))
@@ -183,14 +181,17 @@ def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split
 
 
 def hold_out(train: Split, holdout: float, *, seed: int = 0) -> tuple[Split, Split | None]:
-    """The training set without a validation set, and the validation set; None where `holdout` is 0.
+    """Splits a validation set off the training set; the validation set is None if `holdout` is 0.
 
     Args:
         train: N training samples.
-        holdout: The part to hold out as in `split_off`, or 0 for none.
-        seed: As in `split_off`.
+        holdout: the part to hold out, as in `split_off`, or 0 for none.
+        seed: as in `split_off`.
+
+    Returns:
+        The remaining training set, and the validation set.
 
     Raises:
-        ValueError: As in `split_off`.
+        ValueError: as in `split_off`.
     """
     return (train, None) if holdout == 0 else split_off(train, holdout, seed=seed)

@@ -1,38 +1,37 @@
-r"""Scaling: the affine map between data values and the range in which a model works, with its
-log-determinant.
+r"""Scaling: the affine map between data values and the model's range, with its log-determinant.
 
-A data value v is laid against a model value y by
+A data value v and a model value y are related by
 
     y = scale (v + u) + shift.
 
 Discrete data with L levels has v in {0, ..., L - 1}, and u in [0, 1) is the dequantisation noise: level v
-owns the cell [v, v + 1), so that all cells together fill [0, L], which the map carries to [low, high] with
+has the quantisation bin [v, v + 1). Together the bins fill [0, L], which is mapped to [low, high] by
 scale = (high - low) / L and shift = low. Continuous data has no levels and u = 0.
 
-A density q of y in D dimensions gives v + u the density p(v + u) = q(y) scale^D, hence in bits per dimension
+If y has the density q in D dimensions, then v + u has the density p(v + u) = q(y) scale^D, or in bits per dimension
 
     -log2 p(v + u) / D = -(log q(y) + D log scale) / (D log 2).
 
-For discrete data its mean over uniform u is an upper bound on -log2 P(v) / D (Theis, van den Oord & Bethge,
+For discrete data the mean of this over uniform u is an upper bound on -log2 P(v) / D (Theis, van den Oord & Bethge,
 "A note on the evaluation of generative models", ICLR 2016, section 3.1). The uniform density on [low, high]^D
-scores exactly log2 L, whatever low and high are.
+has exactly log2 L bits/dim, for any low and high.
 
-**Rounding.** Rounding y can carry it over the edge of its cell: with u = 1 - 2^-24, L = 256 and [low, high] =
-[-1, 1] the nearest float32 of y lies in the next cell already. The map is therefore computed in float64 both
-ways, and u is kept inside [delta, 1 - delta] with
+**Rounding.** Rounding can move y across the edge of its bin: with u = 1 - 2^-24, L = 256 and [low, high] = [-1, 1],
+the float32 nearest to y lies in the next bin. The map is therefore computed in float64 in both directions, and u is
+clamped to [delta, 1 - delta] with
 
     delta = (eps / 2 + 8 eps64) max(|low|, |high|) / scale,
 
-where eps and eps64 are the machine epsilons of y's dtype and of float64. The first term is the largest
-rounding error of y, the second is more than the five roundings of float64 on the way there and back, so
-`to_data(to_model(v, u))` is v for every u. On [-1, 1] in float32, delta is 8e-6 of a cell for 256 levels and
-2e-3 for 65536, where float32 leaves at least 256 values to a cell: enough for a dequantised density; float64
-is there for more. A dtype in which delta exceeds a quarter of a cell (bfloat16 for 256 levels) is refused.
+where eps and eps64 are the machine epsilons of y's dtype and of float64. The first term is the largest rounding error
+of y. The second exceeds the five float64 roundings of the map and its inverse, so that `to_data(to_model(v, u))` is v
+for every u. On [-1, 1] in float32, delta is 8e-6 of a bin for 256 levels and 2e-3 of a bin for 65536 levels, where each
+bin still contains at least 256 float32 values: enough for a dequantised density; float64 resolves more. A dtype in
+which delta exceeds a quarter of a bin (bfloat16 for 256 levels) is refused.
 """
 
 from __future__ import annotations
 
-__all__ = ["Scaling", "nats_to_bits"]
+__all__ = ["Scaling", "check_entries", "nats_to_bits"]
 
 import math
 import operator
@@ -56,17 +55,15 @@ def nats_to_bits(nats: Nats, dims: int) -> Nats:
 class Scaling:
     r"""The map y = scale (v + u) + shift between data values v and model values y.
 
-    Computed in float64 on the device of its argument: on a device without float64, hand over tensors on the
-    CPU.
+    The map is computed in float64 on the device of its argument; for a device without float64, pass tensors on the CPU.
 
     Args:
-        scale: Length of a unit of v in units of y, positive.
-        shift: The y of v + u = 0.
-        levels: Number of levels L, from 2 to 2^31: v is an integer in {0, ..., L - 1}. None for continuous
-            data.
+        scale: length of a unit of v in units of y, positive.
+        shift: the value of y at v + u = 0.
+        levels: number of levels L, from 2 to 2^31: v is an integer in {0, ..., L - 1}. None for continuous data.
 
     Raises:
-        ValueError: If `scale` is not positive, a number is not finite, or `levels` is out of range.
+        ValueError: if `scale` is not positive, a number is not finite, or `levels` is out of range.
     """
 
     scale: float
@@ -80,162 +77,159 @@ class Scaling:
             )
         if self.levels is not None and not 2 <= operator.index(self.levels) <= 2**31:
             raise ValueError(
-                f"discrete data has from 2 to 2^31 levels, got levels={self.levels}; "
-                "levels=None stands for continuous data"
+                f"expected 2 to 2^31 levels for discrete data or levels=None for continuous data, got "
+                f"levels={self.levels}"
             )
 
     @classmethod
     def interval(cls, levels: int, low: float = -1.0, high: float = 1.0) -> Scaling:
-        """Discrete data with that many levels, whose cells together fill [low, high]."""
+        """Scaling of discrete data, whose quantisation bins together fill [low, high]."""
         if not low < high:
             raise ValueError(f"expected low < high, got low={low}, high={high}")
         if levels is None or operator.index(levels) < 2:
-            raise ValueError(f"an interval is divided into at least 2 levels, got levels={levels}")
+            raise ValueError(f"expected at least 2 levels, got levels={levels}")
         return cls(scale=(high - low) / levels, shift=low, levels=levels)
 
     @classmethod
     def identity(cls) -> Scaling:
-        """Continuous data that the model sees as it is."""
+        """The identity for continuous data: model values are data values."""
         return cls(scale=1.0, shift=0.0)
 
     @classmethod
     def standardise(cls, x: Tensor) -> Scaling:
-        """Continuous data, to mean 0 and standard deviation 1 over all entries of `x` together.
+        """Scaling of continuous data to mean 0 and standard deviation 1 over all entries of `x` together.
 
         Args:
-            x: Training values, with any shape.
+            x: training values, with any shape.
 
         Raises:
-            ValueError: If an entry is not finite, or the entries do not vary.
+            ValueError: if an entry is not finite, or all entries are equal.
         """
         cls.identity().check(x)
-        wide = x.detach().to(torch.float64)
-        mean, std = float(wide.mean()), float(wide.std(correction=0))
-        # The mean of n equal numbers is off by some roundings, which leaves a std that is not quite 0.
+        values = x.detach().to(torch.float64)
+        mean, std = float(values.mean()), float(values.std(correction=0))
+        # Rounding errors in the mean of n equal numbers leave a std slightly above 0.
         if not std > 1e-12 * abs(mean):
             raise ValueError(
-                f"values with mean {mean} and standard deviation {std} do not vary: they cannot be standardised"
+                f"expected values that vary, got mean {mean} and standard deviation {std}: they cannot be standardised"
             )
         return cls(scale=1.0 / std, shift=-mean / std)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of data values: uint8 up to 256 levels, int32 beyond, float32 without levels."""
+        """The dtype of data values: uint8 up to 256 levels, int32 for more, float32 without levels."""
         if self.levels is None:
             return torch.float32
         return torch.uint8 if self.levels <= 256 else torch.int32
 
     def check(self, v: Tensor, name: str = "value") -> None:
-        """Refuses values that are not data values of this scaling.
+        """Raises an error for values that are not data values of this scaling.
 
         Args:
-            v: Data values, with any shape but an empty one.
-            name: What the error calls them.
+            v: data values, with any non-empty shape.
+            name: the name of the values in the error.
 
         Raises:
-            ValueError: If there is no value; if one is not finite (continuous), or not an integer in
-                {0, ..., levels - 1} (discrete). The first such index and value are named.
+            ValueError: if `v` is empty; if a value is not finite (continuous data) or not an integer in
+                {0, ..., levels - 1} (discrete data). The error names the first such index and value.
         """
         if v.numel() == 0:
-            raise ValueError(f"{name} has shape {tuple(v.shape)}, which holds no value: expected at least one")
+            raise ValueError(f"{name} has shape {tuple(v.shape)} and is empty: expected at least one value")
         if self.levels is None:
-            bad, expected = ~torch.isfinite(v), "a finite number"
+            check_entries(name, v, torch.isfinite(v), "a finite number")
+            return
+        if v.is_floating_point():
+            valid = (v >= 0) & (v < self.levels) & (v == v.floor())
         else:
-            expected = f"an integer from 0 to {self.levels - 1} (levels={self.levels})"
-            if v.is_floating_point():
-                bad = ~((v >= 0) & (v < self.levels) & (v == v.floor()))
-            else:
-                # In two steps: torch compares in the dtype of v, where uint8 takes 256 for 0, and int64 is
-                # eight times the memory of uint8.
-                lowest, highest = (int(extreme) for extreme in v.aminmax())
-                if lowest >= 0 and highest < self.levels:
-                    return
-                bad = (v < 0) | (v.to(torch.int64) >= self.levels)
-        if bool(bad.any()):
-            index = torch.nonzero(bad)[0].tolist()
-            raise ValueError(f"{name}{index} is {v[tuple(index)].item()}: expected {expected}")
+            # The extremes first: torch compares in the dtype of v, where 256 as uint8 is 0, and int64 takes eight
+            # times the memory of uint8.
+            lowest, highest = (int(extreme) for extreme in v.aminmax())
+            if lowest >= 0 and highest < self.levels:
+                return
+            valid = (v >= 0) & (v.to(torch.int64) < self.levels)
+        check_entries(name, v, valid, f"an integer from 0 to {self.levels - 1} (levels={self.levels})")
 
     def to_model(self, v: Tensor, u: Tensor | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
         """Model values y = scale (v + u) + shift.
 
         Args:
-            v: Data values, with shape (B, *).
-            u: Dequantisation noise in [0, 1] with the shape of `v`, for discrete data only; without it u =
-                1/2, the middle of each cell. It is kept a rounding error inside the cell (see the module), so
-                that `to_data` gives v back; gradients pass through.
-            dtype: Floating dtype of y.
+            v: data values, with shape (B, *).
+            u: dequantisation noise in [0, 1] with the shape of `v`, for discrete data only; 1/2, the middle of each
+                bin, by default. It is clamped by a rounding error inside the bin (see the module), so that `to_data`
+                returns v; gradients pass through.
+            dtype: floating dtype of y.
 
         Returns:
             y, with shape (B, *).
 
         Raises:
-            ValueError: If `v` is refused by `check`, `u` is of another shape, out of [0, 1] or given for
-                continuous data, or `dtype` is too coarse for so many levels.
+            ValueError: if `check` refuses `v`; if `u` has another shape, lies outside [0, 1] or is given for
+                continuous data; or if `dtype` is too coarse for the number of levels.
         """
         self.check(v)
         if self.levels is None:
             if u is not None:
-                raise ValueError("continuous data has no dequantisation noise: expected u=None")
+                raise ValueError("expected u=None for continuous data, which has no dequantisation noise")
             return (self.scale * v.to(torch.float64) + self.shift).to(dtype)
         if u is None:
             u = torch.full_like(v, 0.5, dtype=torch.float64)
         if u.shape != v.shape:
-            raise ValueError(f"u has one entry per value: expected shape {tuple(v.shape)}, got {tuple(u.shape)}")
-        outside = ~((u >= 0) & (u <= 1))
-        if bool(outside.any()):
-            index = torch.nonzero(outside)[0].tolist()
-            raise ValueError(f"u{index} is {u[tuple(index)].item()}: dequantisation noise lies in [0, 1)")
+            raise ValueError(f"expected u with the shape {tuple(v.shape)} of v, got {tuple(u.shape)}")
+        check_entries("u", u, (u >= 0) & (u <= 1), "dequantisation noise in [0, 1]")
         margin = self._margin(self.levels, dtype)
         inside = u.to(torch.float64).clamp(margin, 1.0 - margin)
         return (self.scale * (v.to(torch.float64) + inside) + self.shift).to(dtype)
 
     def to_data(self, y: Tensor) -> Tensor:
-        """Data values of model values: the level whose cell holds y, or v = (y - shift) / scale for
-        continuous data.
+        """Data values of model values: the level whose bin contains y; (y - shift) / scale for continuous data.
 
         Args:
-            y: Model values, with shape (B, *). Beyond the first or last cell they go to the first or last
-                level.
+            y: model values, with shape (B, *). Values below the first bin or above the last one become the first or
+                last level.
 
         Returns:
-            v, with shape (B, *): uint8 up to 256 levels, int32 beyond; for continuous data in the dtype of y.
+            v, with shape (B, *): uint8 up to 256 levels, int32 for more; in the dtype of y for continuous data.
 
         Raises:
-            ValueError: If a y is NaN and the data discrete; the first such index is named.
+            ValueError: if the data is discrete and a y is NaN; the error names the first such index.
         """
         v = (y.to(torch.float64) - self.shift) / self.scale
         if self.levels is None:
             return v.to(y.dtype)
-        if bool(v.isnan().any()):
-            index = torch.nonzero(v.isnan())[0].tolist()
-            raise ValueError(f"the model value {index} is nan, which has no level: expected a number")
+        check_entries("y", y, ~v.isnan(), "a number, because NaN has no level")
         return v.floor().clamp(0, self.levels - 1).to(self.dtype)
 
     def log_det(self, dims: int) -> float:
-        """`log |dy/dv| = D log scale` of an event of D = `dims` dimensions, in nats."""
+        """`log |dy/dv| = D log scale` of an event with D = `dims` dimensions, in nats."""
         return dims * math.log(self.scale)
 
     def bits_per_dim(self, nats: Tensor, dims: int) -> Tensor:
-        """`-(log q(y) + log |dy/dv|) / (D log 2)`: bits per dimension of data, on the scale of data values.
+        """Bits per dimension in data units: `-(log q(y) + log |dy/dv|) / (D log 2)`.
 
         Args:
-            nats: Log-density log q(y) of the model, in nats, with shape (B,).
+            nats: log-density log q(y) of the model, in nats, with shape (B,).
             dims: D, the number of dimensions of the event.
 
         Returns:
-            Bits/dim, with shape (B,). For continuous data they depend on the unit of the data and may be
-            negative.
+            Bits/dim, with shape (B,). For continuous data they depend on the unit of the data and may be negative.
         """
         return nats_to_bits(nats + self.log_det(dims), dims)
 
     def _margin(self, levels: int, dtype: torch.dtype) -> float:
-        """delta, the share of a cell by which the noise is kept off its edges (see the module)."""
+        """delta, the distance of the noise from the edges of a bin, as a fraction of the bin (see the module)."""
         high = self.shift + self.scale * levels
         rounding = torch.finfo(dtype).eps / 2 + 8 * torch.finfo(torch.float64).eps
         margin = rounding * max(abs(self.shift), abs(high)) / self.scale
         if margin > 0.25:
             raise ValueError(
                 f"{dtype} is too coarse for {levels} levels on [{self.shift:g}, {high:g}]: rounding spans "
-                f"{margin:.2g} of a level; use a wider dtype"
+                f"{margin:.2g} of a level; use a dtype of higher precision"
             )
         return margin
+
+
+def check_entries(name: str, values: Tensor, valid: Tensor, expected: str) -> None:
+    """Raises a ValueError that names the first entry of `values` where `valid`, of the same shape, is False."""
+    if not bool(valid.all()):
+        index = torch.nonzero(~valid)[0].tolist()
+        raise ValueError(f"{name}{index} is {values[tuple(index)].item()}: expected {expected}")

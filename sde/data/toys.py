@@ -1,18 +1,18 @@
-r"""Toys: distributions in the plane, drawn with a seed and standardised.
+r"""Toys: distributions in the plane, sampled with a seed and standardised.
 
-The shapes are those of W. Grathwohl et al., "FFJORD" (ICLR 2019), in the same units; u is uniform on [0, 1],
-z standard normal in the plane.
+The shapes and units are those of W. Grathwohl et al., "FFJORD" (ICLR 2019). u is uniform on [0, 1], and z is standard
+normal in the plane.
 
-| toy | point |
+| toy | distribution of a point |
 |---|---|
 | `moons` | (cos a, sin a) or (1 - cos a, 1/2 - sin a) with a = pi u, plus 0.1 z |
 | `checkerboard` | uniform on the squares of side 2 in [-4, 4]^2 whose column plus row is even |
 | `swissroll` | (a cos a, a sin a) / 5 with a = 3 pi (1 + 2 u) / 2, plus 0.2 z |
 | `rings` | a circle of radius 0.75, 1.5, 2.25 or 3, plus 0.08 z |
-| `gaussians` | one of 8 points on a circle of radius 4, plus 0.5 z, all over sqrt 2 |
+| `gaussians` | one of 8 points on a circle of radius 4, plus 0.5 z, divided by sqrt 2 |
 
-Training and test set come from streams of their own: neither depends on the size of the other. Points are
-computed in float64 and kept in float32, which hides the last digits in which mathematical libraries differ.
+Training and test set use separate random streams, so that neither depends on the size of the other. Points are
+computed in float64 and stored in float32, which hides the last digits, in which mathematical libraries differ.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .dataset import DataSet, Split, hold_out
 from .scaling import Scaling
 
 Array = NDArray[np.floating[Any]]
-Points = tuple[Array, "NDArray[np.int64] | None"]  # (N, 2), and (N,) labels where the toy has components
+Points = tuple[Array, "NDArray[np.int64] | None"]  # points (N, 2); labels (N,) if the toy has components
 
 
 def _polar(radius: Array | float, angle: Array) -> Array:
@@ -73,7 +73,7 @@ def _gaussians(n: int, random: RandomState) -> Points:
 
 def _data_set(
     name: str,
-    draw: Callable[[int, RandomState], Points],
+    sample: Callable[[int, RandomState], Points],
     n_train: int,
     n_test: int,
     seed: int,
@@ -81,9 +81,9 @@ def _data_set(
 ) -> DataSet:
     def split(n: int, stream: int) -> Split:
         if n < 1:
-            raise ValueError(f"{name}: expected at least one training and one test point, got {n_train} and {n_test}")
-        # RandomState, because its streams are frozen (NEP 19): those of default_rng may change with NumPy.
-        points, label = draw(n, RandomState([seed, stream]))
+            raise ValueError(f"{name}: expected at least one point each, got n_train={n_train}, n_test={n_test}")
+        # RandomState, because its streams are frozen (NEP 19), whereas those of default_rng may change with NumPy.
+        points, label = sample(n, RandomState([seed, stream]))
         values = torch.from_numpy(points.astype(np.float32))
         return Split(values, None if label is None else torch.from_numpy(label.astype(np.int64)))
 
@@ -95,16 +95,19 @@ def moons(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, holdout:
     """Two interleaved half circles, labelled 0 and 1.
 
     Args:
-        n_train: Number of training points.
-        n_test: Number of test points.
-        seed: Seed of the points, from 0 to 2^32 - 1.
-        holdout: Part of the training set to hold out as `valid`, as in `hold_out`.
+        n_train: number of training points.
+        n_test: number of test points.
+        seed: seed of the points, from 0 to 2^32 - 1.
+        holdout: part of the training set to hold out as `valid`, as in `hold_out`.
     """
     return _data_set("moons", _moons, n_train, n_test, seed, holdout)
 
 
 def checkerboard(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, holdout: float = 0) -> DataSet:
-    """The black squares of a 4x4 board: density 1/32 on them, 0 elsewhere. Arguments as for `moons`."""
+    """Uniform distribution on the black squares of a 4x4 board: density 1/32.
+
+    Arguments as for `moons`.
+    """
     return _data_set("checkerboard", _checkerboard, n_train, n_test, seed, holdout)
 
 
@@ -114,10 +117,10 @@ def swissroll(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, hold
 
 
 def rings(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, holdout: float = 0) -> DataSet:
-    """Four concentric circles, labelled 0 to 3 from the inside, equally likely. Arguments as for `moons`."""
+    """Four concentric, equally likely circles, labelled 0 to 3 from the inside. Arguments as for `moons`."""
     return _data_set("rings", _rings, n_train, n_test, seed, holdout)
 
 
 def gaussians(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, holdout: float = 0) -> DataSet:
-    """Eight equal Gaussians on a circle, labelled 0 to 7 counter-clockwise. Arguments as for `moons`."""
+    """Eight equally likely Gaussians on a circle, labelled 0 to 7 counter-clockwise. Arguments as for `moons`."""
     return _data_set("gaussians", _gaussians, n_train, n_test, seed, holdout)

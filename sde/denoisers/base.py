@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..processes import SDE
+from ..shapes import check_condition
 from .parametrisation import Prediction, from_score, from_x0
 
 Self = TypeVar("Self", bound="Wrapper")
@@ -210,13 +211,7 @@ class Conditioned(Wrapper):
         super().__init__(inner)
         self.condition = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
-        expected = len(nfe if rows is None else rows)
-        for name, value in self.condition.items():
-            if value.ndim and len(value) != expected:
-                raise ValueError(
-                    f"condition {name!r}: expected a scalar or leading size {expected}, one entry per sample, "
-                    f"got shape {tuple(value.shape)}"
-                )
+        check_condition(self.condition, len(nfe if rows is None else rows))
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         self._count()

@@ -1,6 +1,6 @@
-r"""Other projects' checkpoints: read, never unpickled, and matched weight by weight to networks of this library.
+r"""Import of other projects' checkpoints: read without unpickling, and matched weight by weight to networks of `sde`.
 
-Each kind has an importer, a module that recognises it and turns it into the content of a checkpoint of this library.
+Each format has an importer: a module that recognises it and converts it to the content of a checkpoint of this library.
 """
 
 from __future__ import annotations
@@ -13,59 +13,58 @@ from typing import Any, Protocol
 
 from ..processes import SDE
 from ..storage.checkpoint import resolve
-from . import diffusers, edm, openai, score_sde_checkpoint
-from . import native as own
+from . import diffusers, edm, native, openai, score_sde_checkpoint
 from .formats import Settings, Source
 
 
 class Importer(Protocol):
-    """A kind of checkpoint; the modules of this package are importers.
+    """Importer of one checkpoint format; the modules of this package are importers.
 
     Attributes:
-        WHAT: what it reads, in one line.
+        WHAT: description of the format in one line.
     """
 
     WHAT: str
 
     def recognises(self, source: Source) -> bool:
-        """Whether it is of this kind; by names and keys, without reading a tensor."""
+        """Whether the source has this format, judged by names and keys without reading a tensor."""
 
     def read(self, source: Source, process: SDE | None) -> dict[str, Any]:
         """The content of a checkpoint of this library.
 
         Args:
-            source: the source.
-            process: the process that the user asked for, which may decide what the network is told and what its
-                output means; the content names the importer's own default all the same.
+            source: the file or directory.
+            process: the process chosen by the user, which may determine the noise conditioning and the meaning of the
+                output; the content still names the process of training.
         """
 
 
-IMPORTERS: tuple[Importer, ...] = (own, score_sde_checkpoint, diffusers, edm, openai)
+IMPORTERS: tuple[Importer, ...] = (native, score_sde_checkpoint, diffusers, edm, openai)
 
 
 def read(path: str | os.PathLike[str], settings: Settings | None = None, process: SDE | None = None) -> dict[str, Any]:
-    """The content of a checkpoint of this library, from whatever kind of checkpoint a path holds.
+    """The content of a checkpoint of this library, from a checkpoint of any supported format.
 
     Args:
         path: a file or a directory.
-        settings: the settings of its network where it does not hold them, or the path of a JSON file; by default the
-            JSON file beside it with the same name.
-        process: the process to use it with.
+        settings: the settings of the network if the checkpoint does not contain them, as a mapping or the path of a
+            JSON file; by default the JSON file of the same name beside the checkpoint.
+        process: the process to use the network with; by default that of training.
 
     Raises:
-        FileNotFoundError: if there is nothing at the path.
-        ValueError: if it is damaged, of no known kind, or would run code.
+        FileNotFoundError: if the path does not exist.
+        ValueError: if the checkpoint is damaged, of no supported format, or would run code.
     """
     try:
         source = Source(Path(path), settings)
     except FileNotFoundError:
-        resolve(path)  # says what is there instead
+        resolve(path)  # raises an error that names the newest checkpoint
         raise
     for importer in IMPORTERS:
         if importer.recognises(source):
             return importer.read(source, process)
     kinds = "; ".join(importer.WHAT for importer in IMPORTERS)
-    raise ValueError(f"{path} is of no known kind: it holds {_outline(source)}; expected one of: {kinds}")
+    raise ValueError(f"{path} has no known format: it contains {_outline(source)}; expected one of: {kinds}")
 
 
 def _outline(source: Source) -> str:

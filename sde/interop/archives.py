@@ -1,9 +1,10 @@
 r"""Archives of tensors: PyTorch's two file formats and safetensors, opened without running or allocating anything.
 
-PyTorch's own format since 1.6 is a zip file whose members are stored uncompressed, one of them a pickle, `data.pkl`,
-and one for each storage. Before, it was a row of pickles (a magic number, a protocol version, facts about the machine,
-the content, the keys of the storages) with the storages behind them, each after its number of elements. Of both, the
-pickles are evaluated as in `sde.interop.pickles`, and every size is held against the file before it is believed.
+PyTorch's format since version 1.6 is a zip file with uncompressed members: a pickle, `data.pkl`, and one member per
+storage. The format before 1.6 is a sequence of pickles (a magic number, a protocol version, facts about the machine,
+the content, the keys of the storages), followed by the storages, each preceded by its number of elements. In both
+formats the pickles are evaluated as in `sde.interop.pickles`, and every size is checked against the file before it is
+used.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ PROTOCOL = 1001
 
 
 def open_zip(path: Path) -> Any:
-    """The content of a file of `torch.save`, its tensors not yet read."""
+    """The content of a file of `torch.save`, with tensors that are read later."""
     with _Bounded(path) as raw:
         with zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
         places = _places(raw, members)
-    # Everything lies in one folder, named as the file was when it was written.
+    # All members are in one folder, which has the name that the file had when it was written.
     folder = members[0].filename.partition("/")[0] if members else ""
     if f"{folder}/constants.pkl" in places:
         raise ValueError("it is a TorchScript program, which is not opened; export the weights alone, its state_dict()")
@@ -47,14 +48,14 @@ def open_zip(path: Path) -> Any:
     if order is not None and _bytes(path, order) != b"little":
         raise ValueError("it was written on a big-endian machine: expected little-endian numbers; save it again")
 
-    storages: dict[tuple[str, torch.dtype], Storage] = {}  # tensors that share one go on sharing it
+    storages: dict[tuple[str, torch.dtype], Storage] = {}  # so that tensors with a common storage still share it
 
     def persistent(identity: Any) -> Storage:
         kind, dtype, key, _, numel = identity
         size = _size(kind, key, dtype, numel)
         place = places.get(f"{folder}/data/{key}")
         if place is None:
-            raise ValueError(f"its pickle asks for storage {key!r}, which the archive does not hold")
+            raise ValueError(f"its pickle refers to storage {key!r}, which is not in the archive")
         if size != place.size:
             raise ValueError(f"it claims {numel} elements of {dtype} for storage {key!r} of {place.size} bytes")
         read = functools.cache(lambda: _flat(_bytes(path, place), dtype))
@@ -64,7 +65,7 @@ def open_zip(path: Path) -> Any:
 
 
 def open_legacy(path: Path) -> Any:
-    """The content of a file that `torch.save` wrote before PyTorch 1.6, its tensors not yet read."""
+    """The content of a file of `torch.save` before PyTorch 1.6, with tensors that are read later."""
     places: dict[str, _Place] = {}
     sizes: dict[str, int] = {}
     storages: dict[str, Storage] = {}
@@ -73,7 +74,7 @@ def open_legacy(path: Path) -> Any:
         kind, dtype, key, _, numel, view = identity
         size = _size(kind, key, dtype, numel)
         if view is not None or sizes.setdefault(key, size) != size:
-            raise ValueError(f"its pickle asks for storage {key!r} in a way that torch.save does not")
+            raise ValueError(f"its pickle refers to storage {key!r} in a way that torch.save does not")
         read = functools.cache(lambda: _flat(_bytes(path, places[key]), dtype))
         return storages.setdefault(key, Storage(numel, read))
 
@@ -84,39 +85,40 @@ def open_legacy(path: Path) -> Any:
         value = evaluate(stream, persistent)
         keys = evaluate(stream, no_storage)
         if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(sizes):
-            raise ValueError(f"its pickle asks for {len(sizes)} storages, which are not the {len(keys)} that it lists")
+            raise ValueError(f"its pickle refers to {len(sizes)} storages and lists {len(keys)} others")
         start, end = stream.tell(), len(stream)
         for key in keys:
             size, numel = sizes[key], storages[key].numel
             if start + 8 + size > end or struct.unpack("<q", stream[start : start + 8])[0] != numel:
-                raise ValueError(f"it claims {numel} elements for storage {key!r}, which the file does not hold")
+                raise ValueError(f"it claims {numel} elements for storage {key!r}, which are not in the file")
             places[key] = _Place(start + 8, size, None)
             start += 8 + size
     return value
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file by name, not yet read.
+    """The tensors of a safetensors file by name, which are read later.
 
-    The library checks the header: shapes, sizes and offsets agree, and the tensors fill the file without overlap.
+    The safetensors library checks that shapes, sizes and offsets agree, and that the tensors fill the file without
+    overlap.
     """
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise ValueError('opening it takes the package safetensors: pip install "sde[interop]"') from error
+        raise ValueError('opening it takes the package safetensors: pip install "score-sde[interop]"') from error
     archive = safe_open(path, framework="pt", device="cpu")
     shapes = {name: tuple(archive.get_slice(name).get_shape()) for name in archive.keys()}  # noqa: SIM118
     return {name: LazyTensor(shape, functools.partial(archive.get_tensor, name)) for name, shape in shapes.items()}
 
 
 def no_storage(identity: Any) -> Storage:
-    """For pickles in which no tensor belongs."""
-    raise ValueError("it holds a tensor where none belongs")
+    """Raises a ValueError: for pickles that must not contain a tensor."""
+    raise ValueError("it contains a tensor where none is expected")
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where bytes lie in a file, and their CRC where one is known."""
+    """The position of bytes in a file, and their CRC if it is known."""
 
     start: int
     size: int
@@ -124,7 +126,7 @@ class _Place:
 
 
 class _Bounded(io.FileIO):
-    """A file of which at most 16 MiB are read at once, and so is the directory of an archive."""
+    """A file that refuses to read more than 16 MiB at once, which bounds the directory of an archive."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > 2**24:
@@ -133,7 +135,7 @@ class _Bounded(io.FileIO):
 
 
 def _places(file: io.FileIO, members: Sequence[zipfile.ZipInfo]) -> dict[str, _Place]:
-    """Where the members of an archive lie, once their sizes and names have been checked."""
+    """The positions of the members of an archive, whose sizes and names are checked."""
     end = file.seek(0, io.SEEK_END)
     if sum(member.file_size for member in members) > end:
         raise ValueError(f"its members claim more than the {end} bytes of the file")
@@ -142,24 +144,24 @@ def _places(file: io.FileIO, members: Sequence[zipfile.ZipInfo]) -> dict[str, _P
     for member in sorted(members, key=lambda member: member.header_offset):
         name = member.filename
         if name.startswith("/") or "\\" in name or ".." in name.split("/") or name in places:
-            raise ValueError(f"its member {name!r} lies outside of it, or twice in it")
+            raise ValueError(f"its member {name!r} has a path outside of the archive, or occurs twice")
         stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
         if not stored or member.flag_bits & 1:
             raise ValueError(f"its member {name!r} is compressed or encrypted, and torch.save does neither")
         file.seek(member.header_offset)
         header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise ValueError(f"its member {name!r} has no header where the directory says")
+            raise ValueError(f"its member {name!r} has no header at the offset in the directory")
         start = member.header_offset + 30 + sum(struct.unpack("<2H", header[26:]))
         if member.header_offset < taken or start + member.file_size > end:
-            raise ValueError(f"its member {name!r} overlaps another, or ends behind the file")
+            raise ValueError(f"its member {name!r} overlaps another, or ends after the file")
         taken = start + member.file_size
         places[name] = _Place(start, member.file_size, member.CRC)
     return places
 
 
 def _size(kind: Any, key: Any, dtype: Any, numel: Any) -> int:
-    """The bytes of a storage, from what a pickle claims about it."""
+    """The size in bytes of a storage, from the checked claims of a pickle."""
     sane = kind == "storage" and isinstance(key, str) and isinstance(dtype, torch.dtype)
     if not sane or type(numel) is not int or numel < 0:
         raise ValueError(f"it claims a storage {shown(key)} with {shown(numel)} elements of {shown(dtype)}")
@@ -172,7 +174,7 @@ def _bytes(path: Path, place: _Place) -> bytearray:
         file.seek(place.start)
         read = file.readinto(data)
     if read != place.size or (place.crc is not None and zlib.crc32(data) != place.crc):
-        raise ValueError(f"{path} is truncated or altered: {place.size} bytes at {place.start} are not what they were")
+        raise ValueError(f"{path} is truncated or altered: {place.size} bytes at {place.start} are damaged")
     return data
 
 

@@ -1,8 +1,8 @@
-r"""The `UNet2DModel` of Hugging Face diffusers as this library's U-Net: its settings and the names of its weights."""
+r"""Conversion of the `UNet2DModel` of Hugging Face diffusers to our U-Net: settings and names of the weights."""
 
 from __future__ import annotations
 
-__all__ = ["NETWORK", "network", "renamed"]
+__all__ = ["NETWORK", "network", "rename_weights"]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formats import LazyTensor
-from .validated import Checked
+from .formats import LazyTensor, largest_size
+from .validated import ValidatedSettings
 
-# The arguments of UNet2DModel with their defaults, which a config may leave out.
+# The arguments of UNet2DModel with their defaults, which a config may omit.
 NETWORK: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
@@ -47,21 +47,21 @@ NETWORK: dict[str, Any] = {
 }
 
 
-def network(s: Checked, state: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """The tree of the U-Net, none of whose sizes exceeds those in the file."""
-    largest = min(max(max(tensor.shape, default=1) for tensor in state.values()), 2**16)
-    channels = s.several("block_out_channels", int, len(state))
+def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """The tree of the U-Net, whose sizes do not exceed those in the file."""
+    maximum = min(largest_size(state), 2**16)
+    channels = s.sequence("block_out_channels", int, len(state))
     levels = len(channels)
-    if not 1 <= min(channels) <= max(channels) <= largest:
-        raise s.error("block_out_channels", f"numbers from 1 to {largest}, the longest side of a weight in the file")
-    blocks = s.whole("layers_per_block", len(state) // levels)
+    if not 1 <= min(channels) <= max(channels) <= maximum:
+        raise s.error("block_out_channels", f"numbers from 1 to {maximum}, the largest size of a weight in the file")
+    blocks = s.integer("layers_per_block", len(state) // levels)
     down, up = (
-        [kind.removeprefix("UNetRes") for kind in s.several(f"{way}_block_types", str, levels)]
-        for way in ("down", "up")
+        [kind.removeprefix("UNetRes") for kind in s.sequence(f"{side}_block_types", str, levels)]
+        for side in ("down", "up")
     )
     if not len(down) == len(up) == levels:
         raise s.error("block_out_channels", "one entry for each of down_block_types and up_block_types")
-    groups = s.whole("norm_num_groups", largest)
+    groups = s.integer("norm_num_groups", maximum)
     shift = s.choice("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
     if s["attn_norm_num_groups"] not in (None, groups):
         raise s.error("attn_norm_num_groups", f"null, or norm_num_groups={groups}")
@@ -74,11 +74,11 @@ def network(s: Checked, state: Mapping[str, LazyTensor]) -> dict[str, Any]:
         raise s.error("mid_block_scale_factor", "a positive number")
 
     def optional(name: str) -> int | None:
-        return None if s[name] is None else s.whole(name, largest)
+        return None if s[name] is None else s.integer(name, maximum)
 
     return {
         "_target_": "sde.networks.UNet",
-        "channels": s.whole("in_channels", largest),
+        "channels": s.integer("in_channels", maximum),
         "width": channels[0],
         "multipliers": [c / channels[0] for c in channels],
         "blocks": blocks,
@@ -94,7 +94,7 @@ def network(s: Checked, state: Mapping[str, LazyTensor]) -> dict[str, Any]:
         },
         "features": optional("time_embedding_dim"),
         "classes": optional("num_class_embeds"),
-        "out_channels": s.whole("out_channels", largest),
+        "out_channels": s.integer("out_channels", maximum),
         "null_class": False,
         "norm": {"_target_": "sde.networks.Normalisation", "groups": groups, "least": 1, "eps": s.number("norm_eps")},
         "scale_shift": shift,
@@ -110,10 +110,10 @@ def network(s: Checked, state: Mapping[str, LazyTensor]) -> dict[str, Any]:
     }
 
 
-def _resampling(s: Checked, types: str, how: str, kinds: Sequence[str], symmetric: bool) -> dict[str, Any]:
-    """How a network goes from level to level: by convolutions, or by residual blocks that average and repeat."""
-    way = "Down" if types.startswith("down") else "Up"
-    conv, attention, residual = f"{way}Block2D", f"Attn{way}Block2D", f"Resnet{way}sampleBlock2D"
+def _resampling(s: ValidatedSettings, types: str, how: str, kinds: Sequence[str], symmetric: bool) -> dict[str, Any]:
+    """The layers between the levels: convolutions, or residual blocks that average and repeat."""
+    side = "Down" if types.startswith("down") else "Up"
+    conv, attention, residual = f"{side}Block2D", f"Attn{side}Block2D", f"Resnet{side}sampleBlock2D"
     if not set(kinds) <= {conv, attention, residual}:
         raise s.error(types, f"{conv}, {attention} and {residual}")
     by_residual = {
@@ -121,13 +121,15 @@ def _resampling(s: Checked, types: str, how: str, kinds: Sequence[str], symmetri
         for kind in kinds[:-1]
     }
     if len(by_residual) == 2:
-        raise s.error(types, f"one way between all levels, convolutions or residual blocks, with {how}={s[how]!r}")
+        raise s.error(
+            types, f"the same layers between all levels, convolutions or residual blocks, with {how}={s[how]!r}"
+        )
     if by_residual == {True}:
         return {"_target_": "sde.networks.InResidual"}
     return {"_target_": "sde.networks.StridedConv", "symmetric": symmetric}
 
 
-# Their names and ours; the parts of a stacked map are numbered.
+# Their names and ours; the parts of a stacked linear layer are numbered.
 _NAMES = (
     (r"^down_blocks\.(\d+)\.resnets\.(\d+)\.", r"encoder.\1.\2.residual."),
     (r"^down_blocks\.(\d+)\.attentions\.(\d+)\.", r"encoder.\1.\2.attention."),
@@ -155,12 +157,12 @@ _NAMES = (
 )
 
 
-def renamed(state: Mapping[str, LazyTensor]) -> dict[str, Tensor]:
-    """The weights by our names; queries, keys and values become one map."""
+def rename_weights(state: Mapping[str, LazyTensor]) -> dict[str, Tensor]:
+    """The weights by our names; queries, keys and values become one linear layer."""
     parts: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in state.items():
         for theirs, ours in _NAMES:
             name = re.sub(theirs, ours, name)
         name, _, part = name.partition("/")
         parts.setdefault(name, {})[part] = tensor
-    return {name: torch.cat([found[part].read() for part in sorted(found)]) for name, found in parts.items()}
+    return {name: torch.cat([by_part[part].read() for part in sorted(by_part)]) for name, by_part in parts.items()}

@@ -1,11 +1,11 @@
-r"""The two networks of NVlabs EDM, SongUNet (DDPM++ and NCSN++) and DhariwalUNet (ADM), as U-Nets of this library.
+r"""Conversion of the two networks of NVlabs EDM, SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM), to our U-Net.
 
-The names and the settings are those of training/networks.py in https://github.com/NVlabs/edm.
+Names and settings are those of training/networks.py in https://github.com/NVlabs/edm.
 """
 
 from __future__ import annotations
 
-__all__ = ["UNETS", "largest", "network", "renamed"]
+__all__ = ["UNETS", "network", "rename_weights"]
 
 import math
 import re
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..networks.embedding import split
-from .formats import LazyTensor
-from .validated import Checked
+from .formats import LazyTensor, largest_size
+from .validated import ValidatedSettings
 
-# Their arguments with the defaults.
+# The arguments of the networks with their defaults.
 _COMMON: dict[str, Any] = {"label_dim": 0, "use_fp16": False, "augment_dim": 0, "label_dropout": 0, "dropout": 0.1}
 _COMMON |= {"channel_mult_emb": 4}
 UNETS: dict[str, dict[str, Any]] = {
@@ -45,25 +45,25 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
-def network(s: Checked, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
-    """The tree of the U-Net, no size of which exceeds those in the file."""
-    most = largest(state)
-    width, size = s.whole("model_channels", most), s["img_resolution"]
-    multipliers = s.several("channel_mult", int, len(state))
-    if not 1 <= min(multipliers) <= max(multipliers) <= most:
-        raise s.error("channel_mult", f"whole numbers from 1 to {most}")
-    attended = s.several("attn_resolutions", int, len(state)) if s["attn_resolutions"] else []
+def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
+    """The tree of the U-Net, whose sizes do not exceed those in the file."""
+    maximum = largest_size(state)
+    width, size = s.integer("model_channels", maximum), s["img_resolution"]
+    multipliers = s.sequence("channel_mult", int, len(state))
+    if not 1 <= min(multipliers) <= max(multipliers) <= maximum:
+        raise s.error("channel_mult", f"whole numbers from 1 to {maximum}")
+    resolutions = s.sequence("attn_resolutions", int, len(state)) if s["attn_resolutions"] else []
     common = {
         "_target_": "sde.networks.UNet",
         "channels": s["img_channels"],
         "width": width,
         "multipliers": multipliers,
-        "blocks": s.whole("num_blocks", len(state) // len(multipliers)),
-        "attention": [level for level in range(len(multipliers)) if size >> level in attended],
+        "blocks": s.integer("num_blocks", len(state) // len(multipliers)),
+        "attention": [level for level in range(len(multipliers)) if size >> level in resolutions],
         "dropout": s.number("dropout"),
-        "features": width * s.whole("channel_mult_emb", most),
+        "features": width * s.integer("channel_mult_emb", maximum),
         "classes": classes,
-        "augment": s.whole("augment_dim", most) if s["augment_dim"] else 0,
+        "augment": s.integer("augment_dim", maximum) if s["augment_dim"] else 0,
     }
     if s["model_type"] == "DhariwalUNet":
         return common | {
@@ -74,7 +74,7 @@ def network(s: Checked, state: Mapping[str, LazyTensor], classes: int | None) ->
             "resampling": {"_target_": "sde.networks.InResidual"},
             "embedding": {"_target_": "sde.networks.Positional", "dim": width, "shift": 0, "cosine_first": True},
         }
-    taps, dim = s.several("resample_filter", int | float, 16), width * s.whole("channel_mult_noise", most)
+    taps, dim = s.sequence("resample_filter", int | float, 16), width * s.integer("channel_mult_noise", maximum)
     fir, conv = {"_target_": "sde.networks.FIR", "taps": taps}, {"_target_": "sde.networks.FilteredConv", "taps": taps}
     fourier = s.choice("embedding_type", "positional", "fourier") == "fourier"
     inputs = {
@@ -97,7 +97,7 @@ def network(s: Checked, state: Mapping[str, LazyTensor], classes: int | None) ->
     }
 
 
-# Where the parts of a network stand here, at the level or the step of the decoder with that number.
+# The names of the modules here; numbers are levels of the encoder or steps of the decoder.
 _PLACES = {
     "enc_conv": "inlet",
     "enc_down": "downsample.{before}",
@@ -118,24 +118,23 @@ _OTHERS |= {"out_norm": "outlet.0", "out_conv": "outlet.2"}
 _NAME = re.compile(r"(enc|dec)\.(\d+)x\2_(block|in|[a-z_]+)(\d*)(?:\.(\w+))?")
 
 
-def renamed(s: Checked, weights: Mapping[str, Tensor], classes: int | None) -> dict[str, Tensor]:
-    """The weights by our names; those that are none of such a network's, or the second for
-    a place, keep theirs, by which they are refused."""
+def rename_weights(s: ValidatedSettings, weights: Mapping[str, Tensor], classes: int | None) -> dict[str, Tensor]:
+    """The weights by our names; unknown and duplicate ones keep their names, so that matching refuses them."""
     song, levels = s["model_type"] == "SongUNet", len(s["channel_mult"])
     head = "output_pyramid.{here}.head" if s.values.get("decoder_type") == "skip" else "outlet"
     numbers = {str(s["img_resolution"] >> level): level for level in range(levels)}
     ours: dict[str, Tensor] = {}
     for theirs, tensor in weights.items():
         place, _, last = theirs.removeprefix("model.").rpartition(".")
-        found = _NAME.fullmatch(place)
+        match = _NAME.fullmatch(place)
         if place in _OTHERS:
             name = f"{_OTHERS[place]}.{last}"
         elif theirs == "model.map_noise.freqs":
             name, tensor = "context.embedding.parts", split(tensor)
-        elif found is not None and found[2] in numbers and f"{found[1]}_{found[3]}" in _PLACES:
-            way, size, kind, index, part = found.groups(default="")
-            here = numbers[size] if way == "enc" else levels - 1 - numbers[size]
-            where = _PLACES[f"{way}_{kind}"].replace("{head}", head).format(here=here, before=here - 1, index=index)
+        elif match is not None and match[2] in numbers and f"{match[1]}_{match[3]}" in _PLACES:
+            side, size, kind, index, part = match.groups(default="")
+            here = numbers[size] if side == "enc" else levels - 1 - numbers[size]
+            where = _PLACES[f"{side}_{kind}"].replace("{head}", head).format(here=here, before=here - 1, index=index)
             inner = f".attention.{_ATTENTION[part]}" if part in _ATTENTION else f".residual.{_RESIDUAL.get(part, part)}"
             name = f"{where}{inner if part else ''}.{last}"
             if part in _ATTENTION:
@@ -151,7 +150,7 @@ def renamed(s: Checked, weights: Mapping[str, Tensor], classes: int | None) -> d
 
 
 def _attention(tensor: Tensor, part: str, channels: int) -> Tensor:
-    """The maps of an attention, which are convolutions of size 1 there, with q, k and v side by side for each row."""
+    """An attention layer's weights from convolutions of size 1, whose rows are ordered q, k, v for each channel."""
     if tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
         tensor = tensor[:, :, 0, 0]
     width = len(tensor) // 3 if tensor.ndim else 0
@@ -161,19 +160,14 @@ def _attention(tensor: Tensor, part: str, channels: int) -> Tensor:
     return tensor.unflatten(0, (heads, width // heads, 3)).movedim(2, 0).flatten(0, 2)
 
 
-def _table(s: Checked, weights: dict[str, Tensor], song: bool, classes: int) -> Tensor:
-    """The row of each class, and of none: what the map of the one-hot vectors adds to the embedding."""
+def _table(s: ValidatedSettings, weights: dict[str, Tensor], song: bool, classes: int) -> Tensor:
+    """The row of each class and of "no label": the output of the linear layer for one-hot vectors."""
     names = ("model.map_label.weight", "model.map_label.bias") if song else ("model.map_label.weight",)
-    found = [weights.pop(name, torch.empty(0)) for name in names]
-    if found[0].ndim != 2 or found[0].shape[1] != classes or (song and found[1].shape != found[0].shape[:1]):
+    stored = [weights.pop(name, torch.empty(0)) for name in names]
+    if stored[0].ndim != 2 or stored[0].shape[1] != classes or (song and stored[1].shape != stored[0].shape[:1]):
         raise ValueError(
             f"{s.source.path}: label_dim={classes}: expected {' and '.join(names)} for vectors of that length, got "
-            + " and ".join(str(tuple(tensor.shape)) if tensor.numel() else "none" for tensor in found)
+            + " and ".join(str(tuple(tensor.shape)) if tensor.numel() else "none" for tensor in stored)
         )
-    rows = torch.cat([found[0].T, torch.zeros_like(found[0].T[:1])])
-    return rows * math.sqrt(classes) + found[1] if song else rows
-
-
-def largest(state: Mapping[str, LazyTensor]) -> int:
-    """The longest side of a weight in the file: what settings ask for is bounded by it before it is built."""
-    return max(max(tensor.shape, default=1) for tensor in state.values())
+    rows = torch.cat([stored[0].T, torch.zeros_like(stored[0].T[:1])])
+    return rows * math.sqrt(classes) + stored[1] if song else rows

@@ -1,13 +1,13 @@
-r"""Reading what other projects wrote: what a path holds is seen from its first bytes, and nothing in it is run.
+r"""Detection of file formats by their first bytes, and reading of files without running anything in them.
 
-A source is a file or a directory. Of a file the tree of plain values is read, with its tensors left where they are;
-its settings are given, or stand in a JSON file beside it. Whatever is wrong with a source is a ValueError that begins
+A source is a file or a directory. From a file the tree of plain values is read; its tensors are read later. The
+settings come from the user or from a JSON file beside the source. All errors about a source are ValueErrors that begin
 with its path.
 """
 
 from __future__ import annotations
 
-__all__ = ["LazyTensor", "Source", "read_json", "read_state", "tensors"]
+__all__ = ["LazyTensor", "Source", "largest_size", "read_json", "read_state", "tensors"]
 
 import functools
 import json
@@ -29,23 +29,23 @@ JSON_LEVELS = 32
 Settings = Mapping[str, Any] | str | os.PathLike[str]
 
 _EXPORT = (
-    "a Python pickle, which can run any code when it is opened, as those of NVlabs' EDM do. Where it came from, save "
-    "its weights and settings apart: torch.save(net.state_dict(), 'net.pt'); json.dump({'class_name': "
+    "a Python pickle, which can run any code when it is opened, as those of NVlabs' EDM do. In the original project, "
+    "save its weights and settings separately: torch.save(net.state_dict(), 'net.pt'); json.dump({'class_name': "
     "type(net).__name__, 'init_kwargs': dict(net.init_kwargs)}, open('net.json', 'w')); then open net.pt"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or a directory that may hold a model.
+    """A file or a directory that may contain a model.
 
     Args:
-        path: where.
-        given: the settings that the user gave, or the path of a JSON file with them.
+        path: the path.
+        user_settings: the user's settings, or the path of a JSON file with them.
     """
 
     path: Path
-    given: Settings | None = None
+    user_settings: Settings | None = None
 
     def __post_init__(self) -> None:
         mode = _mode(self.path)
@@ -54,37 +54,37 @@ class Source:
 
     @functools.cached_property
     def content(self) -> Any:
-        """The tree that a file holds, its tensors as :class:`LazyTensor`; None for a directory."""
+        """The tree in a file, with tensors as :class:`LazyTensor`; None for a directory."""
         return None if self.path.is_dir() else _open(self.path)
 
     @functools.cached_property
     def state(self) -> dict[str, LazyTensor] | None:
-        """The content, where it is a mapping of names to tensors and nothing else."""
+        """The content if it is a mapping of names to tensors only, else None."""
         return _state(self.content)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any] | None:
-        """The settings given, or those in the JSON file beside it with the same name; None where there are none."""
+        """The user's settings, or those in the JSON file of the same name beside the source, or None."""
         beside = self.path.with_suffix(".json")
-        if isinstance(self.given, Mapping):
+        if isinstance(self.user_settings, Mapping):
             try:
-                return dict(json.loads(json.dumps(dict(self.given))))
+                return dict(json.loads(json.dumps(dict(self.user_settings))))
             except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"{self.path}: settings= holds what a JSON file cannot: {error}") from error
-        if self.given is not None:
-            return read_json(Path(self.given))
+                raise ValueError(f"{self.path}: settings= cannot be stored as JSON: {error}") from error
+        if self.user_settings is not None:
+            return read_json(Path(self.user_settings))
         return read_json(beside) if not self.path.is_dir() and beside.exists() else None
 
     def need_settings(self, *names: str) -> dict[str, Any]:
-        """The settings, in which the names have to be.
+        """The settings, which must contain the given names.
 
         Raises:
-            ValueError: if there are none, or one of the names is missing.
+            ValueError: if there are no settings, or one of the names is missing.
         """
         if self.settings is None:
             raise ValueError(
-                f"{self.path} does not hold the settings of its network: give settings= (a mapping, or the path of a "
-                f"JSON file), or lay them beside it as {self.path.with_suffix('.json').name}"
+                f"{self.path} does not contain the settings of its network: pass settings= (a mapping, or the path of "
+                f"a JSON file), or save them beside it as {self.path.with_suffix('.json').name}"
             )
         missing = [name for name in names if name not in self.settings]
         if missing:
@@ -96,49 +96,54 @@ class Source:
 
 
 def tensors(state: Mapping[str, LazyTensor]) -> dict[str, Tensor]:
-    """Reads tensors."""
+    """Reads all tensors."""
     return {name: tensor.read() for name, tensor in state.items()}
 
 
+def largest_size(state: Mapping[str, LazyTensor]) -> int:
+    """The size of the largest axis of all tensors in a file, which bounds every size that its settings may name."""
+    return max(max(tensor.shape, default=1) for tensor in state.values())
+
+
 def read_state(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a file that holds nothing else, by name.
+    """The tensors by name of a file that contains nothing else.
 
     Raises:
-        ValueError: if it holds anything else, or is no file that can be opened.
+        ValueError: if the file contains anything else, or cannot be opened.
     """
     state = _state(_open(path))
     if state is None:
-        raise ValueError(f"{path} is no file of weights: expected a mapping of names to tensors")
+        raise ValueError(f"{path} is not a file of weights: expected a mapping of names to tensors")
     return state
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file.
+    """The object in a JSON file.
 
     Raises:
-        ValueError: if it is longer than 1 MiB, deeper than 32 levels, no JSON, or no object.
+        ValueError: if it is longer than 1 MiB, deeper than 32 levels, not JSON, or not an object.
     """
     mode = _mode(path)
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is no file: expected a JSON file of settings")
+        raise ValueError(f"{path} is not a file: expected a JSON file of settings")
     size = path.stat().st_size
     if size > JSON_BYTES:
         raise ValueError(f"{path} is too large for settings: {size} bytes, expected at most {JSON_BYTES}")
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds {type(tree).__name__!r}: expected a JSON object of settings")
+        raise ValueError(f"{path} contains {type(tree).__name__!r}: expected a JSON object of settings")
     if _deeper(tree, JSON_LEVELS):
-        raise ValueError(f"{path} is nested more than {JSON_LEVELS} levels deep, which settings are not")
+        raise ValueError(f"{path} is nested more than {JSON_LEVELS} levels deep: expected settings")
     return tree
 
 
 def _open(path: Path) -> Any:
-    """The tree in a file, by its first bytes."""
+    """The tree in a file, whose format its first bytes determine."""
     if not stat.S_ISREG(_mode(path)):
-        raise ValueError(f"{path} is no file: expected a file of weights")
+        raise ValueError(f"{path} is not a file: expected a file of weights")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(16)
@@ -152,15 +157,13 @@ def _open(path: Path) -> Any:
         if head.startswith(b"\x80"):
             _refuse_pickle(path)
         if head.startswith(b"\x89HDF\r\n\x1a\n"):
-            raise ValueError("an HDF5 file, and no model is read from those: expected weights as torch or safetensors")
+            raise ValueError("an HDF5 file, which cannot contain a model: expected weights as torch or safetensors")
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size - 8, 2**24):
             return open_safetensors(path)
-    except Exception as error:  # a damaged file can raise anything; nothing in it was run
+    except Exception as error:  # a damaged file can raise any exception; nothing in it was run
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint, or damaged: {reason}") from error
-    raise ValueError(
-        f"{path} is not a checkpoint: it begins with {head!r}, and neither a file of torch.save nor safetensors does"
-    )
+    raise ValueError(f"{path} is not a checkpoint: it begins with {head!r}, unlike files of torch.save and safetensors")
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -189,7 +192,7 @@ def _mode(path: Path) -> int:
 
 
 def _deeper(tree: Any, levels: int) -> bool:
-    """Whether a tree has more levels than that."""
+    """Whether a tree has more than the given number of levels."""
     if levels == 0:
         return isinstance(tree, dict | list)
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()

@@ -1,19 +1,22 @@
-r"""Matching: foreign weights against the network that they are meant for, name by name and shape by shape."""
+r"""Matching of imported weights to a network of this library, by name and shape."""
 
 from __future__ import annotations
 
-__all__ = ["content", "match"]
+__all__ = ["content", "image_model", "match"]
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..instantiate import MODEL_ROOMS, build
+from ..storage.checkpoint import misfits
 from ..version import __version__
 from .formats import Source
+
+Tree = dict[str, Any]
 
 
 def content(
@@ -26,14 +29,14 @@ def content(
     """The content of a checkpoint of this library.
 
     Args:
-        source: where the weights come from.
-        tree: `process`, `network`, `denoiser`, `scaling`, `shape` and `classes`, as a trained run has them.
-        weights: the weights by the names of the network of `tree`.
-        ema: their averages by name; None where the file has one set of weights, which then serves as both.
-        step: the training steps behind them.
+        source: the source of the weights.
+        tree: `process`, `network`, `denoiser`, `scaling`, `shape` and `classes`, as in a checkpoint of a training run.
+        weights: the weights, by their names in the network of `tree`.
+        ema: the averaged weights by name; None if the source has a single set of weights, which then serves as both.
+        step: the number of training steps.
 
     Raises:
-        ValueError: if the weights are not those of the network.
+        ValueError: if the weights do not fit the network.
     """
     expected = _shapes(source, tree)
     raw = match(source, expected, weights)
@@ -49,48 +52,66 @@ def content(
     }
 
 
+def image_model(
+    process: Tree,
+    network: Tree,
+    parametrisation: Tree,
+    level: Tree,
+    shape: list[int],
+    *,
+    matched: bool = False,
+    learned_variance: bool = False,
+    wrappers: Sequence[Tree] = (),
+) -> Tree:
+    """The tree of a model of 8-bit images, whose network receives pixels v as 2 v / 255 - 1.
+
+    Args:
+        process: the process of training.
+        network: the network.
+        parametrisation: the meaning of its output.
+        level: its noise conditioning under the process of training.
+        shape: (C, H, W).
+        matched: whether another process may take the place of that of training.
+        learned_variance: whether the network predicts the reverse variance.
+        wrappers: wrappers of the denoiser, from the innermost.
+    """
+    if matched:
+        level = {"_target_": "sde.MatchedLevel", "trained": process, "level": level}
+    denoiser = "sde.LearnedVarianceDenoiser" if learned_variance else "sde.NetworkDenoiser"
+    return {
+        "process": process,
+        "network": network,
+        "denoiser": {"_target_": denoiser, "parametrisation": parametrisation, "level": level},
+        "wrappers": list(wrappers),
+        "scaling": {"_target_": "sde.data.Scaling", "scale": 2 / 255, "shift": -1.0 - 1 / 255, "levels": 256},
+        "shape": shape,
+        "classes": network["classes"],
+    }
+
+
 def match(source: Source, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by the names of a denoiser with that network.
+    """The weights under their names in a denoiser with that network.
 
     Raises:
-        ValueError: if a weight is missing, left over or of another shape; the first of each are named.
+        ValueError: if a weight is missing, left over or of another shape; the error names the first of each.
     """
-    missing, extra = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    faults = [
-        f"{len(found)} {kind} ({_few(found)})"
-        for kind, found in (
-            ("missing", sorted(missing)),
-            ("not the network's", sorted(extra)),
-            ("of another shape", misshapen),
-        )
-        if found
-    ]
+    faults = misfits(expected, weights)
     if faults:
         raise ValueError(
             f"{source.path} does not hold the {len(expected)} weights of the network that its settings describe: "
-            f"{'; '.join(faults)}; check settings="
+            f"{faults}; check settings="
         )
     return {f"network.{name}": weights[name] for name in expected}
 
 
 def _shapes(source: Source, tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights of a model's network, which is built without memory for them."""
+    """The shapes of the weights of a model's network, which is built without allocating them."""
     try:
         build(tree["scaling"], rooms=MODEL_ROOMS)
         process = build(tree["process"], rooms=MODEL_ROOMS)
         with torch.device("meta"):
             network = build(tree["network"], rooms=MODEL_ROOMS)
         build(tree["denoiser"], rooms=MODEL_ROOMS, network=network, process=process)
-    except Exception as error:  # settings of a wrong type or size can raise anything
-        raise ValueError(f"{source.path}: its settings describe no model: {error}") from error
+    except Exception as error:  # wrong types and sizes can raise any exception
+        raise ValueError(f"{source.path}: its settings do not describe a model: {error}") from error
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

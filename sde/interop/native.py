@@ -1,4 +1,4 @@
-r"""This library's own checkpoints, as one kind among others."""
+r"""Importer of checkpoints of this library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHAT = "a checkpoint or run directory of this library"
 
 
 def recognises(source: Source) -> bool:
-    """Whether it is a run directory, a checkpoint by its name or with its digest beside it, or one by its content."""
+    """Whether it is a run directory, or a checkpoint by its name, its digest file or its content."""
     path = source.path
     if path.is_dir():
         return (path / "checkpoints").is_dir()
@@ -25,5 +25,5 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source, process: SDE | None) -> dict[str, Any]:
-    """The content of the checkpoint."""
+    """The content of the checkpoint, unchanged."""
     return load_checkpoint(source.path)

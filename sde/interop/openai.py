@@ -1,16 +1,16 @@
-r"""Networks of OpenAI's improved-diffusion and guided-diffusion: a state dict, and the flags that it was trained with.
+r"""Importer of OpenAI's improved-diffusion and guided-diffusion networks: a state dict, and the flags of its training.
 
-The flags are those of script_util.py in both projects, as a mapping of their names; what is left out has its default
-there. With `learn_sigma` the network answers the variance of the reverse step too, and becomes a
-:class:`sde.LearnedVarianceDenoiser`: `sde.solvers.Ancestral(steps)` then samples as the originals do. Without it, they
-sample with `v=1` by default and, in improved-diffusion with `sigma_small`, with `v=0`.
+The flags are those of script_util.py in both projects, as a mapping by name; missing flags have their default there.
+With `learn_sigma` the network also predicts the variance of the reverse step, and becomes a
+:class:`sde.LearnedVarianceDenoiser`: `sde.solvers.Ancestral(steps)` then samples like the originals. Without it, the
+originals sample with `v=1` by default and, in improved-diffusion with `sigma_small`, with `v=0`.
 
-Their timestep 0 ... N - 1 is the step i = 1 ... N of the chain, which :class:`sde.ChainSDE` has at t = i/N, so that the
-network is told :math:`N t - 1`, and with `rescale_timesteps` 1000/N times that. A respaced chain is a grid of
-times i/N, whose longer steps have the betas of the original's. Its last step, from i = 1 to the clean end, has no
-noise: it is the one that `denoise=True` adds. Their `clip_denoised` is :class:`sde.denoisers.clipping.Clip`.
+Their timestep 0 ... N - 1 is the step i = 1 ... N of the chain, at t = i/N of :class:`sde.ChainSDE`. The noise
+conditioning is therefore :math:`N t - 1`, and with `rescale_timesteps` 1000/N times that. A respaced chain is a grid of
+times i/N, whose longer steps have the betas of the original. Its last step, from i = 1 to clean data, is without noise:
+it is the step that `denoise=True` adds. Their `clip_denoised` is :class:`sde.Clip`.
 
-Pixels v are shown to the network as :math:`2 v/255 - 1`.
+The network receives pixels v as :math:`2 v/255 - 1`.
 
 Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, https://arxiv.org/abs/2102.09672;
 Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021, https://arxiv.org/abs/2105.05233; names and
@@ -28,13 +28,13 @@ from typing import Any
 from torch import Tensor
 
 from ..processes import SDE
-from .formats import LazyTensor, Source
-from .matching import content
-from .validated import Checked
+from .formats import LazyTensor, Source, largest_size
+from .matching import content, image_model
+from .validated import ValidatedSettings
 
 WHAT = "a U-Net of improved-diffusion or guided-diffusion: its state dict, with the flags of its training"
 
-# The flags of both projects with their defaults; of those in the last two lines a model is independent.
+# The flags of both projects with their defaults; those in the last two lines do not affect the model.
 _FLAGS: dict[str, Any] = {
     "image_size": 64,
     "num_channels": 128,
@@ -58,7 +58,7 @@ _FLAGS: dict[str, Any] = {
     **dict.fromkeys(("use_checkpoint", "use_fp16")),
 }
 
-# The channels of the levels where `channel_mult` is left to the size of the images.
+# The channels of the levels by the size of the images, for an empty `channel_mult`.
 _MULTIPLIERS: dict[int, list[float]] = {
     512: [0.5, 1, 1, 2, 2, 4, 4],
     256: [1, 1, 2, 2, 4, 4],
@@ -69,7 +69,7 @@ _MULTIPLIERS: dict[int, list[float]] = {
 
 
 def recognises(source: Source) -> bool:
-    """Whether a source is the state dict of such a U-Net, by its names."""
+    """Whether the source is the state dict of such a U-Net, judged by its names."""
     return source.state is not None and {"time_embed.0.weight", "input_blocks.0.0.weight"} <= source.state.keys()
 
 
@@ -78,44 +78,32 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
 
     Args:
         source: the file of weights.
-        process: the process to use the network with, which decides how its label is found.
+        process: the process to use the network with, which determines how the noise conditioning is computed.
 
     Raises:
-        ValueError: if a flag or a weight is not that of such a network; it is named.
+        ValueError: if a flag or a weight does not fit such a network; the error names it.
     """
     flags, state = source.need_settings("image_size"), source.state or {}
     unknown = sorted(flags.keys() - _FLAGS.keys())
     if unknown:
-        raise ValueError(f"{source.path}: {unknown[0]!r} is none of the flags of a model: {', '.join(_FLAGS)}")
-    s, most = Checked(source, {**_FLAGS, **flags}), max(max(tensor.shape, default=1) for tensor in state.values())
+        raise ValueError(f"{source.path}: {unknown[0]!r} is not a flag of a model: expected {', '.join(_FLAGS)}")
+    s = ValidatedSettings(source, {**_FLAGS, **flags})
     chain, level = _chain(s)
     trained = {"_target_": "sde.ChainSDE", "chain": chain}
-    if process is not None:
-        level = {"_target_": "sde.MatchedLevel", "trained": trained, "level": level}
     table = state.get("label_emb.weight")
     if s.flag("class_cond") and table is None:
         raise s.error("class_cond", "false for a file without label_emb.weight")
-    prediction = "DataPrediction" if s.flag("predict_xstart") else "NoisePrediction"
-    denoiser = "learned_variance.LearnedVarianceDenoiser" if s.flag("learn_sigma") else "denoiser.NetworkDenoiser"
-    network = _network(s, state, most, table.shape[0] if table is not None and table.shape else None)
-    tree = {
-        "process": trained,
-        "network": network,
-        "denoiser": {
-            "_target_": f"sde.{denoiser}",
-            "parametrisation": {"_target_": f"sde.{prediction}"},
-            "level": level,
-        },
-        "scaling": {"_target_": "sde.data.Scaling", "scale": 2 / 255, "shift": -1.0 - 1 / 255, "levels": 256},
-        "shape": [network["channels"], s["image_size"], s["image_size"]],
-        "classes": network["classes"],
-    }
-    return content(source, tree, _renamed(s, state, network))
+    prediction = {"_target_": "sde.DataPrediction" if s.flag("predict_xstart") else "sde.NoisePrediction"}
+    network = _network(s, state, table.shape[0] if table is not None and table.shape else None)
+    shape = [network["channels"], s["image_size"], s["image_size"]]
+    learned, matched = s.flag("learn_sigma"), process is not None
+    tree = image_model(trained, network, prediction, level, shape, matched=matched, learned_variance=learned)
+    return content(source, tree, _rename_weights(s, state, network))
 
 
-def _chain(s: Checked) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The trees of the chain and of what the network is told."""
-    steps = s.whole("diffusion_steps", 10**5)
+def _chain(s: ValidatedSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trees of the chain and of the noise conditioning."""
+    steps = s.integer("diffusion_steps", 10**5)
     if s["rescale_timesteps"] is None and steps != 1000:
         raise s.error(
             "rescale_timesteps",
@@ -124,21 +112,22 @@ def _chain(s: Checked) -> tuple[dict[str, Any], dict[str, Any]]:
     scale = 1000.0 / steps if s.flag("rescale_timesteps") else 1.0
     schedule = s.choice("noise_schedule", "linear", "cosine")
     if schedule == "linear" and steps <= 20:
-        raise s.error("diffusion_steps", "more than 20 of the linear schedule, whose betas reach 1 there")
+        raise s.error("diffusion_steps", "more than 20 for the linear schedule, whose betas otherwise reach 1")
     chain = {"_target_": f"sde.DiscreteChain.{schedule}", "n": steps}
     return chain, {"_target_": "sde.TimeLevel", "scale": steps * scale, "offset": -scale}
 
 
-def _network(s: Checked, state: Mapping[str, LazyTensor], most: int, classes: int | None) -> dict[str, Any]:
-    """The tree of the U-Net, no size of which exceeds those in the file."""
-    width, size, heads = s.whole("num_channels", most), s.whole("image_size"), s.whole("num_heads", most)
+def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
+    """The tree of the U-Net, whose sizes do not exceed those in the file."""
+    maximum = largest_size(state)
+    width, size, heads = s.integer("num_channels", maximum), s.integer("image_size"), s.integer("num_heads", maximum)
     multipliers = _numbers(s, "channel_mult", len(state)) or _MULTIPLIERS.get(size, [])
     if not multipliers:
-        raise s.error("image_size", f"one of {', '.join(map(str, _MULTIPLIERS))}, or channel_mult to be given")
-    attended = {size // resolution for resolution in _numbers(s, "attention_resolutions", len(state))}
+        raise s.error("image_size", f"one of {', '.join(map(str, _MULTIPLIERS))}, or channel_mult")
+    factors = {size // resolution for resolution in _numbers(s, "attention_resolutions", len(state))}
     by_channels = s["num_head_channels"] != -1
     if s["num_heads_upsample"] not in (-1, heads) and not by_channels:
-        raise s.error("num_heads_upsample", f"num_heads={heads}, or -1 for it")
+        raise s.error("num_heads_upsample", f"num_heads={heads}, or -1 for that number")
     channels = state["input_blocks.0.0.weight"].shape[1:2] or (1,)
     resampling = {"_target_": "sde.networks.StridedConv", "symmetric": True}
     return {
@@ -148,10 +137,10 @@ def _network(s: Checked, state: Mapping[str, LazyTensor], most: int, classes: in
         "width": width,
         "inlet": int(multipliers[0] * width),
         "multipliers": multipliers,
-        "blocks": s.whole("num_res_blocks", len(state) // len(multipliers)),
-        "attention": [level for level in range(len(multipliers)) if 2**level in attended],
+        "blocks": s.integer("num_res_blocks", len(state) // len(multipliers)),
+        "attention": [level for level in range(len(multipliers)) if 2**level in factors],
         "heads": heads,
-        "head_channels": s.whole("num_head_channels", most) if by_channels else None,
+        "head_channels": s.integer("num_head_channels", maximum) if by_channels else None,
         "dropout": s.number("dropout"),
         "norm": {"_target_": "sde.networks.Normalisation", "groups": 32, "least": 1, "eps": 1e-5},
         "scale_shift": s.flag("use_scale_shift_norm"),
@@ -162,14 +151,14 @@ def _network(s: Checked, state: Mapping[str, LazyTensor], most: int, classes: in
     }
 
 
-def _numbers(s: Checked, name: str, most: int) -> list[Any]:
-    """A flag of whole numbers: a text with commas between them, or a list."""
+def _numbers(s: ValidatedSettings, name: str, maximum: int) -> list[Any]:
+    """The positive numbers in a flag: a comma-separated text of whole numbers, or a list of at most `maximum`."""
     text = s[name]
     if isinstance(text, str) and re.fullmatch(r"(\d{1,6}(,\d{1,6})*)?", text):
-        s = Checked(s.source, {name: [int(number) for number in text.split(",") if text]})
+        s = ValidatedSettings(s.source, {name: [int(number) for number in text.split(",") if text]})
     elif isinstance(text, str):
-        raise s.error(name, "whole numbers with commas between them")
-    values = s.several(name, int | float, most) if s[name] else []
+        raise s.error(name, "whole numbers separated by commas")
+    values = s.sequence(name, int | float, maximum) if s[name] else []
     if not all(0 < value <= 2**16 for value in values):
         raise s.error(name, f"positive numbers up to {2**16}")
     return values
@@ -184,29 +173,30 @@ _OTHERS |= {"input_blocks.0.0": "inlet", "out.0": "outlet.0", "out.2": "outlet.2
 _NAME = re.compile(r"(input_blocks|output_blocks|middle_block)\.(\d+)\.(?:(\d+)\.)?([a-z_]+(?:\.\d)?)\.(\w+)")
 
 
-def _renamed(s: Checked, state: Mapping[str, LazyTensor], network: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights by our names; those that are none of such a network's, or the second for
-    a place, keep theirs, by which they are refused."""
+def _rename_weights(
+    s: ValidatedSettings, state: Mapping[str, LazyTensor], network: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The weights by our names; unknown and duplicate ones keep their names, so that matching refuses them."""
     row, levels = network["blocks"] + 1, len(network["multipliers"])
     renamed: dict[str, Tensor] = {}
     for theirs, lazy in state.items():
         tensor, ours = lazy.read(), theirs
         place, _, last = theirs.rpartition(".")
-        found = _NAME.fullmatch(theirs)
+        match = _NAME.fullmatch(theirs)
         if place in _OTHERS:
             ours = f"{_OTHERS[place]}.{last}"
-        elif found is not None and found[4] in _PARTS:
-            number, part = int(found[2]), _PARTS[found[4]]
-            if found[1] == "middle_block":
+        elif match is not None and match[4] in _PARTS:
+            number, part = int(match[2]), _PARTS[match[4]]
+            if match[1] == "middle_block":
                 where = f"middle.{number // 2}"
-            elif found[1] == "input_blocks":
+            elif match[1] == "input_blocks":
                 level, block = divmod(number - 1, row)
                 where = f"downsample.{level}" if block == row - 1 else f"encoder.{level}.{block}"
             else:
                 step, block = divmod(number, row)
-                # What follows the last block of a level, after its attention where it has one, leads to the next level.
+                # The module after the last block of a level and its attention, if any, upsamples to the next level.
                 last_part = "2" if levels - 1 - step in network["attention"] else "1"
-                where = f"upsample.{step}" if block == row - 1 and found[3] == last_part else f"decoder.{step}.{block}"
+                where = f"upsample.{step}" if block == row - 1 and match[3] == last_part else f"decoder.{step}.{block}"
             ours = f"{where}.{part}.{last}"
             if part in ("attention.qkv", "attention.out"):
                 tensor = _attention(s, tensor, part, network)
@@ -214,9 +204,9 @@ def _renamed(s: Checked, state: Mapping[str, LazyTensor], network: Mapping[str, 
     return renamed
 
 
-def _attention(s: Checked, tensor: Tensor, part: str, network: Mapping[str, Any]) -> Tensor:
-    """The maps of an attention, which are convolutions of size 1 there; in the old order q, k and v stand together for
-    each head, in the new one the heads for each of q, k and v, as here."""
+def _attention(s: ValidatedSettings, tensor: Tensor, part: str, network: Mapping[str, Any]) -> Tensor:
+    """An attention layer's weights from convolutions of size 1. In the old order, q, k and v of a head are adjacent; in
+    the new order, as here, the heads of each of q, k and v are adjacent."""
     if tensor.ndim == 3 and tensor.shape[2] == 1:
         tensor = tensor[:, :, 0]
     width = len(tensor) // 3 if tensor.ndim else 0

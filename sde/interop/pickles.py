@@ -1,12 +1,12 @@
 r"""Pickles of tensors and plain values, read without unpickling.
 
-A pickle is a program for a small stack machine, and unpickling runs it: its GLOBAL names any function that Python can
-import and its REDUCE calls it. The machine here knows only the instructions that build plain values, and the names in
-one list; each of these stands for a function of this module, which checks what it is given. No other name is
-resolved, let alone imported or called. A tensor stays a claim on a storage of the file, so that its size can be held
-against what is there before anything is allocated.
+A pickle is a program for a small stack machine, and unpickling runs it: the instruction GLOBAL names any function that
+Python can import, and REDUCE calls it. The machine in this module supports only the instructions that build plain
+values, and the names in one list. Each of these names stands for a function of this module, which checks its arguments.
+No other name is resolved, imported or called. A tensor remains a reference to a storage of the file, so that its size
+can be checked against the file before anything is allocated.
 
-Keys are strings and numbers: hashing a deeply nested tuple would recurse without bound.
+Dictionary keys must be strings or numbers, because hashing a deeply nested tuple would recurse without bound.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-# An instruction takes some hundred bytes at most, and the whole program thus some 50 MB. A tensor needs about forty.
-MOST_INSTRUCTIONS = 2**19
+# An instruction takes at most a few hundred bytes, so that the whole program takes about 50 MB. A tensor needs about
+# forty instructions.
+MAX_INSTRUCTIONS = 2**19
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,34 +38,34 @@ class LazyTensor:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """The elements that tensors of a file are views of, and how to read them as one flat tensor."""
+    """A storage in a file: its number of elements, and how to read them as one flat tensor."""
 
     numel: int
     read: Callable[[], Tensor]
 
 
 def shown(value: Any) -> str:
-    """A value of a file in a message: of a container the type alone, because writing a nested one out may never end."""
+    """A value for an error message; only the type of a container, because printing a nested one may not terminate."""
     plain = isinstance(value, str | bytes | int | float | torch.dtype | None)
     return repr(value)[:80] if plain else type(value).__name__
 
 
 def evaluate(stream: IO[bytes] | mmap.mmap, persistent: Callable[[Any], Storage]) -> Any:
-    """The value of the pickle that begins at the stream's position, which moves behind it.
+    """The value of the pickle at the stream's position, which moves to the end of the pickle.
 
     Args:
-        stream: the file; `read(n)` gives no more than is there.
-        persistent: the storage that a persistent id means.
+        stream: the file, whose `read(n)` must not return or allocate more bytes than the file has.
+        persistent: maps a persistent id to its storage.
 
     Raises:
-        ValueError: if the pickle is damaged, or names anything but what tensors and plain values need.
+        ValueError: if the pickle is damaged, or names anything that tensors and plain values do not need.
     """
     machine = _Machine(persistent)
     try:
         operations = pickletools.genops(stream)  # type: ignore[arg-type]
         for k, (opcode, argument, _) in enumerate(operations):
-            if k == MOST_INSTRUCTIONS:
-                raise ValueError(f"more than {MOST_INSTRUCTIONS} instructions, which no checkpoint needs")
+            if k == MAX_INSTRUCTIONS:
+                raise ValueError(f"more than {MAX_INSTRUCTIONS} instructions, which no checkpoint needs")
             machine.step(opcode.name, argument)
         value = machine.stack.pop()
         if machine.stack:
@@ -75,7 +76,7 @@ def evaluate(stream: IO[bytes] | mmap.mmap, persistent: Callable[[Any], Storage]
 
 
 class _Machine:
-    """The stack machine: a stack, the heights of its marks, and the memo."""
+    """The stack machine: a stack, the heights of the marks, and the memo."""
 
     def __init__(self, persistent: Callable[[Any], Storage]) -> None:
         self.stack: list[Any] = []
@@ -84,7 +85,7 @@ class _Machine:
         self.persistent = persistent
 
     def step(self, name: str, argument: Any) -> None:
-        """Carries out one instruction, named as in `pickletools`."""
+        """Executes one instruction, named as in `pickletools`."""
         stack = self.stack
         match name:
             case "PROTO" | "FRAME" | "STOP":
@@ -135,11 +136,11 @@ class _Machine:
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 if function not in _FUNCTIONS:
-                    raise ValueError(f"its pickle calls {type(function).__name__!r}, which is no function")
+                    raise ValueError(f"its pickle calls {type(function).__name__!r}, which is not a function")
                 stack.append(function(*arguments))
             case "BUILD":
                 state, value = stack.pop(), stack[-1]
-                # The attributes of an OrderedDict are the versions of the modules; those of a dtype say its byte order.
+                # The attributes of an OrderedDict are the versions of the modules; those of a dtype are its byte order.
                 if not isinstance(value, dict | _Number):
                     raise ValueError(f"its pickle sets the state of {type(value).__name__!r}")
                 if isinstance(value, _Number) and not (state[1] == "<" or state[1] == "|"):
@@ -171,7 +172,7 @@ def _fill(target: Any, values: Sequence[Any]) -> None:
 
 
 def _named(name: str) -> Any:
-    """What a `module name` of a pickle stands for."""
+    """The function or dtype for a `module name` in a pickle."""
     if name not in _NAMES:
         raise ValueError(
             f"its pickle names {name.replace(' ', '.', 1)!r}, which is neither a tensor nor a plain value: such a file "
@@ -192,7 +193,7 @@ def _size(size: Sequence[int] = ()) -> tuple[int, ...]:
 
 
 def _tensor(storage: Storage, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> LazyTensor:
-    """A tensor as a view of its storage, where it lies within it."""
+    """A tensor as a view of its storage, if it lies within the storage."""
     if not isinstance(storage, Storage):
         raise ValueError(f"its pickle makes a tensor of {type(storage).__name__!r}")
     numbers = [offset, *size, *stride]
@@ -219,7 +220,7 @@ def _parameter(data: LazyTensor, *_: Any) -> LazyTensor:
 
 @dataclass(frozen=True)
 class _Number:
-    """The type of a NumPy number, as the format of `struct`."""
+    """The type of a NumPy number, as a format of `struct`."""
 
     format: str
 

@@ -1,13 +1,13 @@
-r"""The networks of yang-song/score_sde_pytorch (Song et al. 2021, arXiv:2011.13456) as networks of this library: DDPM,
-DDPM++ and NCSN++ from the `model` section of their settings, and their weights under the names used here.
+r"""Conversion of the networks of yang-song/score_sde_pytorch (Song et al. 2021, arXiv:2011.13456) to our U-Net.
 
-There a network is one list of modules, whose numbers follow from the settings; it is walked through in its order.
-Its maps over channels ("NIN") hold their matrices transposed, and queries, keys and values in three of them. What is
-left to the caller, since it is no business of the network:
+Supported are DDPM, DDPM++ and NCSN++, from the section `model` of their settings. In the original a network is a list
+of modules, whose numbers follow from the settings; we process it in this order. Its linear layers over channels ("NIN")
+store transposed matrices, with queries, keys and values in three separate layers. Two conventions are left to the
+caller:
 
 - with `scale_by_sigma` the original divides its output by sigma: the output here is sigma times the score;
-- what the noise level is: sigma for VE, 999 t for VP. The Fourier embedding takes the logarithm of it by itself, or is
-  told the logarithm (`logarithm=False`).
+- the noise level is sigma for VE and 999 t for VP. The Fourier embedding takes the logarithm of the noise level, or
+  expects the logarithm as its input (`logarithm=False`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def network(settings: Settings, logarithm: bool = True) -> Tree:
     """The tree of the network, to be built by :func:`sde.instantiate.build`.
 
     Args:
-        settings: the section `model` of the original's settings, with `image_size`, `num_channels` and `centered` from
-            its section `data` beside it.
-        logarithm: whether a Fourier embedding takes the logarithm of the noise level, as in the original, or is given
-            it.
+        settings: the original's section `model`, together with `image_size`, `num_channels` and `centered` from its
+            section `data`.
+        logarithm: whether a Fourier embedding takes the logarithm of the noise level, as in the original, or expects it
+            as its input.
 
     Raises:
-        ValueError: if the settings describe no such network.
+        ValueError: if the settings do not describe such a network.
     """
     model = _Model(settings)
     tree = {
@@ -66,31 +66,30 @@ def network(settings: Settings, logarithm: bool = True) -> Tree:
 
 
 def weights(settings: Settings, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under their names in the network of :func:`network`, from those of the original.
+    """The original's weights under their names in the network of :func:`network`.
 
     Args:
         settings: as for :func:`network`.
         state: the original's state dict, without the prefix `module.`.
 
     Raises:
-        ValueError: if a weight is missing, or one is there that such a network does not have.
+        ValueError: if a weight is missing, or belongs to no module of such a network.
     """
-    walk = _Walk(state)
-    _rename(_Model(settings), walk)
-    unknown = state.keys() - walk.used - {"sigmas"}
+    convert = _Converter(state)
+    _convert_all(_Model(settings), convert)
+    unknown = state.keys() - convert.converted - {"sigmas"}
     if unknown:
         raise ValueError(f"these weights belong to no module that the settings describe: {sorted(unknown)[:4]}")
-    return walk.found
+    return convert.weights
 
 
 def frozen(name: str) -> bool:
-    """Whether an entry of the original's state dict is no trained parameter, so that its list of averaged parameters,
-    which names none, passes over it."""
+    """Whether an entry of the original's state dict is not trained, and so not in its unnamed list of averages."""
     return name == "sigmas" or (name.endswith(".W") and name.count(".") == 2)
 
 
 class _Model:
-    """The section `model` of the settings, checked."""
+    """The validated section `model` of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.model: Settings = settings["model"]
@@ -109,13 +108,13 @@ class _Model:
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.model:
-            raise ValueError(f"the settings' section model lacks {key!r}")
+            raise ValueError(f"the section model of the settings lacks {key!r}")
         return self.model[key]
 
-    def _one_of(self, key: str, *known: Any) -> Any:
+    def _one_of(self, key: str, *allowed: Any) -> Any:
         value = self[key].lower() if isinstance(self[key], str) else self[key]
-        if value not in known:
-            raise ValueError(f"{key} is {self[key]!r}: expected one of {', '.join(map(repr, known))}")
+        if value not in allowed:
+            raise ValueError(f"{key} is {self[key]!r}: expected one of {', '.join(map(repr, allowed))}")
         return value
 
     def filter(self) -> Tree:
@@ -147,69 +146,73 @@ class _Model:
         }[self.outputs]
 
 
-class _Walk:
-    """The original's modules that have weights, one after the other, and what has been found in them.
+class _Converter:
+    """Conversion of weights module by module, in the order of the original's list.
 
     Args:
         state: the original's state dict.
+
+    Attributes:
+        weights: the converted weights, by our names.
+        converted: the original's names of the converted weights.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self.state = state
-        self.modules: dict[int, dict[str, str]] = {}  # by number: the names of its weights, within it and whole
+        self.modules: dict[int, dict[str, str]] = {}  # number -> name within the module -> full name
         for name in state:
             kind, number, inner = [*name.split(".", 2), "", ""][:3]
             if kind == "all_modules" and number.isdecimal():
                 self.modules.setdefault(int(number), {})[inner] = name
         self.numbers = iter(sorted(self.modules))
         self.number = -1
-        self.found: dict[str, Tensor] = {}
-        self.used: set[str] = set()
+        self.weights: dict[str, Tensor] = {}
+        self.converted: set[str] = set()
 
     def next(self) -> None:
-        """Goes on to the next module."""
+        """Moves to the next module with weights."""
         number = next(self.numbers, None)
         if number is None:
             raise ValueError(f"the settings describe more modules than there are: the last one is {self.number}")
         self.number = number
 
-    def old(self, inner: str) -> Tensor:
-        """A weight of the module."""
+    def original(self, inner: str) -> Tensor:
+        """A weight of the current module."""
         name = self.modules[self.number].get(inner)
         if name is None:
-            raise ValueError(f"the settings describe a weight {inner!r} in module {self.number}, which is not there")
-        self.used.add(name)
+            raise ValueError(f"the settings describe a weight {inner!r} in module {self.number}, which is missing")
+        self.converted.add(name)
         return self.state[name]
 
     def copy(self, new: str, part: str = "") -> None:
-        """Takes over a layer: the module itself, or a part of it."""
+        """Copies a layer: the current module, or a part of it."""
         for leaf in ("weight", "bias"):
-            self.found[f"{new}.{leaf}"] = self.old(f"{part}.{leaf}" if part else leaf)
+            self.weights[f"{new}.{leaf}"] = self.original(f"{part}.{leaf}" if part else leaf)
 
     def layer(self, new: str) -> None:
-        """The next module, which is a layer or has one as its only part."""
+        """Converts the next module, which is a layer or contains a single layer."""
         self.next()
         self.copy(new, min(self.modules[self.number]).rpartition(".")[0])
 
     def residual(self, new: str) -> None:
-        """The next module, a residual block."""
+        """Converts the next module, a residual block."""
         self.next()
         for name, part in _RESIDUAL.items():
             self.copy(f"{new}.{name}", part)
         if "Conv_2.weight" in self.modules[self.number]:
             self.copy(f"{new}.shortcut", "Conv_2")
         elif "NIN_0.W" in self.modules[self.number]:
-            self.found[f"{new}.shortcut.weight"] = self.old("NIN_0.W").mT[..., None, None]
-            self.found[f"{new}.shortcut.bias"] = self.old("NIN_0.b")
+            self.weights[f"{new}.shortcut.weight"] = self.original("NIN_0.W").mT[..., None, None]
+            self.weights[f"{new}.shortcut.bias"] = self.original("NIN_0.b")
 
     def attention(self, new: str) -> None:
-        """The next module, self-attention."""
+        """Converts the next module, self-attention."""
         self.next()
         self.copy(f"{new}.norm", "GroupNorm_0")
-        self.found[f"{new}.qkv.weight"] = torch.cat([self.old(f"NIN_{i}.W").mT for i in range(3)])
-        self.found[f"{new}.qkv.bias"] = torch.cat([self.old(f"NIN_{i}.b") for i in range(3)])
-        self.found[f"{new}.out.weight"] = self.old("NIN_3.W").mT
-        self.found[f"{new}.out.bias"] = self.old("NIN_3.b")
+        self.weights[f"{new}.qkv.weight"] = torch.cat([self.original(f"NIN_{i}.W").mT for i in range(3)])
+        self.weights[f"{new}.qkv.bias"] = torch.cat([self.original(f"NIN_{i}.b") for i in range(3)])
+        self.weights[f"{new}.out.weight"] = self.original("NIN_3.W").mT
+        self.weights[f"{new}.out.bias"] = self.original("NIN_3.b")
 
 
 _RESIDUAL = {
@@ -221,48 +224,49 @@ _RESIDUAL = {
 }
 
 
-def _rename(model: _Model, walk: _Walk) -> None:
-    """Walks through the original's modules in the order in which it lists them."""
+def _convert_all(model: _Model, convert: _Converter) -> None:
+    """Converts the modules in the order of the original's list."""
     blocks, levels = model["num_res_blocks"], model.levels
     if model.fourier:
-        walk.next()
-        walk.found["context.embedding.parts"] = split(walk.old("W"))
+        convert.next()
+        convert.weights["context.embedding.parts"] = split(convert.original("W"))
     for name in ("context.inner", "context.outer", "inlet"):
-        walk.layer(name)
+        convert.layer(name)
     for level in range(levels):
         for block in range(blocks):
-            walk.residual(f"encoder.{level}.{block}.residual")
+            convert.residual(f"encoder.{level}.{block}.residual")
             if level in model.attention:
-                walk.attention(f"encoder.{level}.{block}.attention")
+                convert.attention(f"encoder.{level}.{block}.attention")
         if level < levels - 1:
-            _resample(model, walk, f"downsample.{level}")
+            _convert_resampling(model, convert, f"downsample.{level}")
             if model.inputs != "none":
-                walk.layer(f"input_pyramid.{level}." + ("conv" if model.inputs == "input_skip" else "resample.conv"))
-    walk.residual("middle.0.residual")
-    walk.attention("middle.0.attention")
-    walk.residual("middle.1.residual")
+                layer = "conv" if model.inputs == "input_skip" else "resample.conv"
+                convert.layer(f"input_pyramid.{level}.{layer}")
+    convert.residual("middle.0.residual")
+    convert.attention("middle.0.attention")
+    convert.residual("middle.1.residual")
     for step in range(levels):
         for block in range(blocks + 1):
-            walk.residual(f"decoder.{step}.{block}.residual")
+            convert.residual(f"decoder.{step}.{block}.residual")
         if levels - 1 - step in model.attention:
-            walk.attention(f"decoder.{step}.{blocks}.attention")
+            convert.attention(f"decoder.{step}.{blocks}.attention")
         if model.outputs == "output_skip" or (model.outputs == "residual" and step == 0):
-            walk.layer(f"output_pyramid.{step}.head.0")
-            walk.layer(f"output_pyramid.{step}.head.2")
+            convert.layer(f"output_pyramid.{step}.head.0")
+            convert.layer(f"output_pyramid.{step}.head.2")
         elif model.outputs == "residual":
-            walk.layer(f"output_pyramid.{step}.resample.conv")
+            convert.layer(f"output_pyramid.{step}.resample.conv")
         if step < levels - 1:
-            _resample(model, walk, f"upsample.{step}")
+            _convert_resampling(model, convert, f"upsample.{step}")
     if model.outputs != "output_skip":
-        walk.layer("outlet.0")
-        walk.layer("outlet.2")
+        convert.layer("outlet.0")
+        convert.layer("outlet.2")
 
 
-def _resample(model: _Model, walk: _Walk, new: str) -> None:
+def _convert_resampling(model: _Model, convert: _Converter, new: str) -> None:
     if model.big:
-        walk.residual(f"{new}.residual")
+        convert.residual(f"{new}.residual")
     elif model["resamp_with_conv"]:
-        walk.layer(f"{new}.conv")
+        convert.layer(f"{new}.conv")
 
 
 def _node(name: str, **arguments: Any) -> Tree:

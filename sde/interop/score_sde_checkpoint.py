@@ -1,16 +1,16 @@
-r"""Checkpoints of yang-song/score_sde_pytorch: a dictionary of `optimizer`, `model`, `ema` and `step`.
+r"""Importer of yang-song/score_sde_pytorch checkpoints: a dictionary of `optimizer`, `model`, `ema` and `step`.
 
-The settings are not in it: they are given, or stand beside it. The averages carry no names: they are a list of the
-parameters that are trained, in the order of the network's modules, which is the order of the raw weights too. What is
-not trained (the Fourier frequencies) is taken from the raw weights.
+The checkpoint does not contain the settings: the user passes them, or they are in a JSON file beside it. The averages
+are an unnamed list of the trained parameters, in the order of the network's modules, which is also the order of the raw
+weights. Untrained entries (the Fourier frequencies) are taken from the raw weights.
 
-The original's conventions in terms of this library, with h the network's output:
+The original's conventions in terms of this library, with c the noise conditioning and h the output of the network:
 
-- VP and sub-VP: told 999 t, and h is the noise.
-- VE: told sigma. With `scale_by_sigma` h is sigma times the score, minus the noise, so that the last layer takes the
-  other sign here; without, it is the score. A network with positional embeddings is told the number of the noise level,
-  counted down from the largest: (N - 1)(1 - t) of N levels.
-- Data lies in [-1, 1] where it is `centered`, else in [0, 1].
+- VP and sub-VP: c is 999 t, and h is the noise.
+- VE: c is sigma. With `scale_by_sigma`, h is sigma times the score, which is minus the noise, so that we change the
+  sign of the last layer; without it, h is the score. With positional embeddings, c is the number of the noise level,
+  counted down from the largest: (N - 1)(1 - t) for N levels.
+- Data is in [-1, 1] if it is `centered`, else in [0, 1].
 
 Song et al. 2021, https://arxiv.org/abs/2011.13456; https://github.com/yang-song/score_sde_pytorch.
 """
@@ -34,7 +34,7 @@ WHAT = "a checkpoint of yang-song/score_sde_pytorch (a .pth with optimizer, mode
 
 
 def recognises(source: Source) -> bool:
-    """Whether it is a dictionary with the four keys."""
+    """Whether the source is a dictionary with the four keys."""
     return isinstance(source.content, dict) and {"optimizer", "model", "ema", "step"} <= source.content.keys()
 
 
@@ -42,39 +42,39 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     """The content of the checkpoint.
 
     Args:
-        source: the checkpoint and its settings: the sections `model` and `data` of the original's, of which the latter
-            may also stand at the top (`image_size`, `num_channels`, `centered`).
-        process: the process it was trained for. By default that of the section `training` where there is one, else VE
-            where `scale_by_sigma` is set and VP where it is not.
+        source: the checkpoint and the original's settings: the section `model`, and `image_size`, `num_channels` and
+            `centered` in the section `data` or at the top level.
+        process: the process of training. By default that of the section `training` if there is one, else VE with
+            `scale_by_sigma` and VP without it.
     """
     settings = source.need_settings("model")
     try:
         settings = {**settings.get("data", {}), **settings}
         raw = _state(source)
-        # The weights come first: a network as large as any settings can ask for is not looked for in them.
+        # The weights come first, so that settings of an arbitrarily large network fail before it is built.
         renamed = weights(settings, raw)
         average = weights(settings, raw | _average(source, raw))
         tree, sign = _tree(settings, process)
     except (KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        reason = said if isinstance(error, KeyError | ValueError) else f"{type(error).__name__}: {said}"
+        message = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        reason = message if isinstance(error, KeyError | ValueError) else f"{type(error).__name__}: {message}"
         prefix = "" if reason.startswith(str(source.path)) else f"{source.path}: its settings do not fit: "
         raise ValueError(prefix + reason) from error
     step = source.content["step"]
-    averages = {"default": _turned(average, sign)}
-    return content(source, tree, _turned(renamed, sign), averages, step if isinstance(step, int) else 0)
+    averages = {"default": _with_sign(average, sign)}
+    return content(source, tree, _with_sign(renamed, sign), averages, step if isinstance(step, int) else 0)
 
 
 def _state(source: Source) -> dict[str, Tensor]:
-    """The raw weights, without the prefix that data-parallel training left."""
+    """The raw weights, without the prefix of data-parallel training."""
     state = source.content["model"]
     if not isinstance(state, dict) or not all(isinstance(value, LazyTensor) for value in state.values()):
-        raise ValueError(f"{source.path}: model holds no weights: expected a mapping of names to tensors")
+        raise ValueError(f"{source.path}: model does not contain weights: expected a mapping of names to tensors")
     return {str(name).removeprefix("module."): value for name, value in tensors(state).items()}
 
 
 def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights, named in the order of the raw ones."""
+    """The averaged weights, with the names of the raw weights in their order."""
     names = [name for name in raw if not frozen(name)]
     shadow = source.content["ema"]["shadow_params"]
     if len(shadow) != len(names):
@@ -82,7 +82,7 @@ def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, value in zip(names, shadow):
         if value.shape != tuple(raw[name].shape):
             raise ValueError(
-                f"{source.path}: ema has a parameter of shape {value.shape} where {name} stands, of shape "
+                f"{source.path}: ema has a parameter of shape {value.shape} for {name}: expected "
                 f"{tuple(raw[name].shape)}"
             )
     return {name: value.read() for name, value in zip(names, shadow)}
@@ -92,7 +92,7 @@ _KINDS = {"vpsde": "sde.VP", "subvpsde": "sde.SubVP", "vesde": "sde.VE"}
 
 
 def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[dict[str, Any], float]:
-    """The tree of the model, and the sign that its output takes."""
+    """The tree of the model, and the sign of its output."""
     model = settings["model"]
     scaled = bool(model["scale_by_sigma"])
     name = settings.get("training", {}).get("sde", "vesde" if scaled else "vpsde")
@@ -101,7 +101,9 @@ def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[dict[str, A
     rates = ("sigma_min", "sigma_max") if name == "vesde" else ("beta_min", "beta_max")
     exploding = name == "vesde" if process is None else _explodes(process)
     if scaled and not exploding:
-        raise ValueError("with scale_by_sigma the network gives the score of VE: expected process=sde.VE(...), or None")
+        raise ValueError(
+            "expected process=sde.VE(...) or None for a network with scale_by_sigma, which predicts the VE score"
+        )
     fourier = model.get("embedding_type", "positional") == "fourier"
     parametrisation = "sde.NoisePrediction" if scaled or not exploding else "sde.ScorePrediction"
     level: dict[str, Any] = {"_target_": "sde.TimeLevel", "scale": 999.0}
@@ -127,11 +129,11 @@ def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[dict[str, A
 
 
 def _explodes(process: SDE) -> bool:
-    """Whether the signal keeps its scale, as under VE."""
+    """Whether the signal keeps its scale, as in VE."""
     return not process.log_alpha(torch.tensor(process.t_max, dtype=torch.float64)).any()
 
 
-def _turned(state: Mapping[str, Tensor], sign: float) -> dict[str, Tensor]:
-    """The weights of the network with that sign on its output: of its last layer, or of the heads that it sums."""
+def _with_sign(state: Mapping[str, Tensor], sign: float) -> dict[str, Tensor]:
+    """The weights of the network with its output multiplied by `sign`, in its last layer or in the summed heads."""
     last = "outlet.2." if "outlet.2.weight" in state else ".head.2."
     return {**state, **{name: sign * value for name, value in state.items() if last in name}}

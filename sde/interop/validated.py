@@ -1,8 +1,8 @@
-r"""Settings of other projects: values that are checked one by one before anything is made of them."""
+r"""Validation of other projects' settings, value by value, before anything is built from them."""
 
 from __future__ import annotations
 
-__all__ = ["Checked"]
+__all__ = ["ValidatedSettings"]
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from typing import Any
 from .formats import Source
 
 
-class Checked:
-    """Settings by name, each checked when it is asked for.
+class ValidatedSettings:
+    """Settings by name, each validated on access.
 
     Args:
-        source: whose settings.
+        source: the source that the settings belong to.
         values: the settings.
     """
 
@@ -27,7 +27,7 @@ class Checked:
         return self.values[name]
 
     def error(self, name: str, expected: str) -> ValueError:
-        """What to raise where a setting does not serve."""
+        """The error for an unsupported setting."""
         return ValueError(f"{self.source.path}: {name}={self[name]!r} is not supported: expected {expected}")
 
     def choice(self, name: str, *allowed: Any) -> Any:
@@ -37,13 +37,13 @@ class Checked:
         return self[name]
 
     def flag(self, name: str) -> bool:
-        """True or false, which None stands for too."""
+        """True or false; None counts as false."""
         return bool(self.choice(name, True, False, None))
 
-    def whole(self, name: str, most: float = 2**16) -> int:
-        """A whole number from 1 to `most`: what a file asks for is bounded before it is built."""
-        if type(self[name]) is not int or not 1 <= self[name] <= most:
-            raise self.error(name, f"a whole number from 1 to {most}")
+    def integer(self, name: str, maximum: float = 2**16) -> int:
+        """An integer from 1 to `maximum`, which bounds the size of the network before it is built."""
+        if type(self[name]) is not int or not 1 <= self[name] <= maximum:
+            raise self.error(name, f"a whole number from 1 to {maximum}")
         return int(self[name])
 
     def number(self, name: str) -> float:
@@ -52,11 +52,11 @@ class Checked:
             raise self.error(name, "a finite number")
         return float(self[name])
 
-    def several(self, name: str, kind: type | UnionType, most: int) -> list[Any]:
-        """A list of 1 to `most` values of a kind."""
+    def sequence(self, name: str, kind: type | UnionType, maximum: int) -> list[Any]:
+        """A list of 1 to `maximum` values of type `kind`."""
         values = self[name]
-        if not isinstance(values, list | tuple) or not 1 <= len(values) <= most:
-            raise self.error(name, f"a list of 1 to {most} values")
+        if not isinstance(values, list | tuple) or not 1 <= len(values) <= maximum:
+            raise self.error(name, f"a list of 1 to {maximum} values")
         wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, kind)]
         if wrong:
             raise self.error(name, f"no such entry as {wrong[0]!r}")

@@ -1,15 +1,17 @@
-r"""Networks: plain torch modules that map noisy data and a noise level to something shaped like the data.
+r"""Networks: plain torch modules that map noisy data and a noise level to an output with the shape of the data.
 
-Every network is called as `net(x, noise_level, **condition)`, with `x` of shape (B, *) and `noise_level` of shape
-() or (B,), and returns a tensor like `x`. A network knows no process: what the noise level is (a time, a step
-number, log sigma) and what the output means (noise, clean data, velocity) is decided by the denoiser that holds
-it. The conditions are `label`, an int64 tensor of shape () or (B,), where the network was built with `classes`;
-a label equal to `classes` means "no label", the null class of classifier-free guidance (Ho and Salimans 2022,
-arXiv:2207.12598); and in a U-Net built with `augment` the vectors that describe how the data was augmented.
+Every network is called as `net(x, noise_level, **condition)`, with `x` of shape (B, *) and `noise_level` of shape () or
+(B,), and returns a tensor with the shape of `x`. A network is independent of the process: the denoiser around it
+decides what the noise level is (a time, a step number, log sigma) and what the output means (noise, clean data,
+velocity).
 
-A fresh network returns zeros: its last layer starts at zero. In evaluation, sample i of the output depends on
-sample i of the input only. Every network can be differentiated twice and in forward mode, and computes its
-embedding of the noise level once per call, for a single row where the noise level is a scalar.
+There are two conditions. `label`, int64 with shape () or (B,), is used by networks built with `classes`; a label equal
+to `classes` means "no label", the null class of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
+`augment` is used by a U-Net built with `augment`, and describes how the data was augmented.
+
+A new network returns zeros, because its last layer is initialised to zero. In evaluation mode, sample i of the output
+depends only on sample i of the input. Every network can be differentiated twice and in forward mode. It embeds the
+noise level once per call, in a single row if the noise level is a scalar.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-r"""Softmax attention that is fused, and has derivatives of every kind and order.
+r"""Fused softmax attention with derivatives of every kind and order.
 
 .. math:: A(q, k, v) = P v, \qquad P = \mathrm{softmax}(q k^\top / \sqrt{d})
 
-for each of the heads (Vaswani et al. 2017, arXiv:1706.03762). The fused kernels of torch take memory of order N for N
-positions where P takes N^2 (Dao et al. 2022, arXiv:2205.14135), but have neither a forward-mode nor a second
-derivative, which an exact divergence or the gradient of a log-likelihood needs. Here the value and the gradient
-come from the fused kernels, and only what these cannot do falls back on formulas with P in them: everything in
-forward mode, and whatever follows a first gradient.
+for each head (Vaswani et al. 2017, arXiv:1706.03762). For N positions, torch's fused kernels use memory of order N,
+where the matrix P takes N^2 (Dao et al. 2022, arXiv:2205.14135). They have neither a forward-mode nor a second
+derivative, which an exact divergence or the gradient of a log-likelihood needs. Here the value and the first gradient
+come from the fused kernels. Forward mode and higher derivatives use formulas that contain P.
 """
 
 from __future__ import annotations
 
-__all__ = ["attend"]
+__all__ = ["attend", "self_attention"]
 
 import math
 from collections.abc import Sequence
@@ -28,6 +27,12 @@ from .convolution import in_forward_mode
 Tensors = tuple[Tensor, ...]
 
 
+def self_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Attention between N tokens, from the stacked queries, keys and values: (B, N, 3 C) -> (B, N, C)."""
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, N, d)
+    return attend(q, k, v).transpose(1, 2).flatten(2)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A(q, k, v) of queries, keys and values with shape (B, heads, N, d) -> (B, heads, N, d)."""
     if torch.compiler.is_compiling():  # torch.compile differentiates once and backwards only
@@ -35,12 +40,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if in_forward_mode():
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v)
-    asked = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
-    return _Attention.apply(q, k, v, _Tape() if asked else None)
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v))
+    return _Attention.apply(q, k, v, _Tape() if needs_grad else None)
 
 
 class _Tape:
-    """The fused kernel's own graph from q, k and v to A, for one gradient."""
+    """The autograd graph of the fused kernel from q, k and v to A, for one gradient."""
 
     def __init__(self) -> None:
         self.graph: tuple[Tensors, Tensor] | None = None
@@ -79,13 +84,12 @@ class _Attention(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Tensor, int]:
-        y = attend(*_joined(info.batch_size, in_dims[:3], inputs[:3]))
+        y = attend(*_merge_batch(info.batch_size, in_dims[:3], inputs[:3]))
         return y.unflatten(0, (info.batch_size, -1)), 0
 
 
 class _Gradient(Function):
-    """The gradient of <A(q, k, v), g> in q, k and v: that of the fused kernel, whose value is computed once more where
-    there is no tape of it."""
+    """The gradient of <A(q, k, v), g> in q, k and v, by the fused kernel; without a tape, the value is recomputed."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, tape: _Tape | None) -> Tensors:
@@ -104,12 +108,12 @@ class _Gradient(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
-        gradients = _Gradient.apply(*_joined(info.batch_size, in_dims[:4], inputs[:4]), None)
+        gradients = _Gradient.apply(*_merge_batch(info.batch_size, in_dims[:4], inputs[:4]), None)
         return tuple(gradient.unflatten(0, (info.batch_size, -1)) for gradient in gradients), (0, 0, 0)
 
 
 def _gradient(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensors:
-    """What `_Gradient` computes, as a formula."""
+    """The value of `_Gradient`, as a formula."""
     scale = 1.0 / math.sqrt(q.shape[-1])
     p = torch.softmax(scale * (q @ k.mT), dim=-1)
     u = g @ v.mT
@@ -117,8 +121,8 @@ def _gradient(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensors:
     return s @ k, s.mT @ q, p.mT @ g
 
 
-def _joined(batch: int, in_dims: Sequence[int | None], tensors: Tensors) -> list[Tensor]:
-    """The tensors with the dimension that `vmap` maps over joined to B."""
+def _merge_batch(batch: int, in_dims: Sequence[int | None], tensors: Tensors) -> list[Tensor]:
+    """The tensors with the `vmap` dimension merged into B."""
     return [
         (tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
         for tensor, dim in zip(tensors, in_dims, strict=True)

@@ -1,12 +1,12 @@
-r"""The context: what the blocks of a network are told of the noise level and of the condition.
+r"""The context: the vector h through which the blocks of a network are conditioned on noise level and label.
 
-With e(c) the embedding of the noise level c, T_y the row for the label y, and a an augmentation vector,
+With e(c) the embedding of the noise level c, T_y the row of a table for the label y, and a an augmentation vector,
 
 .. math:: h = \mathrm{SiLU}(W_2 \, \mathrm{SiLU}(W_1 (e(c) + A a) + b_1) + b_2 + T_y).
 
-From Ho et al. (2020, arXiv:2006.11239), with the label added as by Dhariwal and Nichol (2021, arXiv:2105.05233) and the
-augmentation vector as by Karras et al. (2022, arXiv:2206.00364, appendix F.2), who in some of their networks add the
-label there too: e(c) + T_y + A a.
+This is the context of Ho et al. (2020, arXiv:2006.11239), with the label added as by Dhariwal and Nichol (2021,
+arXiv:2105.05233) and the augmentation vector as by Karras et al. (2022, arXiv:2206.00364, appendix F.2). Some networks
+of Karras et al. also add the label there: e(c) + T_y + A a.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __all__ = ["Context"]
 import torch
 from torch import Tensor, nn
 
+from .checks import check_per_sample
 from .embedding import LevelEmbedding
 from .layers import linear
 
@@ -26,14 +27,14 @@ class Context(nn.Module):
     Args:
         embedding: e, the embedding of the noise level.
         features: F, the length of h.
-        classes: The number of classes, or None for a network without labels.
-        null_class: Whether the table T has a further row, number `classes`, for "no label".
-        label_first: Whether the row of the label is added to e(c), before the two layers.
-        augment: The length of a, 0 for a network without augmentation vectors.
+        classes: the number of classes, or None for a network without labels.
+        null_class: whether the table T has an additional row, number `classes`, for "no label".
+        label_first: whether the row of the label is added to e(c), before the two layers.
+        augment: the length of a, 0 for a network without augmentation vectors.
         activation: SiLU by default.
 
     Raises:
-        ValueError: If `classes` is below 1, or `augment` below 0.
+        ValueError: if `classes` is below 1 or `augment` is below 0.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Context(nn.Module):
     ) -> None:
         super().__init__()
         if classes is not None and classes < 1:
-            raise ValueError(f"classes must be positive, or None for no labels, got {classes}")
+            raise ValueError(f"expected a positive number or None for no labels, got classes={classes}")
         if augment < 0:
-            raise ValueError(f"augment is the length of the augmentation vectors, or 0 for none, got {augment}")
+            raise ValueError(f"expected the length of the augmentation vectors or 0 for none, got augment={augment}")
         self.classes, self.null_class, self.label_first = classes, null_class, label_first
         self.embedding = embedding
         self.inner = linear(embedding.dim, features)
@@ -63,7 +64,7 @@ class Context(nn.Module):
     def forward(
         self, batch: int, noise_level: Tensor, label: Tensor | None = None, augment: Tensor | None = None
     ) -> Tensor:
-        """h for `batch` samples, with shape (B, F), or (1, F) where all that enters is a scalar.
+        """h for `batch` samples, with shape (B, F), or (1, F) if noise level and condition are scalars.
 
         Args:
             batch: B, the number of samples.
@@ -72,11 +73,11 @@ class Context(nn.Module):
             augment: a, with shape (B, augment); zeros by default.
 
         Raises:
-            ValueError: If a shape does not fit, or if a label or vector is missing, not wanted, or out of range. The
-                look-up itself checks the range: on a CUDA device it fails with a device-side assertion instead.
-            TypeError: If the label is not int64.
+            ValueError: if a shape does not fit, or if a label or vector is missing, superfluous, or out of range. The
+                table look-up checks the range; on a CUDA device it fails with a device-side assertion instead.
+            TypeError: if the label is not int64.
         """
-        _check_per_sample("noise_level", noise_level, batch)
+        check_per_sample("noise_level", noise_level, batch)
         e = self.embedding(noise_level.reshape(-1)).to(self.inner.weight.dtype)
         rows = self._rows(batch, label)
         if self.label_first:
@@ -89,35 +90,26 @@ class Context(nn.Module):
     def _rows(self, batch: int, label: Tensor | None) -> Tensor | float:
         if self.table is None:
             if label is not None:
-                message = "this network has no classes and takes no label: drop label, or build it with classes="
-                raise ValueError(message)
+                raise ValueError("expected no label for a network without classes: build it with classes=")
             return 0.0
         assert self.classes is not None
         valid = f"0 ... {self.classes - 1}" + (f", or {self.classes} for no label" if self.null_class else "")
         if label is None:
-            raise ValueError(f"this network has classes and needs label=, int64 with shape () or (B,), in {valid}")
+            raise ValueError(f"expected label=, int64 with shape () or (B,), in {valid}, for a network with classes")
         if label.dtype != torch.int64:
-            raise TypeError(f"label must be int64, got {label.dtype}: convert it with label.long()")
-        _check_per_sample("label", label, batch)
+            raise TypeError(f"expected an int64 label, got {label.dtype}: convert it with label.long()")
+        check_per_sample("label", label, batch)
         try:
             return self.table(label.reshape(-1))
-        except IndexError as error:  # a check of our own would read the labels back from the device at every call
-            raise ValueError(f"every label must be in {valid}: got one outside") from error
+        except IndexError as error:  # a separate check would copy the labels from the device at every call
+            raise ValueError(f"expected every label in {valid}, got one outside") from error
 
     def _augmentation(self, batch: int, augment: Tensor) -> Tensor:
         if self.augment is None:
-            raise ValueError("this network takes no augmentation vectors: drop augment, or build it with augment=")
+            raise ValueError("expected no augmentation vectors for this network: build it with augment=")
         if augment.shape != (batch, self.augment.in_features):
             raise ValueError(
-                f"augment has one vector per sample: expected shape ({batch}, {self.augment.in_features}), "
+                f"expected augment with shape ({batch}, {self.augment.in_features}), one vector per sample, "
                 f"got {tuple(augment.shape)}"
             )
         return self.augment(augment)
-
-
-def _check_per_sample(name: str, values: Tensor, batch: int) -> None:
-    if values.shape not in ((), (batch,)):
-        raise ValueError(
-            f"{name} is a scalar or has one entry per sample: expected shape () or ({batch},), "
-            f"got {tuple(values.shape)}"
-        )

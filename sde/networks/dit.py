@@ -1,18 +1,18 @@
 r"""The diffusion transformer DiT (Peebles and Xie 2023, arXiv:2212.09748), for data with 1, 2 or 3 spatial axes.
 
-The data is cut into patches of p positions along every axis, and each patch is one token u of D features,
+The data is divided into patches of p positions along every axis, and each patch is one token u of D features,
 
 .. math:: u = W \, \mathrm{patch} + b + e(m_1, \dots, m_{rank}),
 
-with a fixed sine-cosine embedding e of its place in the grid of patches (Vaswani et al. 2017, arXiv:1706.03762). In
+with a fixed sine-cosine embedding e of its position in the grid of patches (Vaswani et al. 2017, arXiv:1706.03762). In
 each block the context h (noise level and label) shifts, scales and gates both branches (adaLN-Zero),
 
 .. math:: (b_1, a_1, g_1, b_2, a_2, g_2) &= W_h h + b_h, \\
           u &\leftarrow u + g_1 \odot \mathrm{attention}((1 + a_1) \odot \mathrm{norm}(u) + b_1), \\
           u &\leftarrow u + g_2 \odot W_2 \, \mathrm{GELU}(W_1 ((1 + a_2) \odot \mathrm{norm}(u) + b_2)),
 
-and W_h and b_h are zero at the start, so that a fresh block is the identity. The last layer is normalised, shifted and
-scaled in the same way, and zero at the start.
+and W_h and b_h are initialised to zero, so that a new block is the identity. The last layer has the same normalisation,
+shift and scale, and is initialised to zero.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attend
+from .attention import self_attention
+from .checks import check_counts, check_data, check_rank
 from .context import Context
 from .embedding import LevelEmbedding, Positional
-from .layers import linear, zeroed
+from .filters import crop
+from .layers import linear, zero_init
+from .network import Network
 
 
 class _Block(nn.Module):
-    """The block above: tokens with shape (B, N, width) and a context with shape (1 or B, F) -> (B, N, width)."""
+    """The block of the module: tokens (B, N, width) and a context (1 or B, F) -> (B, N, width)."""
 
     def __init__(self, width: int, heads: int, hidden: int, context: int) -> None:
         super().__init__()
         self.heads = heads
-        self.modulation = zeroed(nn.Linear(context, 6 * width))
+        self.modulation = zero_init(nn.Linear(context, 6 * width))
         self.norm1 = _norm(width)
         self.qkv = linear(width, 3 * width, parts=3)
         self.out = linear(width, width)
@@ -47,13 +50,8 @@ class _Block(nn.Module):
 
     def forward(self, u: Tensor, context: Tensor) -> Tensor:
         b1, a1, g1, b2, a2, g2 = self.modulation(context).unsqueeze(1).chunk(6, dim=2)
-        u = u + g1 * self._attention((1 + a1) * self.norm1(u) + b1)
+        u = u + g1 * self.out(self_attention(self.qkv((1 + a1) * self.norm1(u) + b1), self.heads))
         return u + g2 * self.outer(F.gelu(self.inner((1 + a2) * self.norm2(u) + b2), approximate="tanh"))
-
-    def _attention(self, u: Tensor) -> Tensor:
-        qkv = self.qkv(u).unflatten(2, (3, self.heads, u.shape[2] // self.heads))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, N, d)
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class _Last(nn.Module):
@@ -61,16 +59,16 @@ class _Last(nn.Module):
 
     def __init__(self, width: int, outputs: int, context: int) -> None:
         super().__init__()
-        self.modulation = zeroed(nn.Linear(context, 2 * width))
+        self.modulation = zero_init(nn.Linear(context, 2 * width))
         self.norm = _norm(width)
-        self.outer = zeroed(nn.Linear(width, outputs))
+        self.outer = zero_init(nn.Linear(width, outputs))
 
     def forward(self, u: Tensor, context: Tensor) -> Tensor:
         b, a = self.modulation(context).unsqueeze(1).chunk(2, dim=2)
         return self.outer((1 + a) * self.norm(u) + b)
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """The diffusion transformer of Peebles and Xie (2023), called as `net(x, noise_level, label=...)`.
 
     The published sizes, here for latents of 4 channels with twice as many outputs and 1000 classes:
@@ -84,26 +82,26 @@ class DiT(nn.Module):
     DiT-XL/2   1152     28     16       675 M
     ========  =====  =====  =====  ==========
 
-    No weight belongs to a place, so that any spatial sizes will do. A size that is no multiple of the patch is filled
-    up with zeros after its last position, and the output is cut to the size of the data.
+    The weights do not depend on the position, so that any spatial sizes work. A size that is not a multiple of the
+    patch is padded with zeros after the last position, and the output is cropped to the size of the data.
 
     Args:
-        channels: Channels of the data.
-        width: D, the features of a token, and of the context.
-        depth: The number of blocks.
-        heads: Heads of each self-attention, a divisor of `width`.
+        channels: channels of the data.
+        width: D, the features of a token and of the context.
+        depth: the number of blocks.
+        heads: heads of each self-attention, a divisor of `width`.
         patch: p, the positions of a patch along each axis.
-        ratio: The features of a block's hidden layer in units of `width`.
-        rank: The number of spatial axes, 1, 2 or 3.
-        embedding: The embedding of the noise level; `Positional(256, shift=0, cosine_first=True)` by default.
-        classes: The number of classes, or None for a network without labels.
-        out_channels: Channels of the output; those of the data by default.
+        ratio: the features of a block's hidden layer in units of `width`.
+        rank: the number of spatial axes, 1, 2 or 3.
+        embedding: the embedding of the noise level; `Positional(256, shift=0, cosine_first=True)` by default.
+        classes: the number of classes, or None for a network without labels.
+        out_channels: channels of the output; those of the data by default.
 
     Attributes:
-        classes: The number of classes, or None.
+        classes: the number of classes, or None.
 
     Raises:
-        ValueError: If a number is not positive, the rank is not 1, 2 or 3, or `heads` does not divide `width`.
+        ValueError: if a number is not positive, the rank is not 1, 2 or 3, or `heads` does not divide `width`.
     """
 
     def __init__(
@@ -121,14 +119,11 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         outputs = channels if out_channels is None else out_channels
-        numbers = {"channels": channels, "width": width, "depth": depth, "heads": heads, "patch": patch, "ratio": ratio}
-        for name, value in (numbers | {"out_channels": outputs}).items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if rank not in (1, 2, 3):
-            raise ValueError(f"rank is the number of spatial axes, 1, 2 or 3, got {rank}")
+        check_counts(channels=channels, width=width, depth=depth, heads=heads, patch=patch, ratio=ratio)
+        check_counts(out_channels=outputs)
+        check_rank(rank)
         if width % heads:
-            raise ValueError(f"heads must divide the width, got heads={heads} for width={width}")
+            raise ValueError(f"expected heads to divide the width, got heads={heads} and width={width}")
         self.rank, self.channels, self.patch, self.classes = rank, channels, patch, classes
         embedding = Positional(256, shift=0, cosine_first=True) if embedding is None else embedding
         self.context = Context(embedding, width, classes)
@@ -137,48 +132,35 @@ class DiT(nn.Module):
         self.outlet = _Last(width, outputs * patch**rank, width)
 
     def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
-        """The network's answer, with shape (B, out_channels, *).
+        """The output of the network, with shape (B, out_channels, *).
 
         Args:
-            x: Noisy data, with shape (B, channels, *) and `rank` spatial axes, in the precision of the network.
-            noise_level: The noise level, with shape () or (B,), in any precision.
-            label: The class, int64 with shape () or (B,), where the network has `classes`; `classes` itself means
-                no label.
+            x: noisy data, with shape (B, channels, *) and `rank` spatial axes, in the precision of the network.
+            noise_level: the noise level, with shape () or (B,), in any precision.
+            label: the class, int64 with shape () or (B,), for a network with `classes`; `classes` itself means no
+                label.
 
         Raises:
-            ValueError: If `x`, `noise_level` or `label` does not fit the network, or a label is missing or not wanted.
-            TypeError: If the label is not int64.
+            ValueError: if `x`, `noise_level` or `label` does not fit the network, or a label is missing or superfluous.
+            TypeError: if the label is not int64.
         """
-        self._check(x)
+        check_data(x, self.channels, self.rank)
         context = self.context(x.shape[0], noise_level, label)
         sizes, p = x.shape[2:], self.patch
         grid = [-(-n // p) for n in sizes]
         x = F.pad(x, [side for n, m in zip(reversed(sizes), reversed(grid)) for side in (0, m * p - n)])
-        u = self.inlet(_tokens(x, p)) + _places(grid, self.inlet.out_features, x)
+        u = self.inlet(_patchify(x, p)) + _position_embedding(grid, self.inlet.out_features, x)
         for block in self.blocks:
             u = block(u, context)
-        y = _data(self.outlet(u, context), grid, p)
-        for axis, n in enumerate(sizes, start=2):
-            y = y.narrow(axis, 0, n)
-        return y
-
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != self.rank + 2 or x.shape[1] != self.channels:
-            sizes = ", ".join(f"n_{axis + 1}" for axis in range(self.rank))
-            raise ValueError(
-                f"this network takes data of shape (B, {self.channels}, {sizes}), got {tuple(x.shape)}: "
-                f"build it with channels= and rank= (the number of spatial axes) of the data"
-            )
-        if 0 in x.shape[2:]:
-            raise ValueError(f"every spatial size must be at least 1, got data of shape {tuple(x.shape)}")
+        return crop(_unpatchify(self.outlet(u, context), grid, p), sizes)
 
 
 def _norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 
-def _tokens(x: Tensor, p: int) -> Tensor:
-    """The patches of `x`, with shape (B, C, m_1 p, ...) -> (B, m_1 m_2 ..., C p^rank), row by row."""
+def _patchify(x: Tensor, p: int) -> Tensor:
+    """The patches of `x` in row-major order: (B, C, m_1 p, ...) -> (B, m_1 m_2 ..., C p^rank)."""
     rank = x.ndim - 2
     for axis in range(2, 2 + 2 * rank, 2):
         x = x.unflatten(axis, (x.shape[axis] // p, p))
@@ -186,8 +168,8 @@ def _tokens(x: Tensor, p: int) -> Tensor:
     return x.flatten(1 + rank).flatten(1, rank)
 
 
-def _data(u: Tensor, grid: Sequence[int], p: int) -> Tensor:
-    """The way back from :func:`_tokens`: (B, m_1 m_2 ..., C p^rank) -> (B, C, m_1 p, ...)."""
+def _unpatchify(u: Tensor, grid: Sequence[int], p: int) -> Tensor:
+    """The inverse of :func:`_patchify`: (B, m_1 m_2 ..., C p^rank) -> (B, C, m_1 p, ...)."""
     rank = len(grid)
     x = u.unflatten(1, tuple(grid)).unflatten(1 + rank, (u.shape[2] // p**rank, *(p,) * rank))
     x = x.permute(0, 1 + rank, *(axis for i in range(rank) for axis in (1 + i, 2 + rank + i)))  # (B, C, m_1, p, ...)
@@ -196,20 +178,20 @@ def _data(u: Tensor, grid: Sequence[int], p: int) -> Tensor:
     return x
 
 
-def _places(grid: Sequence[int], width: int, like: Tensor) -> Tensor:
-    """The embedding e of every place of a grid, with shape (m_1 m_2 ..., width), in the dtype of `like`.
+def _position_embedding(grid: Sequence[int], width: int, reference: Tensor) -> Tensor:
+    """The embedding e of every grid position, with shape (m_1 m_2 ..., width), in dtype and device of `reference`.
 
-    Each axis has an equal share of the features, the sines and then the cosines of the place along it, the last axis
-    first, as in the code of Peebles and Xie; what is left over stays zero.
+    Each axis has the same number of features, the sines and then the cosines of the position along it. The last axis
+    comes first, as in the code of Peebles and Xie. Remaining features are zero.
     """
-    share = 2 * (width // (2 * len(grid)))
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    n = share // 2
-    frequencies = torch.pow(1e4, -torch.arange(n, dtype=dtype, device=like.device) / max(n, 1))  # rad per patch
-    places = torch.zeros(*grid, width, dtype=dtype, device=like.device)
+    size = 2 * (width // (2 * len(grid)))  # features per axis
+    dtype, device = torch.promote_types(reference.dtype, torch.float32), reference.device
+    n = size // 2
+    frequencies = torch.pow(1e4, -torch.arange(n, dtype=dtype, device=device) / max(n, 1))  # rad per patch
+    embedding = torch.zeros(*grid, width, dtype=dtype, device=device)
     for axis, m in enumerate(grid):
-        phase = torch.arange(m, dtype=dtype, device=like.device)[:, None] * frequencies
-        waves = torch.cat([phase.sin(), phase.cos()], dim=1)  # (m, share)
-        start = (len(grid) - 1 - axis) * share
-        places[..., start : start + share] = waves.reshape(m, *(1,) * (len(grid) - 1 - axis), share)
-    return places.reshape(-1, width).to(like.dtype)
+        phase = torch.arange(m, dtype=dtype, device=device)[:, None] * frequencies
+        waves = torch.cat([phase.sin(), phase.cos()], dim=1)  # (m, size)
+        start = (len(grid) - 1 - axis) * size
+        embedding[..., start : start + size] = waves.reshape(m, *(1,) * (len(grid) - 1 - axis), size)
+    return embedding.reshape(-1, width).to(reference.dtype)

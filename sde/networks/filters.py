@@ -1,14 +1,14 @@
-r"""Filters that halve and double the spatial sizes, without weights: (B, C, n_1, ..., n_rank), any rank from 1 to 3.
+r"""Filters without weights that halve and double the spatial sizes of (B, C, n_1, ..., n_rank), with rank 1 to 3.
 
-Going down, position j of the result weighs the positions around 2 j and 2 j + 1; going up, every position is spread
-over the positions around 2 j and 2 j + 1, and the sum keeps its scale. A size n becomes ceil(n / 2): the last
-position of an odd size is taken twice. On the way back, 2 m - 1 or 2 m is reached from m by dropping the last
-position or none.
+Downsampling computes position j of the result as a weighted mean of the positions around 2 j and 2 j + 1. Upsampling
+spreads position j over the positions around 2 j and 2 j + 1, and preserves the scale. Downsampling takes a size n to
+ceil(n / 2): the last position of an odd size is repeated. Upsampling takes m to 2 m, or to 2 m - 1 by dropping the last
+position.
 """
 
 from __future__ import annotations
 
-__all__ = ["FIR", "Box", "Filter", "cropped"]
+__all__ = ["FIR", "Box", "Filter", "crop"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ _POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: 
 
 
 class Filter(ABC):
-    """A pair of maps between neighbouring levels of a U-Net."""
+    """Downsampling and upsampling between two levels of a U-Net."""
 
     @abstractmethod
     def down(self, x: Tensor) -> Tensor:
@@ -36,12 +36,12 @@ class Filter(ABC):
 
     @abstractmethod
     def up(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, C, *) -> (B, C, *size), where `down` takes `size` to the sizes of `x`."""
+        """(B, C, *) -> (B, C, *size), where `down` maps `size` to the sizes of `x`."""
 
 
 @dataclass(frozen=True)
 class Box(Filter):
-    """The mean of two neighbours going down, repetition going up: `FIR((1, 1))` at less expense."""
+    """The mean of two neighbours for downsampling, repetition for upsampling: a cheaper `FIR((1, 1))`."""
 
     def down(self, x: Tensor) -> Tensor:
         return _POOL[x.ndim - 2](_even(x), 2)
@@ -52,14 +52,15 @@ class Box(Filter):
 
 @dataclass(frozen=True)
 class FIR(Filter):
-    """A smooth filter along each axis, with zeros outside of the data (Zhang 2019, arXiv:1904.11486; Karras et al.
-    2020, arXiv:1912.04958).
+    """A smooth filter along each axis with zero padding.
+
+    See Zhang (2019, arXiv:1904.11486) and Karras et al. (2020, arXiv:1912.04958).
 
     Args:
-        taps: The weights of the filter up to scale: symmetric, of even number.
+        taps: the weights of the filter up to scale, symmetric and of even number.
 
     Raises:
-        ValueError: If the taps are none, odd in number, not symmetric, or sum to zero.
+        ValueError: if the taps are empty, odd in number, not symmetric, or sum to zero.
     """
 
     taps: Sequence[float] = (1.0, 3.0, 3.0, 1.0)
@@ -67,30 +68,30 @@ class FIR(Filter):
     def __post_init__(self) -> None:
         taps = tuple(self.taps)
         if not taps or len(taps) % 2 or taps != taps[::-1] or sum(taps) == 0:
-            raise ValueError(f"taps must be symmetric, even in number and not sum to zero, got {taps}")
+            raise ValueError(f"expected symmetric taps of even number with a non-zero sum, got taps={taps}")
         object.__setattr__(self, "taps", taps)
 
     def down(self, x: Tensor) -> Tensor:
         return self.smooth(x, len(self.taps) // 2 - 1, stride=2)
 
     def up(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        return cropped(self.spread(x, 0), size)
+        return crop(self.spread(x, 0), size)
 
     def smooth(self, x: Tensor, padding: int, stride: int = 1) -> Tensor:
-        """`x`, made even, with so many zeros on each side, filtered; every second position with `stride=2`."""
+        """`x` padded to even sizes and then by `padding` zeros on each side, filtered with the given stride."""
         x, kernel = _even(x), self._kernel(x)
         return _CONV[x.ndim - 2](x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
     def spread(self, x: Tensor, margin: int) -> Tensor:
-        """`x` at twice its sizes, with `margin` more positions of the filtered data on each side."""
+        """`x` upsampled to twice its sizes, with `margin` more positions of the filtered data on each side."""
         rank = x.ndim - 2
         kernel = 2**rank * self._kernel(x)
-        whole = _CONV_TRANSPOSED[rank](x, kernel, stride=2, groups=x.shape[1])  # len(taps) / 2 - 1 more on each side
-        return F.pad(whole, [margin + 1 - len(self.taps) // 2] * (2 * rank))
+        full = _CONV_TRANSPOSED[rank](x, kernel, stride=2, groups=x.shape[1])  # len(taps) / 2 - 1 more on each side
+        return F.pad(full, [margin + 1 - len(self.taps) // 2] * (2 * rank))
 
     def _kernel(self, x: Tensor) -> Tensor:
         """The product of the taps along each axis, for each channel: (C, 1, taps, ...), with sum 1."""
-        # Filled in on the device: a copy from the host would make it wait.
+        # Created on the device, because a copy from the host would synchronise.
         taps = torch.stack([torch.full((), tap / sum(self.taps), dtype=x.dtype, device=x.device) for tap in self.taps])
         kernel = taps
         for _ in range(x.ndim - 3):
@@ -98,15 +99,15 @@ class FIR(Filter):
         return kernel.expand(x.shape[1], 1, *kernel.shape)
 
 
-def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The leading positions of `x`, as many as `size` names for each spatial axis."""
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The first `size` positions of `x` along the spatial axes."""
     for axis, n in enumerate(size, start=2):
         x = x.narrow(axis, 0, n)
     return x
 
 
 def _even(x: Tensor) -> Tensor:
-    """`x` with the last position repeated along each spatial axis of odd size."""
+    """`x` with the last position of each odd spatial axis repeated."""
     for axis in range(2, x.ndim):
         if x.shape[axis] % 2:
             x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1)], dim=axis)

@@ -1,12 +1,12 @@
 r"""A residual perceptron for data without spatial structure: points, tables, small vectors.
 
-Each block normalises, lets the context h (noise level and label) scale and shift every feature (FiLM, Perez et al.
-2018, arXiv:1709.07871), and adds a two-layer perceptron to its input,
+Each block normalises its input, scales and shifts every feature by the context h (noise level and label; FiLM, Perez et
+al. 2018, arXiv:1709.07871), and adds the output of a two-layer perceptron,
 
 .. math:: (a, s) = W_h h + b_h, \qquad
           u \leftarrow u + W_2 \, \mathrm{SiLU}(W_1 ((1 + a) \odot \mathrm{norm}(u) + s) + b_1) + b_2,
 
-whose second layer is zero at the start.
+whose second layer is initialised to zero.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_counts
 from .context import Context
 from .embedding import LevelEmbedding, Positional
-from .layers import linear, zeroed
+from .layers import linear, zero_init
+from .network import Network
 
 
 class _Block(nn.Module):
-    """The block above: `u` with shape (B, width), `context` with shape (1 or B, F) -> (B, width)."""
+    """The block of the module: `u` with shape (B, width), `context` with shape (1 or B, F) -> (B, width)."""
 
     def __init__(self, width: int, context: int, dropout: float) -> None:
         super().__init__()
@@ -32,26 +34,26 @@ class _Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.inner = linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.outer = zeroed(linear(width, width))
+        self.outer = zero_init(linear(width, width))
 
     def forward(self, u: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context).chunk(2, dim=1)
         return u + self.outer(self.dropout(F.silu(self.inner((1 + scale) * self.norm(u) + shift))))
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """A residual perceptron, called as `net(x, noise_level, label=...)`.
 
     Args:
         features: D, the number of entries of one sample; data of any shape (B, *) with D entries is flattened.
-        width: Features of the hidden layers, and of the context.
-        depth: The number of residual blocks.
-        embedding: The embedding of the noise level; `Positional(width)` by default.
-        dropout: The probability with which a hidden activation is dropped in training.
-        classes: The number of classes, or None for a network without labels.
+        width: features of the hidden layers and of the context.
+        depth: the number of residual blocks.
+        embedding: the embedding of the noise level; `Positional(width)` by default.
+        dropout: the dropout probability of hidden activations in training.
+        classes: the number of classes, or None for a network without labels.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: if a number is not positive.
     """
 
     def __init__(
@@ -64,14 +66,12 @@ class MLP(nn.Module):
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"features": features, "width": width, "depth": depth}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_counts(features=features, width=width, depth=depth)
         self.features = features
         self.context = Context(Positional(width) if embedding is None else embedding, width, classes)
         self.inlet = linear(features, width)
         self.blocks = nn.ModuleList([_Block(width, width, dropout) for _ in range(depth)])
-        self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(linear(width, features)))
+        self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_init(linear(width, features)))
 
     @property
     def classes(self) -> int | None:
@@ -79,22 +79,22 @@ class MLP(nn.Module):
         return self.context.classes
 
     def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
-        """The network's answer, with the shape of `x`.
+        """The output of the network, with the shape of `x`.
 
         Args:
-            x: Noisy data, with shape (B, *) and D entries per sample, in the precision of the network.
-            noise_level: The noise level, with shape () or (B,), in any precision.
-            label: The class, int64 with shape () or (B,), where the network has `classes`; `classes` itself means
-                no label.
+            x: noisy data, with shape (B, *) and D entries per sample, in the precision of the network.
+            noise_level: the noise level, with shape () or (B,), in any precision.
+            label: the class, int64 with shape () or (B,), for a network with `classes`; `classes` itself means no
+                label.
 
         Raises:
-            ValueError: If `x`, `noise_level` or `label` does not fit the network, or a label is missing or not wanted.
-            TypeError: If the label is not int64.
+            ValueError: if `x`, `noise_level` or `label` does not fit the network, or a label is missing or superfluous.
+            TypeError: if the label is not int64.
         """
         if x.ndim == 0 or math.prod(x.shape[1:]) != self.features:
             raise ValueError(
-                f"this network takes data of shape (B, *) with {self.features} entries per sample, "
-                f"got {tuple(x.shape)}: build it with features= of the data"
+                f"expected data of shape (B, *) with {self.features} entries per sample, "
+                f"got {tuple(x.shape)}: build the network with features= of the data"
             )
         context = self.context(x.shape[0], noise_level, label)
         u = self.inlet(x.reshape(x.shape[0], self.features))

@@ -1,9 +1,9 @@
-r"""Pyramids: the data itself beside the features of a U-Net, at every level (Song et al. 2021, arXiv:2011.13456,
-appendix H, after Karras et al. 2020, arXiv:1912.04958).
+r"""Pyramids that connect all levels of a U-Net to its input and output.
 
-An input pyramid hands ever coarser forms of the input to the levels of the encoder, an output pyramid sums ever finer
-forms of the output over the levels of the decoder. A pyramid is an object that a U-Net asks for its joints, each
-called with the pyramid p so far and the features h of a level, and answering with both.
+An input pyramid passes coarser and coarser versions of the input to the levels of the encoder. An output pyramid sums
+finer and finer versions of the output over the levels of the decoder. The two classes create one joint per level: a
+module that maps the pyramid p and the features h of the level to a new p and h. See Song et al. (2021,
+arXiv:2011.13456, appendix H), after Karras et al. (2020, arXiv:1912.04958).
 """
 
 from __future__ import annotations
@@ -28,55 +28,55 @@ from torch import Tensor, nn
 from .filters import FIR, Filter
 from .layers import conv
 from .resampling import FilteredConv, Resampling
-from .residual import Style
+from .residual import BlockConfig
 
-# The pyramid and the features, after a joint.
-Joined = tuple[Tensor, Tensor]
+# The pyramid p and the features h.
+PyramidFeatures = tuple[Tensor, Tensor]
 
 
 class InputPyramid(ABC):
-    """What a U-Net does with its input beyond the first level."""
+    """Connections from the input to the deeper levels of the encoder."""
 
     @abstractmethod
-    def joint(self, style: Style, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
-        """The joint after a step down, with the channels of p and of h that it gives.
+    def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
+        """The joint after a downsampling layer, and its output channels of p and of h.
 
-        It is called with p, with the sizes of the level above, h with those of this level, and the context.
+        The joint is called as `joint(p, h, context)`; p has the sizes of the finer level, h those of this level.
 
         Args:
-            style: What the blocks of the network have in common.
-            pyramid: Channels of p: of the data at first, later what the joint before gave.
-            features: Channels of h.
+            config: the settings shared by the blocks of the network.
+            pyramid: channels of p: first those of the data, then those of the previous joint.
+            features: channels of h.
         """
 
 
 class OutputPyramid(ABC):
-    """How a U-Net comes to its output, which is read out of p after the finest level."""
+    """Connections from the levels of the decoder to the output, which is computed from p after the finest level."""
 
     @abstractmethod
-    def joint(self, style: Style, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
-        """The joint after the blocks of a level, with the channels of p that it gives.
+    def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
+        """The joint after the blocks of a level, and its output channels of p.
 
-        It is called with p, with the sizes of the level below, h with those of this level, and the context.
+        The joint is called as `joint(p, h, context)`; p has the sizes of the coarser level, h those of this level.
 
         Args:
-            style: What the blocks of the network have in common.
-            pyramid: Channels of p, as the joint before gave it; None at the coarsest level, where there is no p yet.
-            features: Channels of h.
-            outputs: Channels of the network's output.
+            config: the settings shared by the blocks of the network.
+            pyramid: channels of p from the previous joint; None at the coarsest level, where p does not exist yet.
+            features: channels of h.
+            outputs: channels of the network's output.
         """
 
     @abstractmethod
-    def outlet(self, style: Style, pyramid: int, outputs: int) -> nn.Module:
-        """The last module, from p with so many channels to the output."""
+    def outlet(self, config: BlockConfig, pyramid: int, outputs: int) -> nn.Module:
+        """The last module, which maps p with `pyramid` channels to the output."""
 
 
 @dataclass(frozen=True)
 class NoInputs(InputPyramid):
     """No input pyramid."""
 
-    def joint(self, style: Style, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
-        return _NoJoint(), pyramid, features
+    def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
+        return _NoInput(), pyramid, features
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class InputSkip(InputPyramid):
 
     Args:
         filter: R.
-        cat: Whether the two are concatenated instead, which doubles the channels.
+        cat: whether the two are concatenated instead, which doubles the channels.
     """
 
     filter: Filter = field(default_factory=FIR)
     cat: bool = False
 
-    def joint(self, style: Style, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
-        return _InputSkip(style, pyramid, features, self.filter, self.cat), pyramid, features * (2 if self.cat else 1)
+    def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
+        return _InputSkip(config, pyramid, features, self.filter, self.cat), pyramid, features * (2 if self.cat else 1)
 
 
 @dataclass(frozen=True)
@@ -105,25 +105,25 @@ class InputResidual(InputPyramid):
 
     resampling: Resampling = field(default_factory=FilteredConv)
 
-    def joint(self, style: Style, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
-        resample = self.resampling.down(style, pyramid, features)
-        return _InputResidual(resample, style.skip_scale), features, features
+    def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
+        resample = self.resampling.down(config, pyramid, features)
+        return _InputResidual(resample, config.skip_scale), features, features
 
 
 @dataclass(frozen=True)
 class NoOutputs(OutputPyramid):
-    """No output pyramid: the output is read out of the features of the finest level."""
+    """No output pyramid: the output is computed from the features of the finest level."""
 
-    def joint(self, style: Style, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
-        return _Features(), features
+    def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
+        return _NoOutput(), features
 
-    def outlet(self, style: Style, pyramid: int, outputs: int) -> nn.Module:
-        return style.outlet(pyramid, outputs)
+    def outlet(self, config: BlockConfig, pyramid: int, outputs: int) -> nn.Module:
+        return config.outlet(pyramid, outputs)
 
 
 @dataclass(frozen=True)
 class OutputSkip(OutputPyramid):
-    """The output is a sum over the levels: p <- R(p) + conv_3(a(norm(h))).
+    """Sums the output over the levels: p <- R(p) + conv_3(a(norm(h))).
 
     Args:
         filter: R.
@@ -131,17 +131,18 @@ class OutputSkip(OutputPyramid):
 
     filter: Filter = field(default_factory=FIR)
 
-    def joint(self, style: Style, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
-        return _OutputSkip(style, features, outputs, None if pyramid is None else self.filter), outputs
+    def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
+        return _OutputSkip(config, features, outputs, None if pyramid is None else self.filter), outputs
 
-    def outlet(self, style: Style, pyramid: int, outputs: int) -> nn.Module:
+    def outlet(self, config: BlockConfig, pyramid: int, outputs: int) -> nn.Module:
         return nn.Identity()
 
 
 @dataclass(frozen=True)
 class OutputResidual(OutputPyramid):
-    """Features are summed over the levels: p <- c (R(p) + h), h <- p, with c the network's `skip_scale`. The coarsest
-    level begins with p <- conv_3(a(norm(h))).
+    """Sums the features over the levels: p <- c (R(p) + h), h <- p, with c the network's `skip_scale`.
+
+    At the coarsest level p <- conv_3(a(norm(h))).
 
     Args:
         resampling: R, with a convolution.
@@ -149,28 +150,28 @@ class OutputResidual(OutputPyramid):
 
     resampling: Resampling = field(default_factory=FilteredConv)
 
-    def joint(self, style: Style, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
+    def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
         if pyramid is None:
-            return _OutputHead(style, features), features
-        resample = self.resampling.up(style, pyramid, features)
-        return _OutputResidual(resample, style.skip_scale), features
+            return _OutputHead(config, features), features
+        resample = self.resampling.up(config, pyramid, features)
+        return _OutputResidual(resample, config.skip_scale), features
 
-    def outlet(self, style: Style, pyramid: int, outputs: int) -> nn.Module:
-        return style.outlet(pyramid, outputs)
+    def outlet(self, config: BlockConfig, pyramid: int, outputs: int) -> nn.Module:
+        return config.outlet(pyramid, outputs)
 
 
-class _NoJoint(nn.Module):
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+class _NoInput(nn.Module):
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         return p, h
 
 
 class _InputSkip(nn.Module):
-    def __init__(self, style: Style, pyramid: int, features: int, filter: Filter, cat: bool) -> None:
+    def __init__(self, config: BlockConfig, pyramid: int, features: int, filter: Filter, cat: bool) -> None:
         super().__init__()
         self.filter, self.cat = filter, cat
-        self.conv = conv(style.rank, pyramid, features, size=1)
+        self.conv = conv(config.rank, pyramid, features, size=1)
 
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         p = self.filter.down(p)
         u = self.conv(p)
         return p, torch.cat([u, h], dim=1) if self.cat else u + h
@@ -181,34 +182,34 @@ class _InputResidual(nn.Module):
         super().__init__()
         self.resample, self.scale = resample, scale
 
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         p = self.scale * (self.resample(p, context) + h)
         return p, p
 
 
-class _Features(nn.Module):
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+class _NoOutput(nn.Module):
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         return h, h
 
 
 class _OutputSkip(nn.Module):
-    def __init__(self, style: Style, features: int, outputs: int, filter: Filter | None) -> None:
+    def __init__(self, config: BlockConfig, features: int, outputs: int, filter: Filter | None) -> None:
         super().__init__()
         self.filter = filter
-        self.head = style.outlet(features, outputs)
+        self.head = config.outlet(features, outputs)
 
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         u = self.head(h)
         return u if self.filter is None else self.filter.up(p, h.shape[2:]) + u, h
 
 
 class _OutputHead(nn.Module):
-    def __init__(self, style: Style, features: int) -> None:
+    def __init__(self, config: BlockConfig, features: int) -> None:
         super().__init__()
-        last = conv(style.rank, features, features, padding=1)
-        self.head = nn.Sequential(style.norm(features), style.activation, last)
+        last = conv(config.rank, features, features, padding=1)
+        self.head = nn.Sequential(config.norm(features), config.activation, last)
 
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         return self.head(h), h
 
 
@@ -217,6 +218,6 @@ class _OutputResidual(nn.Module):
         super().__init__()
         self.resample, self.scale = resample, scale
 
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> Joined:
+    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         p = self.scale * (self.resample(p, context, h.shape[2:]) + h)
         return p, p

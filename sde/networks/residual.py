@@ -1,39 +1,39 @@
-r"""The blocks of a U-Net: residual blocks that read the context, and self-attention.
+r"""The blocks of a U-Net: residual blocks conditioned on the context, and self-attention.
 
 The residual block is that of Ho et al. (2020, arXiv:2006.11239). Its variants are those of BigGAN (Brock et al. 2019,
-arXiv:1809.11096) as Song et al. (2021, arXiv:2011.13456) and Dhariwal and Nichol (2021, arXiv:2105.05233) took them
-over: resampling inside the block, a scale and a shift after the second norm in place of a shift before it, and sums
-multiplied by sqrt(1/2) to keep their variance.
+arXiv:1809.11096) as used by Song et al. (2021, arXiv:2011.13456) and Dhariwal and Nichol (2021, arXiv:2105.05233):
+resampling inside the block, a scale and a shift after the second norm in place of a shift before it, and sums
+multiplied by sqrt(1/2) to preserve their variance.
 """
 
 from __future__ import annotations
 
-__all__ = ["Attention", "Residual", "Resample", "Stage", "Style"]
+__all__ = ["Attention", "BlockConfig", "Residual", "Resample", "Stage"]
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .attention import attend
-from .layers import Normalisation, conv, linear, zeroed
+from .attention import self_attention
+from .layers import Normalisation, conv, linear, zero_init
 
-# What a block does to the sizes of its input.
+# A function that halves or doubles the spatial sizes of its input.
 Resample = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Style:
-    """What all blocks of one network have in common.
+class BlockConfig:
+    """The settings shared by all blocks of a network.
 
     Args:
-        rank: The number of spatial axes.
+        rank: the number of spatial axes.
         context: F, the length of the context.
-        dropout: The probability with which an activation of a residual block is dropped in training.
-        norm: The normalisation.
-        activation: The activation.
-        scale_shift: Whether the context gives a scale and a shift after the second norm, or a shift before it.
-        skip_scale: The factor of each sum of a shortcut and a branch.
+        dropout: the dropout probability in residual blocks.
+        norm: the normalisation.
+        activation: the activation.
+        scale_shift: whether the context gives a scale and a shift after the second norm, or only a shift before it.
+        skip_scale: the factor of each sum of a shortcut and a branch.
     """
 
     rank: int
@@ -45,8 +45,8 @@ class Style:
     skip_scale: float = 1.0
 
     def outlet(self, inputs: int, outputs: int) -> nn.Sequential:
-        """Norm, activation and a convolution that starts at zero: what reads data out of features."""
-        last = zeroed(conv(self.rank, inputs, outputs, padding=1))
+        """The output layers: norm, activation and a convolution initialised to zero."""
+        last = zero_init(conv(self.rank, inputs, outputs, padding=1))
         return nn.Sequential(self.norm(inputs), self.activation, last)
 
 
@@ -58,29 +58,28 @@ class Residual(nn.Module):
                    (1 + W_s h + b_s) \odot \mathrm{norm}(u) + W_t h + b_t \\
               y &= c \, (\mathrm{shortcut}(R(x)) + \mathrm{conv}_3(\mathrm{dropout}(a(w))))
 
-    R changes the sizes where the block stands between two levels, and is the identity elsewhere. The second
-    convolution is zero at the start. The shortcut is the identity, or a convolution of size 1 where the number of
-    channels changes.
+    R resamples if the block is between two levels, and is the identity otherwise. The second convolution is initialised
+    to zero. The shortcut is the identity, or a convolution of size 1 if the number of channels changes.
 
     Args:
-        style: What the blocks of the network have in common.
-        inputs: Channels of x.
-        outputs: Channels of y.
-        projection: Whether the shortcut is a convolution in any case.
+        config: the settings shared by the blocks of the network.
+        inputs: channels of x.
+        outputs: channels of y.
+        projection: whether the shortcut is always a convolution.
     """
 
-    def __init__(self, style: Style, inputs: int, outputs: int, projection: bool = False) -> None:
+    def __init__(self, config: BlockConfig, inputs: int, outputs: int, projection: bool = False) -> None:
         super().__init__()
-        self.scale_shift, self.skip_scale, self.activation = style.scale_shift, style.skip_scale, style.activation
-        parts = 2 if style.scale_shift else 1
-        self.norm1 = style.norm(inputs)
-        self.conv1 = conv(style.rank, inputs, outputs, padding=1)
-        self.shift = linear(style.context, parts * outputs, parts)  # the rows of the scale, where there is one, first
-        self.norm2 = style.norm(outputs)
-        self.dropout = nn.Dropout(style.dropout)
-        self.conv2 = zeroed(conv(style.rank, outputs, outputs, padding=1))
-        same = inputs == outputs and not projection
-        self.shortcut = nn.Identity() if same else conv(style.rank, inputs, outputs, size=1)
+        self.scale_shift, self.skip_scale, self.activation = config.scale_shift, config.skip_scale, config.activation
+        parts = 2 if config.scale_shift else 1
+        self.norm1 = config.norm(inputs)
+        self.conv1 = conv(config.rank, inputs, outputs, padding=1)
+        self.shift = linear(config.context, parts * outputs, parts)  # rows of the scale, if any, come first
+        self.norm2 = config.norm(outputs)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = zero_init(conv(config.rank, outputs, outputs, padding=1))
+        identity = inputs == outputs and not projection
+        self.shortcut = nn.Identity() if identity else conv(config.rank, inputs, outputs, size=1)
 
     def forward(self, x: Tensor, context: Tensor, resample: Resample | None = None) -> Tensor:
         """`x` with shape (B, inputs, *), `context` with shape (1 or B, F) -> (B, outputs, *)."""
@@ -103,52 +102,50 @@ class Attention(nn.Module):
     .. math:: y = c \, (x + W_o \, \mathrm{softmax}(q k^\top / \sqrt{d}) \, v + b_o), \qquad
               (q, k, v) = W \, \mathrm{norm}(x) + b,
 
-    for each of `heads` heads of d = channels / heads channels, with c = `skip_scale`. The output map is zero at the
-    start.
+    for each of `heads` heads with d = channels / heads channels, with c = `skip_scale`. The output map is initialised
+    to zero.
 
     Args:
-        style: What the blocks of the network have in common.
-        channels: Channels of x.
-        heads: The number of heads, a divisor of `channels`.
-        norm: Whether x is normalised.
+        config: the settings shared by the blocks of the network.
+        channels: channels of x.
+        heads: the number of heads, a divisor of `channels`.
+        norm: whether x is normalised.
 
     Raises:
-        ValueError: If `heads` does not divide `channels`.
+        ValueError: if `heads` does not divide `channels`.
     """
 
-    def __init__(self, style: Style, channels: int, heads: int = 1, norm: bool = True) -> None:
+    def __init__(self, config: BlockConfig, channels: int, heads: int = 1, norm: bool = True) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide the channels of every attention: got {heads} for {channels} channels")
-        self.heads, self.skip_scale = heads, style.skip_scale
-        self.norm = style.norm(channels) if norm else nn.Identity()
+            raise ValueError(f"expected heads to divide the channels, got heads={heads} and {channels} channels")
+        self.heads, self.skip_scale = heads, config.skip_scale
+        self.norm = config.norm(channels) if norm else nn.Identity()
         self.qkv = linear(channels, 3 * channels, parts=3)
-        self.out = zeroed(linear(channels, channels))
+        self.out = zero_init(linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with shape (B, channels, *) -> the same shape."""
         tokens = self.norm(x).flatten(2).mT  # one per position: (B, N, C)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, x.shape[1] // self.heads))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, N, d)
-        y = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        y = self.out(self_attention(self.qkv(tokens), self.heads))
         return _scaled(x + y.mT.reshape(x.shape), self.skip_scale)
 
 
 class Stage(nn.Module):
-    """A residual block, followed by self-attention where `heads` is given.
+    """A residual block, followed by self-attention if `heads` is not None.
 
     Args:
-        style: What the blocks of the network have in common.
-        inputs: Channels of x.
-        outputs: Channels of the result.
-        heads: The number of heads of the attention, or None for no attention.
-        norm: Whether the attention normalises its input.
+        config: the settings shared by the blocks of the network.
+        inputs: channels of x.
+        outputs: channels of the result.
+        heads: the number of heads of the attention, or None for no attention.
+        norm: whether the attention normalises its input.
     """
 
-    def __init__(self, style: Style, inputs: int, outputs: int, heads: int | None, norm: bool = True) -> None:
+    def __init__(self, config: BlockConfig, inputs: int, outputs: int, heads: int | None, norm: bool = True) -> None:
         super().__init__()
-        self.residual = Residual(style, inputs, outputs)
-        self.attention = nn.Identity() if heads is None else Attention(style, outputs, heads, norm)
+        self.residual = Residual(config, inputs, outputs)
+        self.attention = nn.Identity() if heads is None else Attention(config, outputs, heads, norm)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` with shape (B, inputs, *), `context` with shape (1 or B, F) -> (B, outputs, *)."""

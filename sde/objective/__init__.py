@@ -1,4 +1,4 @@
-"""Objectives: losses, their weightings over time, and how training times are drawn."""
+"""Objectives: losses, their weightings over time, and the distribution of training times."""
 
 __all__ = [
     "Objective",

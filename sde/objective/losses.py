@@ -1,13 +1,14 @@
-r"""Objectives: denoising score matching in all its weightings.
+r"""Losses: denoising score matching with any weighting.
 
-With :math:`x_t = \alpha_t x_0 + \sigma_t z` every loss here is an expectation over times and noise of
+With :math:`x_t = \alpha_t x_0 + \sigma_t z`, the loss is the expectation over times and noise of
 
 .. math:: w(t)\, \| \hat\varepsilon(x_t, t) - z \|^2 = w(t)\, \sigma_t^2\, \| s(x_t, t) - \nabla \log q(x_t | x_0) \|^2.
 
 :math:`w = 1` is the simple loss of Ho et al. 2020 (equation 14); :math:`w = g^2/\sigma^2` is the likelihood
-weighting, with which half the summed loss, integrated over time, bounds the negative log-likelihood up to a constant
-(Song et al. 2021b, https://arxiv.org/abs/2101.09258, theorem 1). Because :math:`g^2/\sigma^2 = -d\lambda/dt` for
-every process, drawing times evenly in the log-SNR is the importance sampling that makes that loss's weight constant.
+weighting: half the loss, summed over dimensions and integrated over time, bounds the negative log-likelihood up to a
+constant (Song et al. 2021b, https://arxiv.org/abs/2101.09258, theorem 1). Every process has
+:math:`g^2/\sigma^2 = -d\lambda/dt`, so times drawn uniformly in log-SNR are the importance sampling under which the
+likelihood weighting becomes constant.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .weightings import Simple, Weighting
 
 
 class Objective(ABC):
-    """What training minimises."""
+    """A loss for training."""
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
@@ -35,9 +36,9 @@ class Objective(ABC):
         Args:
             denoiser: the model.
             x0: clean data in the model's range, with shape (B, *).
-            u: uniforms in [0, 1) that choose the times, with shape (B,).
-            z: standard normals in the shape of x0.
-            condition: handed to the denoiser by name.
+            u: uniforms in [0, 1) that determine the times, with shape (B,).
+            z: standard normals, with the shape of `x0`.
+            condition: named tensors on which the denoiser is conditioned.
 
         Returns:
             The losses, with shape (B,).
@@ -49,10 +50,10 @@ class DenoisingScoreMatching(Objective):
     r"""The denoising score-matching loss, :math:`w(t) \|\hat\varepsilon(x_t, t) - z\|^2`.
 
     Args:
-        weighting: w(t).
-        times: how times are drawn.
-        mean: the mean over the event's dimensions; False gives half their sum, which with the likelihood weighting
-            is in nats per unit of time.
+        weighting: the weighting w(t).
+        times: the distribution of training times.
+        mean: whether to average over the dimensions of a sample; False gives half their sum, which has the unit nats
+            per unit of time under the likelihood weighting.
     """
 
     weighting: Weighting = Simple()

@@ -1,4 +1,4 @@
-r"""Weightings: how much the error at each time counts in the loss."""
+r"""Weightings of the loss over time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..processes import SDE
 
 
 class Weighting(ABC):
-    """How much the error of the predicted noise counts at each time."""
+    """The weight of the squared error of the predicted noise, as a function of time."""
 
     @abstractmethod
     def __call__(self, process: SDE, t: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ class Weighting(ABC):
 
 @dataclass(frozen=True)
 class Simple(Weighting):
-    """w(t) = 1 (Ho et al. 2020): the best samples."""
+    """The weighting w(t) = 1 (Ho et al. 2020), which gives the best samples."""
 
     def __call__(self, process: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -31,7 +31,7 @@ class Simple(Weighting):
 
 @dataclass(frozen=True)
 class Likelihood(Weighting):
-    r""":math:`w(t) = g(t)^2/\sigma_t^2` (Song et al. 2021b): the best likelihoods."""
+    r"""The weighting :math:`w(t) = g(t)^2/\sigma_t^2` (Song et al. 2021b), which gives the best likelihoods."""
 
     def __call__(self, process: SDE, t: Tensor) -> Tensor:
         return process.g2(t) / process.var(t)

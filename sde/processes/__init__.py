@@ -1,4 +1,4 @@
-"""Processes: forward SDEs, and the discrete chain as their special case."""
+"""Processes: forward SDEs, and the discrete chain as a special case."""
 
 from .base import SDE
 from .chain import ChainSDE, DiscreteChain

@@ -1,11 +1,11 @@
-r"""Processes: linear forward SDEs, described by two functions of time.
+r"""Processes: linear forward SDEs, defined by two functions of time.
 
 A process turns data into noise by
 
-.. math:: dx = f(t)\, x\, dt + g(t)\, dw, \qquad t \in [t_{\min}, t_{\max}],
+.. math:: dx = f(t)\, x\, dt + g(t)\, dw, \qquad t \in [t_{\min}, t_{\max}].
 
-and everything about it follows from the two functions of its perturbation kernel
-:math:`q(x_t \mid x_0) = \mathcal N(\alpha_t x_0, \sigma_t^2 I)`, namely :math:`\log\alpha_t` and :math:`\sigma_t^2`:
+The two functions :math:`\log\alpha_t` and :math:`\sigma_t^2` of its perturbation kernel
+:math:`q(x_t \mid x_0) = \mathcal N(\alpha_t x_0, \sigma_t^2 I)` determine all others:
 
 .. math::
     f = \frac{d \log \alpha}{dt}, \qquad
@@ -34,15 +34,15 @@ class SDE(ABC):
     r"""A forward process :math:`dx = f(t) x dt + g(t) dw`.
 
     A new process is a frozen dataclass with the fields `t_min` and `t_max` and the two methods :meth:`log_alpha` and
-    :meth:`var`. The methods :meth:`f`, :meth:`g2`, :meth:`log_snr`, :meth:`time` and :meth:`prior_var` have a
-    default that follows from these two; a leaf may replace them by a closed form that is faster or loses fewer digits.
+    :meth:`var`. The methods :meth:`f`, :meth:`g2`, :meth:`log_snr`, :meth:`time` and :meth:`prior_var` follow from
+    these two by default; a leaf may override them with a closed form that is faster or more accurate.
 
-    Time has shape () or (B,), and every function of time answers in its shape and dtype.
+    Time has shape () or (B,). Every function of time returns a tensor of its shape and dtype.
 
     Attributes:
-        t_min: the data end. Where `var(t_min) > 0` the state there is data plus noise of that variance: solvers stop
-            here, densities are densities of `x` at `t_min`, and one Tweedie step removes the rest.
-        t_max: the noise end, where the prior stands.
+        t_min: the smallest time, where solvers stop and log-densities are evaluated. If `var(t_min) > 0`, the state
+            there is data plus noise of that variance, and one Tweedie step removes this noise.
+        t_max: the largest time, where the marginal is close to the prior.
     """
 
     t_min: float
@@ -50,14 +50,14 @@ class SDE(ABC):
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
-        r"""The log of the signal's scale, :math:`\log \alpha_t`."""
+        r"""The logarithm of the signal scale, :math:`\log \alpha_t`."""
 
     @abstractmethod
     def var(self, t: Tensor) -> Tensor:
-        r"""The noise's variance, :math:`\sigma_t^2`, accurate near `t_min` (use `expm1`, not `1 - exp`)."""
+        r"""The noise variance :math:`\sigma_t^2`, accurate near `t_min` (use `expm1`, not `1 - exp`)."""
 
     def f(self, t: Tensor) -> Tensor:
-        r"""The drift's coefficient :math:`f(t) = d \log\alpha_t / dt`."""
+        r"""The drift coefficient :math:`f(t) = d \log\alpha_t / dt`."""
         return _derivative(self.log_alpha, t)
 
     def g2(self, t: Tensor) -> Tensor:
@@ -71,29 +71,29 @@ class SDE(ABC):
     def time(self, log_snr: Tensor) -> Tensor:
         r"""The inverse of :meth:`log_snr` on [`t_min`, `t_max`], in the shape and dtype of its argument.
 
-        By bisection, which needs nothing of a process but that its log-SNR decreases, and one step of Newton's method,
-        which carries the derivative.
+        The default uses bisection, which requires only that the log-SNR decreases, and one step of Newton's method,
+        through which gradients flow.
         """
-        wanted = log_snr.double()
-        low, high = torch.full_like(wanted, self.t_min), torch.full_like(wanted, self.t_max)
+        target = log_snr.double()
+        low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
         for _ in range(60):
             middle = 0.5 * (low + high)
-            later = self.log_snr(middle) > wanted
-            low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+            above = self.log_snr(middle) > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         root = 0.5 * (low + high).detach()
         slope = (self.g2(root) / self.var(root)).detach()
-        return (root + (self.log_snr(root) - wanted) / slope).to(log_snr.dtype)
+        return (root + (self.log_snr(root) - target) / slope).to(log_snr.dtype)
 
     def prior_var(self, t: Tensor) -> Tensor:
-        r"""The variance of the Gaussian that stands in for the marginal at the noise end."""
+        r"""The variance of the Gaussian prior, which approximates the marginal at the starting time `t`."""
         return self.var(t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        r"""The signal's scale :math:`\alpha_t`."""
+        r"""The signal scale :math:`\alpha_t`."""
         return self.log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
-        r"""The noise's standard deviation :math:`\sigma_t`."""
+        r"""The standard deviation :math:`\sigma_t` of the noise."""
         return self.var(t).sqrt()
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class SDE(ABC):
             \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2 \sigma_s^2 = -\sigma_t^2 \operatorname{expm1}(\lambda_t -
             \lambda_s)
 
-        In float64 the last form keeps its digits when s is close to t; in float32 neither form does.
+        When s is close to t, the last form is accurate in float64; in float32 neither form is.
 
         Returns:
             :math:`\log \alpha_{t|s}` and :math:`\sigma_{t|s}^2`, in the shape of the times.
@@ -141,19 +141,19 @@ class SDE(ABC):
         t: float | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        r"""Draws from the prior :math:`\mathcal N(0, \mathrm{prior\_var}(t) I)`.
+        r"""Samples from the prior :math:`\mathcal N(0, \mathrm{prior\_var}(t) I)`.
 
         Args:
             shape: the shape of the result, (B, *).
-            generator: the source of randomness; its device is the result's.
-            t: the time that a solver starts from; `t_max` by default.
-            dtype: the dtype of the result.
+            generator: the source of randomness; the samples are on its device.
+            t: the time that sampling starts from; `t_max` by default.
+            dtype: the dtype of the samples.
         """
         z = torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
         return math.sqrt(self._prior_var(t)) * z
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
-        """The prior's log-density at `x` of shape (B, *), in nats, with shape (B,); `t` as in :meth:`prior_sample`."""
+        """The log-density of the prior at `x` (B, *), in nats, with shape (B,); `t` as in :meth:`prior_sample`."""
         var = self._prior_var(t)
         return -0.5 * (sum_event(x.square()) / var + event_dims(x) * math.log(2.0 * math.pi * var))
 
@@ -161,34 +161,34 @@ class SDE(ABC):
         return self.prior_var(torch.tensor(self.t_max if t is None else t, dtype=torch.float64)).item()
 
     def check_schedule(self) -> None:
-        """Refuses functions of time that describe no diffusion; a solver calls it before it starts.
+        """Raises an error if the functions of time do not define a diffusion; solvers call it before they start.
 
         Raises:
-            ValueError: if between `t_min` and `t_max` the log-SNR is not finite and decreasing, or g^2 is negative.
+            ValueError: if, between `t_min` and `t_max`, the log-SNR is not finite or does not decrease, or g^2 is
+                negative or not finite.
         """
         t = torch.linspace(self.t_min, self.t_max, 66, dtype=torch.float64)[1:-1]
         log_snr, g2 = self.log_snr(t), self.g2(t)
-        for name, good in (
+        for problem, valid in (
             ("log_snr is not finite", log_snr.isfinite()),
             ("log_snr does not decrease", torch.cat([log_snr.diff() < 0, log_snr.new_ones(1, dtype=torch.bool)])),
             ("g^2 = d var/dt - 2 f var is negative or not finite", g2.isfinite() & (g2 >= -1e-9 * g2.abs().max())),
         ):
-            if not bool(good.all()):
+            if not bool(valid.all()):
                 raise ValueError(
-                    f"{self} is no diffusion: {name} at t={t[int((~good).nonzero()[0])].item():.6g}; "
+                    f"{self} does not define a diffusion: {problem} at t={t[int((~valid).nonzero()[0])].item():.6g}; "
                     "check log_alpha and var"
                 )
 
     def check_interval(self) -> None:
-        """Refuses times out of order; a leaf calls it when it is made."""
+        """Raises a ValueError unless 0 <= t_min < t_max; a leaf calls it in `__post_init__`."""
         if not 0.0 <= self.t_min < self.t_max:
             raise ValueError(
-                f"{type(self).__name__} runs from t_min (data) to t_max (noise): expected 0 <= t_min < t_max, "
-                f"got t_min={self.t_min}, t_max={self.t_max}"
+                f"{type(self).__name__} needs 0 <= t_min < t_max, got t_min={self.t_min}, t_max={self.t_max}"
             )
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    # With a dimension, because forward-mode products of 0-dimensional tensors come out in float64.
+    # Forward mode turns 0-dimensional float32 tensors into float64, so the time gets a dimension.
     t = t[None]
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1][0]

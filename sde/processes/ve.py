@@ -26,15 +26,15 @@ class VE(SDE):
 
     .. math:: \alpha_t = 1, \qquad \sigma_t = \sigma_{\min} (\sigma_{\max}/\sigma_{\min})^t
 
-    Song et al. 2021, equation 31. The variance at t = 0 is :math:`\sigma_{\min}^2`, not 0: the data end is data plus
-    noise of that size. The prior is :math:`\mathcal N(0, \sigma_{\max}^2 I)`; `sigma_max` should be about the
-    largest distance between two data points.
+    Song et al. 2021, equation 31. The variance at t = 0 is :math:`\sigma_{\min}^2` and not 0: the state at `t_min` is
+    data plus noise of about this variance. The prior is :math:`\mathcal N(0, \sigma_{\max}^2 I)`; `sigma_max` should
+    be about the largest distance between two data points.
 
     Args:
-        sigma_min: the noise's standard deviation at t = 0, in units of the model's data range.
-        sigma_max: the noise's standard deviation at t = 1.
-        t_min: the data end.
-        t_max: the noise end.
+        sigma_min: the standard deviation of the noise at t = 0, in units of the model's data range.
+        sigma_max: the standard deviation of the noise at t = 1.
+        t_min: the smallest time, close to the data.
+        t_max: the largest time, close to the prior.
     """
 
     sigma_min: float = 0.01

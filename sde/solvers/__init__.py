@@ -3,8 +3,8 @@
 from .adams_bashforth import AdamsBashforth
 from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral
-from .base import FixedStep, GridSteps, Progress, Run, Solver, Step
-from .coordinates import Arcsinh, LogNoise, Variable
+from .base import FixedStep, GridSteps, OneStep, Progress, Run, Solver, Step, linear_combination
+from .coordinates import Arcsinh, LogNoise
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm_solver_pp import DPMSolverPP, DPMSolverPP2S
@@ -12,7 +12,7 @@ from .euler import Euler
 from .euler_maruyama import EulerMaruyama
 from .heun import Heun
 from .midpoint import DPMSolver2, DPMSolver3, Midpoint
-from .multistep import Multistep, Ramp, RungeKuttaStart, Start
+from .multistep import Multistep, Ramp, RungeKuttaStart
 from .predictor_corrector import Corrector, Langevin, PredictorCorrector, SongLangevin
 from .reverse_diffusion import ReverseDiffusion
 from .runge_kutta import RungeKutta
@@ -26,9 +26,11 @@ __all__ = [
     "Solver",
     "FixedStep",
     "GridSteps",
+    "OneStep",
     "Run",
     "Progress",
     "Step",
+    "linear_combination",
     "EulerMaruyama",
     "Ancestral",
     "ReverseDiffusion",
@@ -51,10 +53,8 @@ __all__ = [
     "DEIS",
     "AdamsBashforth",
     "Multistep",
-    "Start",
     "Ramp",
     "RungeKuttaStart",
-    "Variable",
     "LogNoise",
     "Arcsinh",
     "RungeKutta",

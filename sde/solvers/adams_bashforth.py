@@ -5,16 +5,14 @@ from __future__ import annotations
 __all__ = ["AdamsBashforth"]
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..grids import Grid, Uniform
 from .base import Step
-from .coordinates import DriftCoordinates, LogNoise, Table
-from .euler import no_noise
-from .multistep import Multistep, adams
+from .coordinates import DriftCoordinates, Table
+from .multistep import Multistep
 
 
 @dataclass(frozen=True)
@@ -25,27 +23,21 @@ class AdamsBashforth(Multistep):
         x_{k+1} = x_k + \sum_{j<p} w_{kj} \tilde f(x_{k-j}, t_{k-j}), \qquad
         w_{kj} = \int_{t_k}^{t_{k+1}} \prod_{i \ne j} \frac{t - t_{k-i}}{t_{k-j} - t_{k-i}}\, dt
 
-    The weights are those of the grid at hand, whatever it is. It asks for the drift alone. Of order p with
+    The weights are computed for the grid, whatever it is. It needs the drift alone. Its order is p with
     :class:`RungeKuttaStart`, min(p, 2) with :class:`Ramp`.
 
     Bashforth and Adams 1883; Hairer, Nørsett and Wanner 1993, section III.5.
 
     Args:
         steps: the number of steps.
-        order: p, how many drifts it uses, 1 to 5.
-        start: where the first ones come from.
+        order: p, the number of drifts it uses, 1 to 5.
+        start: how the first ones are obtained.
         grid: the rule for the times.
     """
 
     order: int = 4
     grid: Grid = field(default=Uniform(), kw_only=True)
 
-    eta: ClassVar[float] = 0.0
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
-
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
-        coordinates = DriftCoordinates()
-        table = Table(coordinates, LogNoise(), dynamics.process, times)
-        return adams(coordinates, table, table.weights(self.order), self.order, self.start, dynamics, times)
+        table = Table(DriftCoordinates(), lambda t: t, dynamics.process, times)
+        return self.adams(table, table.weights(self.order), dynamics)

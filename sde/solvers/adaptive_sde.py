@@ -8,27 +8,23 @@ from __future__ import annotations
 
 __all__ = ["AdaptiveSDE"]
 
-import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..brownian import along_path
 from ..dynamics import Dynamics, State
-from ..noise import StepNoise, Stream
+from ..noise import Stream
 from ..shapes import expand
-from .base import Progress, Run, Solver, drawn, rows
-from .euler_maruyama import one_entry
-from .runge_kutta import check_on_failure, check_tolerances
+from .adaptive import Adaptive, Memory
 
-# Theta and r of the paper, and the bounds on what a step may be of the one before.
+# Theta and r of the paper, and the bounds on the ratio of two consecutive steps.
 _SAFETY, _POWER, _SHRINK, _GROW = 0.9, 0.9, 0.2, 10.0
 
 
 @dataclass(frozen=True)
-class AdaptiveSDE(Solver):
+class AdaptiveSDE(Adaptive):
     r"""Euler-Maruyama and the stochastic improved Euler method as a pair, extrapolated, with error control by sample.
 
     .. math::
@@ -51,8 +47,8 @@ class AdaptiveSDE(Solver):
         atol: the absolute tolerance of a step, in units of the data; the paper's is one step of an 8-bit image,
             2/256 for data in [-1, 1].
         first_step: the first step, as a share of the time from start to stop.
-        max_steps: the most steps, rejected ones included, that any sample may take.
-        on_failure: what becomes of a sample that cannot go on: "raise" ends the run with an error that names the
+        max_steps: the largest number of steps, rejected ones included, that any sample may take.
+        on_failure: what happens to a sample that cannot go on: "raise" ends the run with an error that names the
             sample and the time; "mark" makes it NaN and goes on with the others.
     """
 
@@ -62,151 +58,43 @@ class AdaptiveSDE(Solver):
     max_steps: int = 10_000
     on_failure: Literal["raise", "mark"] = "raise"
 
-    eta: ClassVar[float] = 1.0
+    eta = 1.0
+    serves_noise = True
+    serves_log_density = False
 
     def __post_init__(self) -> None:
-        check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps)
-        check_on_failure(type(self).__name__, self.on_failure)
+        super().__post_init__()
         if not 0.0 < self.first_step <= 1.0:
             raise ValueError(f"AdaptiveSDE needs a first_step in (0, 1], got first_step={self.first_step}")
 
-    def refusal(self, dynamics: Any) -> str | None:
-        return one_entry(dynamics)
+    def begin(self, dynamics: Dynamics, t: Tensor, x: State, slope: State, span: float) -> tuple[Tensor, State]:
+        return torch.full_like(t, self.first_step * span), x
 
-    def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
-        return _AdaptiveRun(self, dynamics, start, stop)
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """What the run carries, for the samples that are still on their way.
-
-    Attributes:
-        active: which samples they are, int64.
-        dynamics: the dynamics of these samples.
-        path: their Brownian paths, or None along the flow.
-        h: their next steps, signed.
-        slope: the drift where they are.
-        previous: the x' of their last step that was accepted.
-    """
-
-    active: Tensor
-    dynamics: Dynamics
-    path: StepNoise | None
-    h: Tensor
-    slope: Tensor
-    previous: Tensor
-
-    def select(self, mask: Tensor) -> _Memory:
-        """What is carried for some of these samples."""
-        if bool(mask.all()):
-            return self
-        index = mask.nonzero()[:, 0]
-        return _Memory(
-            self.active[index],
-            self.dynamics.select(index),
-            None if self.path is None else self.path.select(index),
-            self.h[index],
-            self.slope[index],
-            self.previous[index],
-        )
-
-
-@dataclass(frozen=True)
-class _AdaptiveRun(Run):
-    solver: AdaptiveSDE
-    dynamics: Dynamics
-    start: float
-    stop: float
-
-    def init(self, x: State, noise: StepNoise | None) -> Progress:
-        t = torch.full((len(x[0]),), self.start, dtype=torch.float64, device=x[0].device)
-        path = along_path(drawn(noise)) if self.dynamics.stochastic else None
-        h = torch.full_like(t, self.solver.first_step * (self.stop - self.start))
-        (slope,) = self.dynamics.drift(x, t)
-        memory = _Memory(torch.arange(len(t), device=t.device), self.dynamics, path, h, slope, x[0])
-        return self._weed(Progress(t, x, 0, memory, noise))
-
-    def finished(self, progress: Progress) -> bool:
-        return len(progress.memory.active) == 0
-
-    def step(self, progress: Progress) -> Progress:
-        m: _Memory = progress.memory
-        t, (x,) = progress.t[m.active], rows(progress.x, m.active)
-        remaining = self.stop - t
-        # A step that would leave less than a hundredth of itself goes to the end.
-        last = m.h.abs() * 1.01 >= remaining.abs()
-        h = torch.where(last, remaining, m.h)
-        end = torch.where(last, self.stop, t + h)
-
-        euler, average, change = x + expand(h, x) * m.slope, x, torch.zeros_like(x)
+    def attempt(
+        self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor
+    ) -> tuple[State, Tensor, State | None, State]:
+        (x_t,), (before,), (previous,) = x, m.slope, m.previous
+        euler, average, change = x_t + expand(h, x_t) * before, x_t, torch.zeros_like(x_t)
         if m.path is not None:
             z = m.path.normal(Stream.STEP, 0, t, end)
             g_t, g_s = (m.dynamics.diffusion(time) * h.abs().sqrt() for time in (t, end))
-            euler = euler + expand(g_t, x) * z
-            average, change = x + expand(0.5 * (g_t + g_s), x) * z, expand(0.5 * (g_s - g_t), x) * z
-        (slope,) = m.dynamics.drift((euler,), end)
-        improved = average + expand(0.5 * h, x) * (m.slope + slope)
-        ratio = self._error(change + expand(0.5 * h, x) * (slope - m.slope), euler, m.previous)
-        accepted = (ratio <= 1.0) & _finite(improved)
-
-        factor = (_SAFETY * ratio**-_POWER).nan_to_num(nan=_SHRINK).clamp(_SHRINK, _GROW)
-        factor = torch.where(accepted, factor, factor.clamp(max=_SAFETY))
-        mask = accepted.reshape(-1, *(1,) * (x.ndim - 1))
-        x, t = torch.where(mask, improved, x), torch.where(accepted, end, t)
-        going = t != self.stop
-        m = replace(m, h=_rounded(h * factor), previous=torch.where(mask, euler, m.previous)).select(going)
+            euler = euler + expand(g_t, x_t) * z
+            average, change = x_t + expand(0.5 * (g_t + g_s), x_t) * z, expand(0.5 * (g_s - g_t), x_t) * z
+        (after,) = m.dynamics.drift((euler,), end)
+        improved = average + expand(0.5 * h, x_t) * (before + after)
+        ratio = self._error(change + expand(0.5 * h, x_t) * (after - before), euler, previous)
         # Only samples that go on from a new place need the drift there.
-        new = accepted[going].nonzero()[:, 0]
-        if len(new):
-            there = m.dynamics if len(new) == len(m.active) else m.dynamics.select(new)
-            (slope,) = there.drift((x[going][new],), t[going][new])
-            m = replace(m, slope=m.slope.index_copy(0, new, slope))
-        active = progress.memory.active
-        new_x = progress.x[0].index_copy(0, active, x)
-        return self._weed(Progress(progress.t.index_copy(0, active, t), (new_x,), progress.k + 1, m, progress.noise))
+        return (improved,), ratio, None, (euler,)
+
+    def next_step(self, m: Memory, t: Tensor, h: Tensor, ratio: Tensor, span: float) -> Tensor:
+        factor = (_SAFETY * ratio**-_POWER).clamp(_SHRINK, _GROW).nan_to_num(nan=_SHRINK)
+        # Rounded towards 0 to five binary digits, 16 steps between one power of 2 and the next.
+        mantissa, exponent = torch.frexp(h * factor)
+        return torch.ldexp((mantissa * 32.0).trunc(), exponent - 5)
 
     def _error(self, difference: Tensor, x: Tensor, previous: Tensor) -> Tensor:
         """The root mean square of a difference over its tolerance, float64 (B,)."""
         # Gradients follow the steps that were taken, not the choice of their sizes.
         difference, x, previous = difference.detach(), x.detach(), previous.detach()
-        scale = (self.solver.rtol * torch.maximum(x.abs(), previous.abs())).clamp(min=self.solver.atol)
+        scale = (self.rtol * torch.maximum(x.abs(), previous.abs())).clamp(min=self.atol)
         return (difference / scale).double().flatten(1).square().mean(1).sqrt()
-
-    def _weed(self, progress: Progress) -> Progress:
-        """The run without the samples that cannot go on, which end it or become NaN."""
-        m: _Memory = progress.memory
-        t = progress.t[m.active]
-        broken, stuck = ~_finite(m.slope), t + 0.01 * m.h == t
-        failed = broken | stuck | (progress.k >= self.solver.max_steps)
-        if not bool(failed.any()):
-            return progress
-        if self.solver.on_failure == "mark":
-            x = progress.x[0].index_fill(0, m.active[failed], math.nan)
-            return replace(progress, x=(x,), memory=m.select(~failed))
-        i = int(failed.nonzero()[0])
-        where = f"AdaptiveSDE: sample {int(m.active[i])} is {{}} t={t[i].item():.6g}"
-        if bool(broken[i]):
-            raise FloatingPointError(
-                f"{where.format('stuck at')}: the drift is not finite there; check the denoiser at this time"
-            )
-        if bool(stuck[i]):
-            raise FloatingPointError(
-                f"{where.format('stuck at')}: no step is small enough for the tolerance, or the drift is not finite "
-                "just beyond; check the denoiser at this time, or raise rtol and atol"
-            )
-        raise FloatingPointError(
-            f"{where.format('still near')} after max_steps={self.solver.max_steps} steps; raise max_steps, or rtol "
-            "and atol"
-        )
-
-
-def _rounded(h: Tensor) -> Tensor:
-    """Steps rounded towards 0 to five binary digits, 16 of them between one power of 2 and the next."""
-    mantissa, exponent = torch.frexp(h)
-    return torch.ldexp((mantissa * 32.0).trunc(), exponent - 5)
-
-
-def _finite(x: Tensor) -> Tensor:
-    """Whether a sample is finite, bool (B,)."""
-    return x.detach().isfinite().flatten(1).all(1)

@@ -1,37 +1,60 @@
-r"""The one interface of all solvers.
+r"""The interface of all solvers, and what the methods share.
 
-A solver is a frozen description of a method. It meets a dynamics in :meth:`Solver.bind`, which refuses what does not
-fit before the first network call and computes everything that depends on time alone. The result, a :class:`Run`, has
-`init` and `step`; what a multistep method remembers is part of the :class:`Progress` that `step` passes on. Solvers
+A solver is a frozen description of a method. :meth:`Solver.bind` joins it to a dynamics: it refuses what does not fit
+before the first network call, and computes everything that depends on time alone. The result, a :class:`Run`, has
+`init` and `step`; the memory of a multistep method is part of the :class:`Progress` that `step` passes on. Solvers
 know no network, no likelihood and no image, count nothing and never touch the grad mode.
 """
 
 from __future__ import annotations
 
-__all__ = ["FixedStep", "GridSteps", "Progress", "Run", "Scalar", "Solver", "Step", "combine", "scalars"]
+__all__ = [
+    "FixedRun",
+    "FixedStep",
+    "GridSteps",
+    "OneStep",
+    "Progress",
+    "Run",
+    "Scalar",
+    "Solver",
+    "Step",
+    "affine_step",
+    "check_tolerances",
+    "combine",
+    "finite",
+    "intervals",
+    "linear_combination",
+    "require_noise",
+    "rows",
+    "scalars",
+]
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..dynamics import Dynamics, State
+from ..denoisers import Prediction
+from ..dynamics import Dynamics, Semilinear, State
 from ..grids import Grid, Uniform
-from ..noise import StepNoise
+from ..noise import StepNoise, Stream
+from ..shapes import check_count
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
         t: the time of each sample, float64 with shape (B,).
         x: the state, a tuple of tensors of leading size B.
         k: the number of steps taken.
-        memory: what the method remembers; its own business.
+        memory: what the method remembers; private to it.
         noise: where the run draws from, or None for a deterministic one.
     """
 
@@ -43,22 +66,22 @@ class Progress:
 
 
 class Run(ABC):
-    """A solver bound to a dynamics and two ends of time."""
+    """A solver bound to a dynamics and an interval of time."""
 
     @abstractmethod
     def init(self, x: State, noise: StepNoise | None) -> Progress:
-        """The beginning of a run at the state `x`."""
+        """The progress before the first step, from the state `x`."""
 
     @abstractmethod
     def step(self, progress: Progress) -> Progress:
-        """The run one step further; samples that have arrived stay as they are."""
+        """The progress after one more step; samples that have arrived stay as they are."""
 
     @abstractmethod
     def finished(self, progress: Progress) -> bool:
         """Whether every sample has arrived."""
 
     def trajectory(self, x: State, noise: StepNoise | None = None) -> Iterator[tuple[Tensor, State]]:
-        """Yields (t, x) at the beginning and after every step, with t of shape (B,)."""
+        """Yields (t, x) before the first step and after every step, with t of shape (B,)."""
         progress = self.init(x, noise)
         yield progress.t, progress.x
         while not self.finished(progress):
@@ -67,38 +90,64 @@ class Run(ABC):
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
-        progress = self.init(x, noise)
-        while not self.finished(progress):
-            progress = self.step(progress)
-        return progress.x
+        return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
 
 
 class Solver(ABC):
     """A method that moves a state along time through a dynamics.
 
+    The class attributes say what a method serves, and :meth:`bind` checks them. By default it is a method for
+    ordinary differential equations.
+
     Attributes:
-        needs: the kind of dynamics it asks for.
-        draws: whether it draws noise even where the dynamics has none.
+        needs: the kind of dynamics that it needs.
+        serves_noise: whether it serves a dynamics with noise.
+        serves_log_density: whether it moves every entry of a state, the log-density included.
     """
 
     needs: ClassVar[type] = Dynamics
-    draws: ClassVar[bool] = False
+    serves_noise: ClassVar[bool] = False
+    serves_log_density: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "refusal" in vars(cls):  # a solver of version 0.1.0, which says there all that it does not serve
+            cls.serves_noise = True
 
     @property
-    @abstractmethod
     def eta(self) -> float:
-        """The share of noise of the dynamics it is made for, 1 for the reverse SDE, 0 for the flow; `sample` asks."""
+        """The stochasticity of the dynamics that `sample` gives it: 1 for the reverse SDE, 0 for the flow."""
+        return 0.0
 
-    @abstractmethod
-    def refusal(self, dynamics: Dynamics) -> str | None:
-        """Why this method cannot serve a dynamics of the kind it asks for, or None."""
+    @property
+    def draws(self) -> bool:
+        """Whether it draws noise even where the dynamics has none."""
+        return False
 
     @abstractmethod
     def prepare(self, dynamics: Any, start: float, stop: float) -> Run:
         """The run between two times; called by :meth:`bind`."""
 
+    def incompatibility(self, dynamics: Any) -> str | None:
+        """Why this method cannot serve a dynamics, or None; a method with reasons of its own extends it."""
+        noise = dynamics.stochastic
+        if len(dynamics.tolerances) > 1 and (noise or self.draws or not self.serves_log_density):
+            return "it moves x alone, and this state carries the log-density too; use an ODE solver for likelihoods"
+        if not isinstance(dynamics, self.needs):
+            return (
+                f"it needs the parts of {self.needs.__name__}, got {type(dynamics).__name__}; use a solver that needs "
+                "a drift alone, or give the dynamics those parts"
+            )
+        if noise and not self.serves_noise:
+            return "it solves ordinary differential equations, and this dynamics has noise; use the flow, eta=0"
+        return self.refusal(dynamics)
+
+    def refusal(self, dynamics: Any) -> str | None:
+        """The reasons of a solver of version 0.1.0; others extend :meth:`incompatibility`."""
+        return None
+
     def bind(self, dynamics: Dynamics, start: float | None = None, stop: float | None = None) -> Run:
-        """The place where solver and dynamics meet.
+        """Joins the solver to a dynamics.
 
         Args:
             dynamics: what to integrate.
@@ -112,12 +161,7 @@ class Solver(ABC):
         process.check_schedule()
         start = process.t_max if start is None else float(start)
         stop = process.t_min if stop is None else float(stop)
-        if not isinstance(dynamics, self.needs):
-            raise ValueError(
-                f"{name} needs a dynamics with the parts of {self.needs.__name__}, got {type(dynamics).__name__}; "
-                "use a solver that asks for a drift alone, or give the dynamics those parts"
-            )
-        reason = self.refusal(dynamics)
+        reason = self.incompatibility(dynamics)
         if reason is not None:
             raise ValueError(f"{name} cannot serve this dynamics: {reason}")
         if start == stop or not all(process.t_min <= t <= process.t_max for t in (start, stop)):
@@ -140,7 +184,7 @@ class Solver(ABC):
         start: float | None = None,
         stop: float | None = None,
     ) -> Iterator[tuple[Tensor, State]]:
-        """Binds at once, then yields (t, x) at the beginning and after every step, with t of shape (B,).
+        """Binds at once, then yields (t, x) before the first step and after every step, with t of shape (B,).
 
         Args:
             dynamics: what to integrate.
@@ -163,9 +207,7 @@ class Solver(ABC):
         stop: float | None = None,
     ) -> State:
         """The state at `stop`; the arguments are those of :meth:`trajectory`."""
-        for _, state in self.trajectory(dynamics, x, noise, start, stop):
-            last = state
-        return last
+        return deque(self.trajectory(dynamics, x, noise, start, stop), maxlen=1).pop()[1]
 
 
 # One step of a fixed-step method: (number of the step, state, memory, noise) -> (state, memory).
@@ -181,11 +223,11 @@ class FixedStep(Solver):
 
     @abstractmethod
     def method(self, dynamics: Any, times: Tensor) -> Step:
-        """Computes the coefficients of all steps at once and returns the function that takes one."""
+        """Computes the coefficients of all steps at once and returns the function that takes one step."""
 
     def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
         times = self.times(dynamics, start, stop)
-        return _FixedRun(times, self.method(dynamics, times))
+        return FixedRun(times, self.method(dynamics, times))
 
 
 @dataclass(frozen=True)
@@ -201,15 +243,50 @@ class GridSteps(FixedStep):
     grid: Grid = Uniform()
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"{type(self).__name__} needs a whole number of steps >= 1, got steps={self.steps!r}")
+        check_count(type(self).__name__, "steps", self.steps, 1)
 
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:
         return self.grid.times(dynamics.process, self.steps, start, stop)
 
 
+class OneStep(GridSteps):
+    """A method on a grid whose step needs only the state and two times: the short way to a solver of one's own."""
+
+    @abstractmethod
+    def step(self, dynamics: Any, x: State, t: Tensor, s: Tensor, noise: Callable[[], Tensor]) -> State:
+        """The state at the time `s`.
+
+        Args:
+            dynamics: the dynamics.
+            x: the state at the time `t`, a tuple of tensors of leading size B.
+            t: the time before the step, float64 with shape ().
+            s: the time after the step: smaller than `t` for sampling, larger for encoding.
+            noise: returns the standard normals of this step, with the shape of the first entry of `x`.
+        """
+
+    def method(self, dynamics: Any, times: Tensor) -> Step:
+        points, numbers = times.unbind(), times.tolist()
+
+        def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
+            draw = partial(_normal, noise, k, numbers[k], numbers[k + 1])
+            return self.step(dynamics, x, points[k], points[k + 1], draw), None
+
+        return step
+
+
+def _normal(noise: StepNoise | None, k: int, t: float, s: float) -> Tensor:
+    return require_noise(noise).normal(Stream.STEP, k, t, s)
+
+
 @dataclass(frozen=True)
-class _FixedRun(Run):
+class FixedRun(Run):
+    """The run of a method on a grid.
+
+    Args:
+        times: the grid, float64 with shape (N + 1,).
+        advance: the method's step.
+    """
+
     times: Tensor
     advance: Step
 
@@ -225,9 +302,26 @@ class _FixedRun(Run):
         return progress.k == len(self.times) - 1
 
 
-def combine(*terms: tuple[float | Tensor, State]) -> State:
-    """The linear combination of states, entry by entry: combine((a, x), (b, y)) = a x + b y."""
+def affine_step(dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: list[float], c: list[float]) -> Step:
+    """The step :math:`x_s = a x_t + b\\, s(x_t, t) + c z`, the form of most one-step samplers for an SDE."""
+    points, before, after = t.unbind(), t.tolist(), s.tolist()
+
+    def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
+        x = a[k] * state[0]
+        x = x.add_(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=b[k])
+        if c[k]:
+            x = x.add_(require_noise(noise).normal(Stream.STEP, k, before[k], after[k]), alpha=c[k])
+        return (x,), None
+
+    return step
+
+
+def linear_combination(*terms: tuple[float | Tensor, State]) -> State:
+    """The linear combination of states, entry by entry: linear_combination((a, x), (b, y)) = a x + b y."""
     return tuple(_sum([c * entry for (c, _), entry in zip(terms, entries)]) for entries in zip(*(s for _, s in terms)))
+
+
+combine = linear_combination  # the name of version 0.1.0
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -242,6 +336,11 @@ def rows(x: State, index: Tensor) -> State:
     return tuple(entry[index] for entry in x)
 
 
+def finite(x: State) -> Tensor:
+    """Whether a sample is finite in all its entries, bool (B,)."""
+    return torch.stack([entry.detach().isfinite().flatten(1).all(1) for entry in x]).all(0)
+
+
 # A coefficient of a step: a number, or a 0-dimensional tensor where gradients flow to the grid.
 Scalar = float | Tensor
 
@@ -251,13 +350,31 @@ def scalars(values: Tensor) -> list[Any]:
     return list(values.unbind()) if values.requires_grad else values.tolist()
 
 
-def drawn(noise: StepNoise | None) -> StepNoise:
+def require_noise(noise: StepNoise | None) -> StepNoise:
     """The noise of a step that cannot do without."""
     if noise is None:
-        raise ValueError("this step draws noise, but the run was begun with noise=None")
+        raise ValueError("this step draws noise, but the run was started with noise=None")
     return noise
 
 
-def on_grid(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The time before each step, the time after it, and the step (negative when time runs down)."""
     return times[:-1], times[1:], torch.diff(times)
+
+
+def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
+    """Refuses the settings of an adaptive method with which no step could be accepted.
+
+    Args:
+        name: the solver's name, for the message.
+        rtol: the relative tolerance.
+        atol: the absolute tolerance.
+        max_steps: the largest number of steps.
+        on_failure: what happens to a sample that fails.
+    """
+    if not (rtol > 0.0 and atol > 0.0):
+        raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
+    if max_steps < 1:
+        raise ValueError(f"{name} needs max_steps >= 1, got max_steps={max_steps}")
+    if on_failure not in ("raise", "mark"):
+        raise ValueError(f"{name}: on_failure is 'raise' or 'mark', got {on_failure!r}")

@@ -1,15 +1,15 @@
 r"""Coordinates without a linear part, and Adams' coefficients in them for any grid.
 
-In suitable coordinates :math:`u = x / s(t)` the dynamics has no linear part: a reading r of the network moves u along a
-clock c,
+In suitable coordinates :math:`u = x / s(t)` the dynamics has no linear part: a prediction r moves u along an
+integration variable c,
 
 .. math:: du = r\, dc, \qquad u_{k+1} = u_k + \int_{c_k}^{c_{k+1}} r\, dc,
 
 and a multistep method replaces r by the polynomial through its last p values. With :math:`\lambda = \log(\alpha /
-\sigma)`, half the log-SNR, and a share of noise :math:`\eta`, there are three such coordinates:
+\sigma)`, half the log-SNR, and the stochasticity :math:`\eta`, there are three such coordinates:
 
 =================  ==================================  =========================================  =====================
-reading            s                                   c                                          variance of the noise
+prediction         s                                   c                                          variance of the noise
 =================  ==================================  =========================================  =====================
 drift              1                                   t                                          none (:math:`\eta=0`)
 noise              :math:`\alpha`                      :math:`(1+\eta^2)\, e^{-\lambda}`          see below
@@ -18,11 +18,11 @@ noise              :math:`\alpha`                      :math:`(1+\eta^2)\, e^{-\
 
 Over a step with :math:`h = \lambda_{k+1} - \lambda_k` the reverse SDE adds to x a noise of variance :math:`\eta^2
 \sigma_{k+1}^2 (e^{2h} - 1)` in the coordinates of the noise, and :math:`\sigma_{k+1}^2 (1 - e^{-2\eta^2 h})` in those
-of :math:`x_0`. The log-density goes along, see :mod:`sde.dynamics`.
+of :math:`x_0`. The log-density follows, see :mod:`sde.dynamics`.
 
 The variable of the polynomial is free: :class:`sde.solvers.LogNoise` or :class:`sde.solvers.Arcsinh`. The weights of
-the values are integrals of Lagrange's polynomials over the clock, taken by Gauss's quadrature in :math:`\lambda`; they
-are exact to rounding for every grid, and all of a grid are computed at once.
+the values are integrals of Lagrange's polynomials over the integration variable, taken by Gauss's quadrature in
+:math:`\lambda`; they are exact to rounding for every grid, and all of a grid are computed at once.
 
 Bashforth and Adams 1883; Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, 1993, section III.5;
 Zhang and Chen 2023, https://arxiv.org/abs/2204.13902; Lu et al. 2022, https://arxiv.org/abs/2211.01095.
@@ -33,7 +33,6 @@ from __future__ import annotations
 __all__ = [
     "Arcsinh",
     "LogNoise",
-    "Variable",
     "Coordinates",
     "DataCoordinates",
     "DriftCoordinates",
@@ -44,8 +43,9 @@ __all__ = [
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,34 +55,27 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..processes import SDE
-from .base import Scalar, combine, scalars
+from .base import Scalar, linear_combination, scalars
 
 # With 24 nodes the integral of a polynomial times e^lambda over a step of 10 is exact to 1e-14.
 _NODES, _MASSES = (torch.from_numpy(0.5 * values) for values in np.polynomial.legendre.leggauss(24))
 
 
-class Variable(ABC):
-    """The variable in which the readings are interpolated by polynomials."""
-
-    @abstractmethod
-    def of(self, half_log_snr: Tensor) -> Tensor:
-        r"""The variable at :math:`\lambda`, in its shape: a smooth and strictly monotonic function."""
-
-
 @dataclass(frozen=True)
-class LogNoise(Variable):
-    r"""The logarithm of the noise level, :math:`w = -\lambda` (Lu et al. 2022)."""
+class LogNoise:
+    r"""The logarithm of the noise level as the variable of interpolation, :math:`w = -\lambda` (Lu et al. 2022)."""
 
     def of(self, half_log_snr: Tensor) -> Tensor:
+        r"""The variable at :math:`\lambda`, in its shape."""
         return -half_log_snr
 
 
 @dataclass(frozen=True)
-class Arcsinh(Variable):
-    r"""The variable :math:`w = \operatorname{arcsinh}(e^{-\lambda} / \mathrm{data\_std})`.
+class Arcsinh:
+    r"""The variable of interpolation :math:`w = \operatorname{arcsinh}(e^{-\lambda} / \mathrm{data\_std})`.
 
-    It is the logarithm of the noise level above the spread of the data and the noise level itself below: there
-    :math:`x_0` has a limit, which it approaches smoothly in the noise level and not in its logarithm.
+    It is the logarithm of the noise level above the standard deviation of the data and the noise level itself below:
+    there :math:`x_0` has a limit, which it approaches smoothly in the noise level and not in its logarithm.
 
     Args:
         data_std: where one turns into the other; the standard deviation of the data is a good choice.
@@ -95,128 +88,112 @@ class Arcsinh(Variable):
             raise ValueError(f"Arcsinh needs data_std > 0, got data_std={self.data_std}")
 
     def of(self, half_log_snr: Tensor) -> Tensor:
+        r"""The variable at :math:`\lambda`, in its shape."""
         return torch.asinh((-half_log_snr).exp() / self.data_std)
 
 
 class Coordinates(ABC):
-    """Coordinates without a linear part. `pace` and `clock` are functions of a parameter that the time determines."""
-
-    needs: ClassVar[type]
-
-    @abstractmethod
-    def eta(self, dynamics: Any) -> float:
-        """The share of noise of a dynamics."""
+    """Coordinates without a linear part; their functions of time are functions of a parameter."""
 
     @abstractmethod
     def parameter(self, process: SDE, t: Tensor) -> Tensor:
         """The parameter at time t."""
 
     @abstractmethod
-    def variable(self, variable: Variable, parameter: Tensor) -> Tensor:
-        """The variable of the polynomials at a parameter."""
-
-    @abstractmethod
-    def pace(self, parameter: Tensor, eta: float) -> Tensor:
-        """The derivative of the clock with respect to the parameter."""
+    def derivative(self, parameter: Tensor, eta: float) -> Tensor:
+        """The derivative of the integration variable with respect to the parameter."""
 
     @abstractmethod
     def log_scale(self, process: SDE, t: Tensor, eta: float) -> Tensor:
         """log s(t)."""
 
     @abstractmethod
-    def variance(self, process: SDE, times: Tensor, eta: float) -> Tensor:
-        """For every step the variance of the noise that it adds to x."""
+    def middle(self, process: SDE, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """The times half-way between two others in the integration variable of the flow (eta = 0), and the change of
+        that variable from `before` to `after`."""
 
     @abstractmethod
-    def clock(self, process: SDE, t: Tensor) -> Tensor:
-        """The clock of the flow, for which eta is 0."""
-
-    @abstractmethod
-    def middle(self, process: SDE, before: Tensor, after: Tensor) -> Tensor:
-        """The times at which the clock of the flow is half-way between those of two others."""
-
-    @abstractmethod
-    def read(self, dynamics: Any, state: State, t: Tensor) -> State:
-        """The reading, in the layout of the state."""
+    def predictor(self, dynamics: Any) -> Callable[[State, Tensor], State]:
+        """The function (state, t) -> prediction, in the layout of the state."""
 
     @abstractmethod
     def move(
         self, dynamics: Any, state: State, log_scale: Scalar, terms: Sequence[tuple[Scalar, State, Scalar]]
     ) -> State:
-        """The state at the end of a step, moved by readings.
+        """The state at the end of a step.
 
         Args:
             dynamics: the dynamics.
             state: the state at the beginning.
             log_scale: log s at the end less log s at the beginning.
-            terms: for each reading its weight, which is the change of the clock that it stands for times s at the end,
-                the reading itself, and log s where it was taken less log s at the end.
+            terms: for each prediction its weight, a part of the change of the integration variable times s at the end;
+                the prediction; and log s at its time less log s at the end.
         """
+
+    def variance(self, process: SDE, times: Tensor, eta: float) -> Tensor:
+        """For every step the variance of the noise that it adds to x; none by default."""
+        return torch.zeros_like(times[1:])
 
 
 class DriftCoordinates(Coordinates):
-    """The state as it is, moved by its drift along t."""
-
-    needs: ClassVar[type] = Dynamics
-
-    def eta(self, dynamics: Dynamics) -> float:
-        return 0.0
+    """The state itself, moved by its drift along t."""
 
     def parameter(self, process: SDE, t: Tensor) -> Tensor:
         return t
 
-    def variable(self, variable: Variable, parameter: Tensor) -> Tensor:
-        return parameter
-
-    def pace(self, parameter: Tensor, eta: float) -> Tensor:
+    def derivative(self, parameter: Tensor, eta: float) -> Tensor:
         return torch.ones_like(parameter)
 
     def log_scale(self, process: SDE, t: Tensor, eta: float) -> Tensor:
         return torch.zeros_like(t)
 
-    def variance(self, process: SDE, times: Tensor, eta: float) -> Tensor:
-        return torch.zeros_like(times[1:])
+    def middle(self, process: SDE, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * (before + after), after - before
 
-    def clock(self, process: SDE, t: Tensor) -> Tensor:
-        return t
-
-    def middle(self, process: SDE, before: Tensor, after: Tensor) -> Tensor:
-        return 0.5 * (before + after)
-
-    def read(self, dynamics: Dynamics, state: State, t: Tensor) -> State:
-        return dynamics.drift(state, t)
+    def predictor(self, dynamics: Dynamics) -> Callable[[State, Tensor], State]:
+        return dynamics.drift
 
     def move(
         self, dynamics: Dynamics, state: State, log_scale: Scalar, terms: Sequence[tuple[Scalar, State, Scalar]]
     ) -> State:
-        return combine((1.0, state), *((weight, reading) for weight, reading, _ in terms))
+        return linear_combination((1.0, state), *((weight, prediction) for weight, prediction, _ in terms))
 
 
 class _SemilinearCoordinates(Coordinates):
-    """What the two exponential coordinates share; the parameter is lambda."""
+    """The common part of the two exponential coordinates; the parameter is lambda.
 
-    needs: ClassVar[type] = Semilinear
+    Attributes:
+        what: the prediction.
+        sign: the integration variable of the flow is exp(sign lambda).
+    """
 
-    def eta(self, dynamics: Semilinear) -> float:
-        return dynamics.eta
+    what: ClassVar[Prediction]
+    sign: ClassVar[float]
 
     def parameter(self, process: SDE, t: Tensor) -> Tensor:
         return 0.5 * process.log_snr(t)
 
-    def variable(self, variable: Variable, parameter: Tensor) -> Tensor:
-        return variable.of(parameter)
+    def middle(self, process: SDE, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        start, end = ((0.5 * self.sign * process.log_snr(t)).exp() for t in (before, after))
+        return process.time(2.0 * self.sign * (0.5 * (start + end)).log()), end - start
+
+    def predictor(self, dynamics: Semilinear) -> Callable[[State, Tensor], State]:
+        return partial(dynamics.predict, self.what)
 
     def move(
         self, dynamics: Semilinear, state: State, log_scale: Scalar, terms: Sequence[tuple[Scalar, State, Scalar]]
     ) -> State:
-        rates = ((weight, dynamics.rate(reading, exponential(log_ratio))) for weight, reading, log_ratio in terms)
-        return combine((1.0, dynamics.propagate(state, log_scale)), *rates)
+        rates = ((weight, dynamics.rate(value, exponential(log_ratio))) for weight, value, log_ratio in terms)
+        return linear_combination((1.0, dynamics.propagate(state, log_scale)), *rates)
 
 
 class NoiseCoordinates(_SemilinearCoordinates):
     r"""u = x / alpha, moved by the noise."""
 
-    def pace(self, parameter: Tensor, eta: float) -> Tensor:
+    what = Prediction.NOISE
+    sign = -1.0
+
+    def derivative(self, parameter: Tensor, eta: float) -> Tensor:
         return -(1.0 + eta**2) * (-parameter).exp()
 
     def log_scale(self, process: SDE, t: Tensor, eta: float) -> Tensor:
@@ -225,20 +202,14 @@ class NoiseCoordinates(_SemilinearCoordinates):
     def variance(self, process: SDE, times: Tensor, eta: float) -> Tensor:
         return eta**2 * process.var(times[1:]) * torch.expm1(process.log_snr(times).diff())
 
-    def clock(self, process: SDE, t: Tensor) -> Tensor:
-        return (-0.5 * process.log_snr(t)).exp()
-
-    def middle(self, process: SDE, before: Tensor, after: Tensor) -> Tensor:
-        return process.time(-2.0 * (0.5 * (self.clock(process, before) + self.clock(process, after))).log())
-
-    def read(self, dynamics: Semilinear, state: State, t: Tensor) -> State:
-        return dynamics.predict(Prediction.NOISE, state, t)
-
 
 class DataCoordinates(_SemilinearCoordinates):
     r"""u = x / (sigma exp(-eta^2 lambda)), moved by x0."""
 
-    def pace(self, parameter: Tensor, eta: float) -> Tensor:
+    what = Prediction.X0
+    sign = 1.0
+
+    def derivative(self, parameter: Tensor, eta: float) -> Tensor:
         return (1.0 + eta**2) * ((1.0 + eta**2) * parameter).exp()
 
     def log_scale(self, process: SDE, t: Tensor, eta: float) -> Tensor:
@@ -247,41 +218,38 @@ class DataCoordinates(_SemilinearCoordinates):
     def variance(self, process: SDE, times: Tensor, eta: float) -> Tensor:
         return -process.var(times[1:]) * torch.expm1(-(eta**2) * process.log_snr(times).diff())
 
-    def clock(self, process: SDE, t: Tensor) -> Tensor:
-        return (0.5 * process.log_snr(t)).exp()
-
-    def middle(self, process: SDE, before: Tensor, after: Tensor) -> Tensor:
-        return process.time(2.0 * (0.5 * (self.clock(process, before) + self.clock(process, after))).log())
-
-    def read(self, dynamics: Semilinear, state: State, t: Tensor) -> State:
-        return dynamics.predict(Prediction.X0, state, t)
-
 
 class Table:
     """The coefficients of a multistep method on one grid, computed at once.
 
     Args:
-        coordinates: where the method is Adams'.
-        variable: the variable of its polynomials.
+        coordinates: the coordinates.
+        variable: the variable of the polynomials as a function of the parameter, smooth and strictly monotonic.
         process: the process.
         times: the grid, float64 with shape (N + 1,); gradients flow from the coefficients to it.
-        eta: the share of noise.
+        eta: the stochasticity.
     """
 
     def __init__(
-        self, coordinates: Coordinates, variable: Variable, process: SDE, times: Tensor, eta: float = 0.0
+        self,
+        coordinates: Coordinates,
+        variable: Callable[[Tensor], Tensor],
+        process: SDE,
+        times: Tensor,
+        eta: float = 0.0,
     ) -> None:
+        self.coordinates, self.process, self.times, self.eta = coordinates, process, times, eta
         self.parameter = coordinates.parameter(process, times)
         if not bool(self.parameter.isfinite().all()):
             raise ValueError(
-                "this method works in the logarithm of the noise level, which has no value where the process has no "
-                f"noise (or no signal): the grid runs from {times[0].item()} to {times[-1].item()}; stay clear of it"
+                "this method works in the logarithm of the noise level, which is not finite at a time without noise "
+                f"(or without signal): the grid runs from {times[0].item()} to {times[-1].item()}; leave out that time"
             )
         self.scale = coordinates.log_scale(process, times, eta)
         h = self.parameter.diff()[:, None]
         inner = self.parameter[:-1, None] + h * (0.5 + _NODES)
-        self.measure = h * _MASSES * coordinates.pace(inner, eta) * self.scale[1:, None].exp()
-        self.points, self.inner = coordinates.variable(variable, self.parameter), coordinates.variable(variable, inner)
+        self.measure = h * _MASSES * coordinates.derivative(inner, eta) * self.scale[1:, None].exp()
+        self.points, self.inner = variable(self.parameter), variable(inner)
         self.log_scales = scalars(self.scale)
 
     def weights(self, order: int, *, ahead: bool = False) -> list[list[Scalar]]:
@@ -305,6 +273,23 @@ class Table:
                 columns.append(basis.sum(1))
             rows += [list(row) for row in zip(*map(scalars, columns))]
         return rows
+
+    def move(
+        self, dynamics: Any, state: State, k: int, weights: Sequence[Scalar], predictions: Sequence[State], newest: int
+    ) -> State:
+        """The state after step k.
+
+        Args:
+            dynamics: the dynamics.
+            state: the state before the step.
+            k: the number of the step.
+            weights: those of the step.
+            predictions: the predictions, the newest first.
+            newest: the position on the grid of the newest prediction.
+        """
+        scale = self.log_scales
+        terms = [(w, p, scale[newest - j] - scale[k + 1]) for j, (w, p) in enumerate(zip(weights, predictions))]
+        return self.coordinates.move(dynamics, state, scale[k + 1] - scale[k], terms)
 
 
 def exponential(x: Scalar) -> Scalar:

@@ -8,14 +8,13 @@ from __future__ import annotations
 __all__ = ["DEIS"]
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from torch import Tensor
 
 from ..dynamics import Semilinear
 from .base import Step
-from .coordinates import LogNoise, NoiseCoordinates, Table, Variable
-from .multistep import Multistep, adams
+from .coordinates import Arcsinh, LogNoise, NoiseCoordinates, Table
+from .multistep import Multistep
 
 
 @dataclass(frozen=True)
@@ -26,25 +25,25 @@ class DEIS(Multistep):
         x_{k+1} = \frac{\alpha_{k+1}}{\alpha_k} x_k + \alpha_{k+1} \sum_{j<p} \varepsilon(x_{k-j}, t_{k-j})
             \int_{\kappa_k}^{\kappa_{k+1}} \ell_{kj}\, d\kappa, \qquad \kappa = \frac{\sigma}{\alpha}
 
-    with Lagrange's polynomials in a variable of choice. Order 1 is DDIM. Of order p with
+    with Lagrange's polynomials in a variable of choice. With p = 1 it is DDIM. Its order is p with
     :class:`RungeKuttaStart`, min(p, 2) with :class:`Ramp`. Along a reverse SDE the integrals are 1 + eta^2 times as
     large, and the noise of the step is exact; its weak order is then 1.
 
     Args:
         steps: the number of steps.
-        order: p, how many readings it uses, 1 to 5.
-        start: where the first ones come from.
+        order: p, the number of predictions it uses, 1 to 5.
+        start: how the first ones are obtained.
         grid: the rule for the times.
-        variable: in what the polynomials are polynomials.
-        eta: the share of noise of the dynamics that `sample` makes for it.
+        variable: the variable of the polynomials.
+        eta: the stochasticity of the dynamics that `sample` gives it.
     """
 
-    variable: Variable = field(default=LogNoise(), kw_only=True)
+    variable: LogNoise | Arcsinh = field(default=LogNoise(), kw_only=True)
     eta: float = field(default=0.0, kw_only=True)
 
-    needs: ClassVar[type] = Semilinear
+    needs = Semilinear
+    serves_noise = True
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        coordinates = NoiseCoordinates()
-        table = Table(coordinates, self.variable, dynamics.process, times, dynamics.eta)
-        return adams(coordinates, table, table.weights(self.order), self.order, self.start, dynamics, times)
+        table = Table(NoiseCoordinates(), self.variable.of, dynamics.process, times, dynamics.eta)
+        return self.adams(table, table.weights(self.order), dynamics)

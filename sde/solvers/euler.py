@@ -5,13 +5,12 @@ from __future__ import annotations
 __all__ = ["Euler"]
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import GridSteps, Step, combine, on_grid, scalars
+from .base import GridSteps, Step, intervals, linear_combination, scalars
 
 
 @dataclass(frozen=True)
@@ -25,23 +24,11 @@ class Euler(GridSteps):
         grid: the rule for their times.
     """
 
-    eta: ClassVar[float] = 0.0
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
-
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
-        t, _, h = on_grid(times)
+        t, _, h = intervals(times)
         points, steps = t.unbind(), scalars(h)
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            return combine((1.0, x), (steps[k], dynamics.drift(x, points[k]))), None
+            return linear_combination((1.0, x), (steps[k], dynamics.drift(x, points[k]))), None
 
         return step
-
-
-def no_noise(dynamics: Dynamics) -> str | None:
-    """The refusal of a method for ordinary differential equations."""
-    if dynamics.stochastic:
-        return "it solves ordinary differential equations, and this dynamics has noise; use the flow, eta=0"
-    return None

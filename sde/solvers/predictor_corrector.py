@@ -1,4 +1,4 @@
-r"""Predictor-corrector sampling: a step of any sampler, then a few steps of MCMC at the new noise level.
+r"""Predictor-corrector sampling: a step of any sampler, then a few steps of MCMC at the new time.
 
 Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithms 1 to 5.
 """
@@ -10,7 +10,7 @@ __all__ = ["Corrector", "Langevin", "PredictorCorrector", "SongLangevin"]
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
-from .base import FixedStep, Step, drawn
-from .euler_maruyama import one_entry
+from ..shapes import check_count
+from .base import FixedStep, Step, require_noise
 
 
 class Corrector(ABC):
@@ -27,7 +27,7 @@ class Corrector(ABC):
 
     @abstractmethod
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        """Computes its step sizes at all `times` at once; the returned step k corrects at `times[k]`."""
+        """Computes the step sizes at all `times` at once; step k of the result corrects at `times[k]`."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Langevin(Corrector):
         x \leftarrow x + \epsilon\, s(x, t) + \sqrt{2 \epsilon}\, z, \qquad
         \epsilon = 2\, (\mathrm{snr} \cdot \sigma_t)^2
 
-    which is the rule of Song et al. with the norms in it replaced by what they are on average, :math:`\sqrt D` for
-    :math:`\|z\|` and :math:`\sqrt D/\sigma_t`, the size of the conditional score and the most that of the score can be
-    on average, for :math:`\|s\|`: a sample's step does not depend on its batch. (The norms of single samples would
-    be wrong: in low dimension :math:`E[1/\|s\|^2]` diverges.)
+    the rule of Song et al. with its norms replaced by their means: :math:`\|z\|` by :math:`\sqrt D`, and
+    :math:`\|s\|` by :math:`\sqrt D/\sigma_t`, which is the mean size of the conditional score and the largest that of
+    the score can be. A sample's step then does not depend on its batch. (The norms of single samples would be wrong:
+    in low dimension :math:`E[1/\|s\|^2]` diverges.)
 
     Args:
         snr: the signal-to-noise ratio r of a step; 0.16 for VE and VP on CIFAR-10 in the paper.
@@ -56,20 +56,20 @@ class Langevin(Corrector):
 
     @staticmethod
     def song(snr: float = 0.16, steps: int = 1) -> SongLangevin:
-        """The original's rule, with norms averaged over the batch; for parity with it."""
+        """The rule of Song et al. with norms averaged over the batch, for parity with their code."""
         return SongLangevin(snr, steps)
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         epsilon = 2.0 * self.snr**2 * dynamics.process.var(times)
-        gain, spread = epsilon.tolist(), (2.0 * epsilon).sqrt().tolist()
+        scale, std = epsilon.tolist(), (2.0 * epsilon).sqrt().tolist()
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            source = drawn(noise)
+            source = require_noise(noise)
             for j in range(self.steps):
-                x = state[0].add(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=gain[k])
+                x = state[0].add(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=scale[k])
                 z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
-                state = (x.add_(z, alpha=spread[k]),)
+                state = (x.add_(z, alpha=std[k]),)
             return state, None
 
         return step
@@ -98,13 +98,12 @@ class SongLangevin(Corrector):
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         log_alpha = dynamics.process.log_alpha(times)
         change = (log_alpha[:-1] - log_alpha[1:]).mul(2.0).exp()
-        alpha = torch.cat(
-            [change, change[-1:]]
-        ).tolist()  # the last time has no step below it; it takes its neighbour's
+        # The last time has no step below it and takes that of its neighbour.
+        alpha = torch.cat([change, change[-1:]]).tolist()
         points, at = times.unbind(), times.tolist()
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            source = drawn(noise)
+            source = require_noise(noise)
             for j in range(self.steps):
                 (score,) = dynamics.predict(Prediction.SCORE, state, points[k])
                 z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
@@ -118,14 +117,14 @@ class SongLangevin(Corrector):
 
 @dataclass(frozen=True)
 class PredictorCorrector(FixedStep):
-    """A predictor's step from one time to the next, and a corrector at one of them.
+    """A predictor's step from one time to the next, and a corrector at one of the two.
 
-    As in algorithm 1 of the paper the predictor goes first and the corrector works at the time it arrived at. The
-    predictor may run along the flow (eta=0); the corrector draws noise all the same.
+    As in algorithm 1 of the paper the predictor goes first, and the corrector works at the new time. The predictor may
+    run along the flow (eta=0); the corrector draws noise all the same.
 
     Args:
-        predictor: a fixed-step sampler; its steps and grid are the whole sampler's.
-        corrector: what corrects.
+        predictor: a fixed-step sampler, whose steps and grid are those of the whole.
+        corrector: the corrector.
         corrector_first: correct at the time before the predictor's step instead.
     """
 
@@ -133,13 +132,14 @@ class PredictorCorrector(FixedStep):
     corrector: Corrector
     corrector_first: bool = False
 
-    needs: ClassVar[type] = Semilinear
-    draws: ClassVar[bool] = True
+    needs = Semilinear
+    serves_noise = True
+    draws = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.predictor, FixedStep) or self.predictor.draws:
             raise ValueError(
-                f"PredictorCorrector needs a predictor on a fixed grid that corrects nothing itself, "
+                f"PredictorCorrector needs a predictor on a fixed grid that draws no noise of its own, "
                 f"got {type(self.predictor).__name__}"
             )
 
@@ -147,11 +147,8 @@ class PredictorCorrector(FixedStep):
     def eta(self) -> float:
         return self.predictor.eta
 
-    def refusal(self, dynamics: Any) -> str | None:
-        fits = isinstance(dynamics, self.predictor.needs)
-        if not fits:
-            return f"its predictor needs a dynamics with the parts of {self.predictor.needs.__name__}"
-        return one_entry(dynamics) or self.predictor.refusal(dynamics)
+    def incompatibility(self, dynamics: Any) -> str | None:
+        return super().incompatibility(dynamics) or self.predictor.incompatibility(dynamics)
 
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:
         return self.predictor.times(dynamics, start, stop)
@@ -172,5 +169,6 @@ class PredictorCorrector(FixedStep):
 
 
 def _check(snr: float, steps: int) -> None:
-    if not (snr > 0.0 and math.isfinite(snr)) or steps < 1:
-        raise ValueError(f"a Langevin corrector needs snr > 0 and steps >= 1, got snr={snr}, steps={steps}")
+    if not (snr > 0.0 and math.isfinite(snr)):
+        raise ValueError(f"a Langevin corrector needs a finite snr > 0, got snr={snr}")
+    check_count("a Langevin corrector", "steps", steps, 1)

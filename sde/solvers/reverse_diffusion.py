@@ -1,4 +1,4 @@
-r"""The reverse diffusion sampler: the forward process's own discretisation, turned round.
+r"""The reverse diffusion sampler: the discretisation of the forward process, reversed.
 
 Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix E.
 """
@@ -8,13 +8,11 @@ from __future__ import annotations
 __all__ = ["ReverseDiffusion"]
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..dynamics import Semilinear
-from .base import GridSteps, Step, on_grid
-from .euler_maruyama import affine_step, one_entry
+from .base import GridSteps, Step, affine_step, intervals
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,13 @@ class ReverseDiffusion(GridSteps):
         grid: the rule for their times.
     """
 
-    needs: ClassVar[type] = Semilinear
-    eta: ClassVar[float] = 1.0
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return one_entry(dynamics)
+    needs = Semilinear
+    eta = 1.0
+    serves_noise = True
+    serves_log_density = False
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        t, s, h = on_grid(times)
+        t, s, h = intervals(times)
         # Along the flow time may run upwards too; the kernel always leads from the smaller time to the larger.
         low, high = (s, t) if bool(h[0] < 0) else (t, s)
         log_alpha, var = dynamics.process.transition(low, high)

@@ -1,8 +1,7 @@
-r"""The solvers of `scipy.integrate.solve_ivp`, as the reference.
+r"""The solvers of `scipy.integrate.solve_ivp`, for reference.
 
-SciPy integrates one vector: by default the whole batch is that vector, with one step size and one error norm for all
-its samples, so that a sample's result depends on its batch mates. `per_sample=True` solves every sample on its own,
-one after the other.
+SciPy integrates one vector. By default the whole batch is that vector, with one step size and one error norm for all
+samples, so that a sample's result depends on its batch. `per_sample=True` solves the samples one after the other.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ __all__ = ["ScipyODE"]
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +19,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import Progress, Run, Solver, rows
-from .euler import no_noise
-from .runge_kutta import check_on_failure, check_tolerances, finite
+from .base import Progress, Run, Solver, check_tolerances, finite, rows
 
 _NO_GRADIENTS = "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
@@ -35,9 +32,9 @@ class ScipyODE(Solver):
     Args:
         method: SciPy's name of the method: RK23, RK45, DOP853, Radau, BDF or LSODA.
         rtol: the relative tolerance.
-        atol: the absolute tolerance; an entry of the state with a tolerance of its own keeps that.
+        atol: the absolute tolerance, for entries of the state without a tolerance of their own.
         per_sample: solve each sample on its own instead of the batch as one system.
-        max_steps: the most steps of SciPy's solver.
+        max_steps: the largest number of steps of SciPy's solver.
         on_failure: as in :class:`sde.solvers.RungeKutta`; "mark" needs `per_sample=True`.
     """
 
@@ -48,21 +45,15 @@ class ScipyODE(Solver):
     max_steps: int = 10_000
     on_failure: Literal["raise", "mark"] = "raise"
 
-    eta: ClassVar[float] = 0.0
-
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
             raise ValueError(f"ScipyODE: method is one of {', '.join(_METHODS)}, got {self.method!r}")
-        check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps)
-        check_on_failure(type(self).__name__, self.on_failure)
+        check_tolerances(type(self).__name__, self.rtol, self.atol, self.max_steps, self.on_failure)
         if self.on_failure == "mark" and not self.per_sample:
             raise ValueError(
-                "ScipyODE: on_failure='mark' marks single samples, but without per_sample=True the batch is one "
-                "system, which fails as a whole; set per_sample=True"
+                "ScipyODE: on_failure='mark' marks single samples, but the batch is one system, which fails as a "
+                "whole; set per_sample=True"
             )
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return no_noise(dynamics)
 
     def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
         return _ScipyRun(self, dynamics, start, stop)
@@ -105,42 +96,42 @@ class _ScipyRun(Run):
 
 
 class _Failure(FloatingPointError):
-    """A system that cannot be solved, told from what else may go wrong inside a denoiser."""
+    """A system that cannot be solved, as opposed to an error inside a denoiser."""
 
 
 class _System:
-    """One vector for SciPy: the entries of some samples, end to end in float64."""
+    """One vector for SciPy: the entries of some samples, concatenated in float64."""
 
     def __init__(self, run: _ScipyRun, x: State, index: Tensor) -> None:
-        self.index, self.like, self.name, self.max_steps = index, x, run.solver.method, run.solver.max_steps
+        self.index, self.reference, self.name, self.max_steps = index, x, run.solver.method, run.solver.max_steps
         self.dynamics = run.dynamics.select(index)
         self.steps = 0
         self._check("state", run.start, x)
         atol = [
-            np.full(entry.numel(), run.solver.atol if own is None else own)
-            for entry, own in zip(x, run.dynamics.tolerances)
+            np.full(entry.numel(), run.solver.atol if tolerance is None else tolerance)
+            for entry, tolerance in zip(x, run.dynamics.tolerances)
         ]
         import scipy.integrate  # slow to import, and only this solver needs it
 
-        make = getattr(scipy.integrate, self.name)
-        self.ode = make(self._drift, run.start, _flat(x), run.stop, rtol=run.solver.rtol, atol=np.concatenate(atol))
+        method = getattr(scipy.integrate, self.name)
+        self.ode = method(self._drift, run.start, _flat(x), run.stop, rtol=run.solver.rtol, atol=np.concatenate(atol))
 
     @property
     def finished(self) -> bool:
         return self.ode.status == "finished"
 
     @property
-    def _whose(self) -> str:
+    def _sample(self) -> str:
         return f" (sample {int(self.index)})" if len(self.index) == 1 else ""
 
     def step(self) -> tuple[float, State]:
         message = self.ode.step()
         self.steps += 1
         if self.ode.status == "failed":
-            raise _Failure(f"SciPy's {self.name} failed at t={self.ode.t:.6g}{self._whose}: {message}")
+            raise _Failure(f"SciPy's {self.name} failed at t={self.ode.t:.6g}{self._sample}: {message}")
         if not self.finished and self.steps >= self.max_steps:
             raise _Failure(
-                f"SciPy's {self.name} is still at t={self.ode.t:.6g}{self._whose} after max_steps={self.max_steps} "
+                f"SciPy's {self.name} is still at t={self.ode.t:.6g}{self._sample} after max_steps={self.max_steps} "
                 "steps; raise max_steps, or rtol and atol"
             )
         return self.ode.t, self._unflat(self.ode.y)
@@ -159,8 +150,8 @@ class _System:
             raise _Failure(f"the {what} is not finite at t={t:.6g} (sample {i}); check the denoiser at this time")
 
     def _unflat(self, y: np.ndarray) -> State:
-        parts = torch.from_numpy(y).split([entry.numel() for entry in self.like])
-        return tuple(part.reshape(entry.shape).to(entry) for part, entry in zip(parts, self.like))
+        entries = torch.from_numpy(y).split([entry.numel() for entry in self.reference])
+        return tuple(values.reshape(entry.shape).to(entry) for values, entry in zip(entries, self.reference))
 
 
 def _flat(entries: Sequence[Tensor]) -> np.ndarray:

@@ -10,14 +10,12 @@ __all__ = ["StochasticRungeKutta"]
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise, Stream
-from .base import GridSteps, Step, combine, drawn, on_grid
-from .euler_maruyama import one_entry
+from .base import GridSteps, Step, intervals, linear_combination, require_noise
 
 
 @dataclass(frozen=True)
@@ -33,20 +31,19 @@ class StochasticRungeKutta(GridSteps):
             + g(s) (\Delta W - \Delta Z) + g(t) \Delta Z,
 
     g being the dynamics' diffusion. It draws two normals for each step, the increment and the space-time Levy area
-    H of :mod:`sde.brownian`, :math:`\Delta Z = \frac12 \Delta W + H`. Along the flow it is Ralston's method.
+    H of :mod:`sde.brownian`, with :math:`\Delta Z = \frac12 \Delta W + H`. Along the flow it is Ralston's method.
 
     Args:
         steps: the number of steps.
         grid: the rule for their times.
     """
 
-    eta: ClassVar[float] = 1.0
-
-    def refusal(self, dynamics: Any) -> str | None:
-        return one_entry(dynamics)
+    eta = 1.0
+    serves_noise = True
+    serves_log_density = False
 
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
-        t, s, h = on_grid(times)
+        t, s, h = intervals(times)
         points, between = t.unbind(), (t + 0.75 * h).unbind()
         before, after, steps = t.tolist(), s.tolist(), h.tolist()
         root = h.abs().sqrt()
@@ -55,15 +52,16 @@ class StochasticRungeKutta(GridSteps):
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             h = steps[k]
             first = dynamics.drift(x, points[k])
-            middle, arrived = combine((1.0, x), (0.75 * h, first)), combine((1.0, x), (h / 3.0, first))
+            middle = linear_combination((1.0, x), (0.75 * h, first))
+            end = linear_combination((1.0, x), (h / 3.0, first))
             if dynamics.stochastic:
-                source = drawn(noise)
+                source = require_noise(noise)
                 increment = source.normal(Stream.STEP, k, before[k], after[k])
                 area = source.normal(Stream.AREA, k, before[k], after[k])
                 mean = 0.5 * increment + area / math.sqrt(12.0)
                 middle = (middle[0] + 1.5 * g_s[k] * mean,)
-                arrived = (arrived[0] + g_s[k] * (increment - mean) + g_t[k] * mean,)
+                end = (end[0] + g_s[k] * (increment - mean) + g_t[k] * mean,)
             second = dynamics.drift(middle, between[k])
-            return combine((1.0, arrived), (2.0 * h / 3.0, second)), None
+            return linear_combination((1.0, end), (2.0 * h / 3.0, second)), None
 
         return step

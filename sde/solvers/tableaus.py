@@ -1,4 +1,4 @@
-r"""Butcher tableaus of embedded Runge-Kutta pairs, as data.
+r"""Butcher tableaus of embedded Runge-Kutta pairs.
 
 .. math::
     k_i = \tilde f\Big(x + h \sum_j a_{ij} k_j,\; t + c_i h\Big), \qquad
@@ -22,13 +22,13 @@ class Tableau:
 
     Attributes:
         name: its usual name.
-        order: the order of the solution that is carried on.
+        order: the order of the solution.
         a: row i holds the coefficients of stage i + 1 over the stages before it; the last row is `b` without its
             final 0.
         e: the weights of the error estimate, one more than `a` has rows.
         guard: the weights of a second estimate of lower order, or None. With it the norm of the error is
-            :math:`\|e\|^2 / \sqrt{\|e\|^2 + \|\mathrm{guard}\|^2 / 100}`, which is of the order of the method where
-            the estimates agree, and large where the first is small by chance.
+            :math:`\|e\|^2 / \sqrt{\|e\|^2 + \|\mathrm{guard}\|^2 / 100}`, which has the order of the method where
+            the estimates agree, and is large where the first is small by chance.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Tableau:
 
     @property
     def c(self) -> tuple[float, ...]:
-        """The nodes of the stages, the sums of the rows; what is 1 up to rounding is 1, so that no stage overshoots."""
+        """The nodes of the stages, which are the sums of the rows; sums of 1 up to rounding are 1."""
         sums = (0.0, *(math.fsum(row) for row in self.a))
         return tuple(1.0 if abs(node - 1.0) < 1e-12 else node for node in sums)
 
     @staticmethod
     def bogacki_shampine() -> Tableau:
-        """`BOGACKI_SHAMPINE`, for configs, whose names stand for calls."""
+        """`BOGACKI_SHAMPINE`, for configs, where a name is a call."""
         return BOGACKI_SHAMPINE
 
     @staticmethod

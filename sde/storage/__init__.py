@@ -1,4 +1,4 @@
-"""Storage: how bytes survive a kill, a full disk and a reader that looks on.
+"""Storage that survives a killed process and a full disk, and can be read while it is written.
 
 The modules are imported one by one: `sde.storage.store` needs no torch.
 """

@@ -1,9 +1,10 @@
-r"""Checkpoints: one file of tensors and plain values, with its digest beside it.
+r"""Checkpoints: one file of tensors and plain values, with its SHA-256 digest beside it.
 
-A checkpoint is what `torch.save` makes of a dictionary of tensors and plain values, so that
-`torch.load(weights_only=True)` opens it and no code runs. `step_XXXXXXXX.pt` is written once and never changed;
-`step_XXXXXXXX.pt.sha256` holds the SHA-256 of the whole file, because the loader alone misses most single bit flips.
-The digest is written first: whatever has its name in place is complete. `last.pt` is a link to the newest.
+A checkpoint is a dictionary of tensors and plain values in the format of `torch.save`, so that
+`torch.load(weights_only=True)` opens it and no code runs. `NAME.pt.sha256` contains the SHA-256 digest of the whole
+file, because the loader alone misses most single bit flips. The digest is written first, and then the file is renamed
+into place: a file that has its name is complete. In the directory of a run, `step_XXXXXXXX.pt` is written once and
+never changed, and `last.pt` is a link to the newest.
 
 Keys: `format`, `version`, `config` and `model` (JSON text), `data` (fingerprint), `step`, `weights`, `ema`,
     `optimizer`, `rng`.
@@ -11,18 +12,19 @@ Keys: `format`, `version`, `config` and `model` (JSON text), `data` (fingerprint
 
 from __future__ import annotations
 
-__all__ = ["checkpoints", "load_checkpoint", "resolve", "run_directory", "save_checkpoint", "write"]
+__all__ = ["checkpoints", "load_checkpoint", "misfits", "resolve", "run_directory", "save_checkpoint", "write"]
 
 import os
 import re
 import secrets
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .files import sha256, write_atomically
 
@@ -32,12 +34,12 @@ _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
 def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any], *, keep: int | None = None) -> Path:
-    """Writes a checkpoint and points `last.pt` at it.
+    """Writes a checkpoint of a run and links `last.pt` to it.
 
     Args:
-        directory: the directory of a run's checkpoints; created where it is missing.
-        content: tensors and plain values; `content["step"]` names the file.
-        keep: how many of the newest checkpoints to keep; all by default.
+        directory: the directory of the run's checkpoints; created if it is missing.
+        content: tensors and plain values; `content["step"]` gives the name of the file.
+        keep: the number of the newest checkpoints to keep; all by default.
 
     Returns:
         The path of the new file.
@@ -47,15 +49,7 @@ def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any
     for leftover in (*directory.glob(".step_*.staged"), *directory.glob(".last.*")):
         leftover.unlink()  # of a killed process
     path = directory / f"step_{content['step']:08d}.pt"
-    staged = directory / f".{path.name}.{secrets.token_hex(8)}.staged"
-    try:
-        write_atomically(staged, lambda file: torch.save({"format": FORMAT, **content}, file))
-        # Where a file of this step is there already, its digest stays listed until the file itself has been replaced.
-        listed = [sha256(staged), *([sha256(path)] if path.exists() and sha256(path) in _listed(path) else [])]
-        write_atomically(_digest_of(path), lambda file: file.write("".join(d + "\n" for d in listed).encode()))
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write(path, content)
     link = directory / f".last.{secrets.token_hex(8)}"
     link.symlink_to(path.name)
     os.replace(link, directory / "last.pt")
@@ -67,33 +61,57 @@ def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes a checkpoint at a path of the user's choice, where it appears whole and with its digest, or not at all.
+    """Writes a checkpoint with its digest; if anything fails, the path is as it was before.
 
     Args:
-        path: the file, replaced where it is there; its directory exists.
-        content: as `sde.interop.read` gives it.
+        path: the file; an existing one is replaced. Its directory exists.
+        content: tensors and plain values.
     """
     path = Path(path)
-    digest = path.with_name(path.name + ".sha256")
     staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}.staged")
     try:
         write_atomically(staged, lambda file: torch.save({"format": FORMAT, **content}, file))
-        # The digest comes first, and lists that of a file which is replaced until it has been.
-        listed = [sha256(staged), *([sha256(path)] if path.exists() else [])]
-        write_atomically(digest, lambda file: file.write("".join(line + "\n" for line in listed).encode()))
+        # The digest of an undamaged file that is replaced stays listed until the file itself has been replaced.
+        old = [sha256(path)] if path.exists() else []
+        listed = [sha256(staged), *(digest for digest in old if digest in (_listed(path) or old))]
+        write_atomically(_digest_of(path), lambda file: file.write("".join(d + "\n" for d in listed).encode()))
         os.replace(staged, path)
     finally:
         staged.unlink(missing_ok=True)
 
 
+def misfits(expected: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]) -> str:
+    """Differences between the names and shapes of weights and the expected ones, as text; empty if they agree.
+
+    Args:
+        expected: the shapes by name.
+        weights: the weights by name.
+    """
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    differences = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "not the network's": sorted(shapes.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {shapes[name]} instead of {tuple(shape)}"
+            for name, shape in expected.items()
+            if shapes.get(name, tuple(shape)) != tuple(shape)
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in differences.items()
+        if names
+    )
+
+
 def checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints of a directory, oldest first."""
+    """The checkpoints of a run in its directory, oldest first."""
     directory = Path(directory)
     return sorted(p for p in directory.iterdir() if _NAME.fullmatch(p.name)) if directory.is_dir() else []
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint file that a path means: the file itself, or the newest of a run directory.
+    """The checkpoint file of a path: the file itself, or the newest one of a run directory.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -117,19 +135,20 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def run_directory(path: Path) -> Path:
-    """Where what is computed from a checkpoint belongs: its run directory, or its own if it lies outside of one."""
+    """The directory for results of a checkpoint: its run directory, or the directory of a file outside of a run."""
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a checkpoint or refuses it.
+    """The content of a checkpoint, whose digest is compared first.
 
     Args:
         path: a checkpoint file or a run directory.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        ValueError: if the file is empty, truncated, altered, or no checkpoint; the newest sound one beside it is named.
+        ValueError: if the file is empty, truncated, altered, or not a checkpoint; the error names the newest undamaged
+            one in its directory.
     """
     path = resolve(path)
     if path.stat().st_size == 0:
@@ -139,18 +158,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is truncated or altered: its SHA-256 is not the one in {digest.name}{_advice(path)}")
     try:
         if not zipfile.is_zipfile(path):
-            raise ValueError("expected a file written by scripts/train.py, whole")
+            raise ValueError("expected a whole file that scripts/train.py or sde.save has written")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged pickle can raise anything; none of it was run
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{path} is not a checkpoint, or damaged: {reason}{_advice(path)}") from e
     if not digest.exists():
-        warnings.warn(f"{path} has no {digest.name} beside it, so that damage may go unnoticed", stacklevel=2)
+        warnings.warn(f"{path} has no {digest.name} beside it: damage may go unnoticed", stacklevel=2)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        kind = f"format {content.get('format')!r}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(
-            f"{path} is no checkpoint of this library's format {FORMAT}: found {found!r}; other projects' "
-            "checkpoints have to be converted"
+            f"{path} is not a checkpoint of this library: expected format {FORMAT}, got {kind}; scripts/convert.py "
+            "converts those of other projects"
         )
     return content
 
@@ -160,14 +179,14 @@ def _digest_of(path: Path) -> Path:
 
 
 def _listed(path: Path) -> list[str]:
-    """The digests that the file beside a checkpoint lists."""
+    """The digests in the file beside a checkpoint."""
     digest = _digest_of(path)
     return digest.read_bytes().decode("ascii", errors="replace").split() if digest.exists() else []
 
 
 def _advice(path: Path) -> str:
-    """Names the newest other checkpoint in the directory whose digest is right."""
+    """The end of an error message that names the newest undamaged checkpoint in the directory."""
     for other in reversed(checkpoints(path.parent)):
         if other != path and sha256(other) in _listed(other):
-            return f"; the newest sound one beside it is {other}"
-    return "; there is no other sound checkpoint beside it"
+            return f"; the newest undamaged one beside it is {other}"
+    return "; there is no other undamaged checkpoint beside it"

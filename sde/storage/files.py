@@ -1,12 +1,12 @@
-r"""Files that a crash leaves whole.
+r"""Atomic replacement of files, SHA-256 checksums, and a lock for a single writer.
 
-A file is replaced in four steps (POSIX): write a temporary file in the same directory, fsync it, rename it over the
-old one, fsync the directory. The rename is atomic, so that at every moment, and after every crash, the path holds the
-old content or the new content in full. Without the first fsync a power cut may leave the new name with no data; without
-the second one it may undo the rename.
+A file is replaced in four steps (POSIX): write a temporary file in the same directory, fsync it, rename it over the old
+file, fsync the directory. The rename is atomic: at every moment, and after every crash, the path has either the whole
+old content or the whole new content. Without the first fsync, a power cut may leave the new name without data; without
+the second one, it may undo the rename.
 
-A process killed on the way leaves a temporary file `.NAME.XXXXXXXXXXXXXXXX.tmp` (16 hexadecimal digits) behind.
-`remove_temporaries` clears these; it is for a writer that knows itself to be the only one, which `Lock` grants.
+A killed process may leave a temporary file `.NAME.XXXXXXXXXXXXXXXX.tmp` (16 hexadecimal digits) behind.
+`remove_temporaries` deletes these files. Only the single writer, which holds a `Lock`, may call it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if sys.platform != "win32":
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Replaces the file at `path` by what `write` writes, or, if anything fails, leaves it as it was.
+    """Replaces the file at `path` by the output of `write`; if anything fails, the old file is unchanged.
 
-    A symbolic link at `path` is itself replaced; its target stays as it is.
+    A symbolic link at `path` is itself replaced; its target is unchanged.
 
     Args:
-        path: The file to replace or create.
-        write: Called once with a binary file open for writing.
+        path: the file to replace or create.
+        write: called once with a binary file open for writing.
 
     Raises:
-        OSError: If the disk is full or the directory cannot be written; the old file is then intact.
+        OSError: if the disk is full or the directory is not writable; the old file is then unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -56,10 +56,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 
 
 def remove_temporaries(path: str | os.PathLike[str]) -> None:
-    """Removes what killed calls of `write_atomically` for the same `path` left behind.
+    """Deletes the temporary files that killed calls of `write_atomically` for `path` left behind.
 
     Args:
-        path: The file that was to be replaced. No other process may be writing it.
+        path: the file that was to be replaced. No other process may be writing it.
     """
     path = Path(path)
     leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
@@ -78,24 +78,24 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 class Lock:
-    """The right to be the only writer, held from construction to `release` or to the end of the process.
+    """Exclusive lock of a writer, held from construction to `release` or the end of the process.
 
-    The lock is `flock` on a file that names its holder: the operating system drops it with the process, SIGKILL
-    included, so that a lock file left behind by a killed holder bars nobody. A process forked meanwhile shares the lock
-    until it ends too.
+    The lock is `flock` on a file that names the holder. The operating system releases it when the process ends, also by
+    SIGKILL, so that the lock file of a killed process blocks nobody. A process forked while the lock is held shares it
+    until that process ends too.
 
     Args:
-        path: The lock file, created here and removed by `release`.
+        path: the lock file, created here and removed by `release`.
 
     Raises:
-        BlockingIOError: If another holder has it; the message gives its process id and host.
-        NotImplementedError: On Windows, which has no `flock`.
+        BlockingIOError: if the lock is held elsewhere; the error gives the holder's process id and host.
+        NotImplementedError: on Windows, which has no `flock`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if sys.platform == "win32":
             raise NotImplementedError(
-                "writing a result store needs flock, which Windows lacks: expected a POSIX system (or WSL). "
+                "writing results needs flock, which Windows does not have: expected a POSIX system (or WSL). "
                 "Reading results works everywhere."
             )
         self.path = Path(path)
@@ -108,13 +108,13 @@ class Lock:
                 os.close(self._descriptor)
                 raise BlockingIOError(
                     errno.EWOULDBLOCK,
-                    f"expected to be the only writer, but {holder} holds the lock: wait for it to end, or stop it",
+                    f"expected a single writer, but {holder} holds the lock: wait until it ends, or stop it",
                     str(self.path),
                 ) from None
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            # The holder before may have removed the file between our open and our flock: what we then hold bars nobody.
+            # The previous holder may have deleted the file between our open and our flock: that lock blocks nobody.
             if self._is_in_place():
                 break
             os.close(self._descriptor)
@@ -126,7 +126,7 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Removes the lock file and gives the lock up; to be called once."""
+        """Deletes the lock file and releases the lock; must be called once only."""
         try:
             if self._is_in_place():
                 self.path.unlink()
@@ -140,17 +140,13 @@ class Lock:
 
 
 def _sync_directory(directory: Path) -> None:
-    if sys.platform == "win32":  # a directory cannot be opened there; the rename is journalled by the file system
+    if sys.platform == "win32":  # directories cannot be opened there; the file system journals the rename
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.EBADF,
-            errno.ENOTSUP,
-        ):  # file systems without fsync of directories
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # file systems without fsync of directories
             raise
     finally:
         os.close(descriptor)

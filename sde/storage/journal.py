@@ -1,16 +1,16 @@
-r"""A journal: records that are on the disk once `append` has returned.
+r"""An append-only journal: a record is on the disk once `append` has returned.
 
-The file is a header and then one record per `append`:
+The file is a header followed by one record per `append`:
 
-    header   magic (8 bytes)   SHA-256 of the owner's description (32 bytes)
+    header   magic (8 bytes)   SHA-256 of the job (32 bytes)
     record   mark (8 bytes)    length n of the payload (uint64)    CRC-32 of length and payload (uint32)    payload
 
-all little-endian. The header is there in full from the first moment (`write_atomically`); a record is written, then
-fsynced. A record is begun only after the one before it was fsynced, so that a kill or a power cut can damage the last
-one only, which nobody was promised. Hence the reading rule: what stands behind the last whole record is the torn end
-of a killed process, and is dropped, unless a whole record follows somewhere behind the damage. In that case a record
-that had reached the disk was altered, and the journal is refused. (Damage to the last record itself cannot be told
-from a torn one; it too is dropped and counted in `torn`.)
+all little-endian. The header is complete from the start (`write_atomically`). A record is written and then fsynced, and
+only then the next record is begun. A kill or a power cut can therefore damage only the last record, whose `append` has
+not returned. Accordingly, bytes after the last complete record are the incomplete record of a killed process, and are
+dropped. If, however, a complete record follows the damage, then a record that had reached the disk was altered, and the
+journal is refused. (A damaged last record cannot be distinguished from an incomplete one; it is also dropped and
+counted in `torn`.)
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ _HEADER_SIZE = len(_MAGIC) + 32
 
 
 class Journal:
-    """An append-only file of byte strings, each durable once `append` has returned.
+    """An append-only file of byte strings, each of which is on the disk once `append` has returned.
 
-    Opening an existing journal reads its records and cuts off a torn end; the file is created by the first `append`.
+    Opening an existing journal reads its records and cuts off an incomplete last record. The first `append` creates the
+    file.
 
     Args:
-        path: The journal file. The caller holds the lock that makes it the only writer.
-        digest: SHA-256 (32 bytes) of whatever must agree between the process that wrote the journal and this one.
+        path: the journal file. The caller must hold the lock of the single writer.
+        digest: SHA-256 (32 bytes) of the job, which must agree with that in the file.
 
     Attributes:
-        records: The payloads found on opening, in the order they were appended; the caller's to clear.
-        torn: How many bytes of a torn record were dropped on opening.
+        records: the payloads in the file when it was opened, in the order of their `append`; the caller may clear them.
+        torn: the number of bytes of an incomplete record that were dropped on opening.
 
     Raises:
-        ValueError: If the file is not a journal, belongs to another digest, or is damaged before its last record.
+        ValueError: if the file is not a journal, has another digest, or is damaged before its last record.
     """
 
     def __init__(self, path: str | os.PathLike[str], digest: bytes) -> None:
@@ -69,10 +70,10 @@ class Journal:
         """Writes one record and returns when it is on the disk.
 
         Args:
-            payload: The content, of any length.
+            payload: the content, of any length.
 
         Raises:
-            OSError: If it could not be written (a full disk, say). The record then does not exist, the earlier ones do,
+            OSError: if writing fails, for example on a full disk. Then this record does not exist, the earlier ones do,
                 and `append` may be called again.
         """
         if self._descriptor is None:
@@ -85,15 +86,15 @@ class Journal:
                 written += os.pwrite(self._descriptor, record[written:], self._end + written)
             os.fsync(self._descriptor)
         except BaseException:
-            # If the cut fails too, the remains do no harm: the next record is written over their head, and what may
-            # then stand behind it holds no whole record.
+            # If the cut fails too, the rest is harmless: the next record overwrites its beginning, and the bytes after
+            # that record contain no complete record.
             with contextlib.suppress(OSError):
                 self._cut(self._end)
             raise
         self._end += len(record)
 
     def restart(self) -> None:
-        """Forgets all records, in one step: a crash leaves all of them or none."""
+        """Deletes all records in one step: after a crash either all of them exist or none."""
         if self._descriptor is not None:
             self._cut(_HEADER_SIZE)
 
@@ -103,7 +104,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Closes the journal; its records stay on the disk. May be called again."""
+        """Closes the journal and keeps its records on the disk. May be called again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -111,20 +112,20 @@ class Journal:
     def _cut(self, end: int) -> None:
         assert self._descriptor is not None
         os.ftruncate(self._descriptor, end)
-        self._end = end  # before the fsync: should that fail, the file has this length all the same
+        self._end = end  # before the fsync, because the file has this length even if the fsync fails
         os.fsync(self._descriptor)
 
     def _read(self, data: bytes) -> None:
         if data[: len(_MAGIC)] != _MAGIC or len(data) < _HEADER_SIZE:
             raise ValueError(
                 f"{self.path} is not a journal: expected it to begin with {_MAGIC!r} and a digest, got "
-                f"{data[: len(_MAGIC)]!r} in {len(data)} bytes. Move it away to go on without it."
+                f"{data[: len(_MAGIC)]!r} in {len(data)} bytes. Move the file away to continue without it."
             )
         if data[:_HEADER_SIZE] != self._header:
             raise ValueError(
                 f"{self.path} belongs to another job: expected the digest {self._header[8:].hex()} of this job's "
-                f"columns and identity, got {data[8:_HEADER_SIZE].hex()}. Resume that job with its own settings to "
-                "finish it, or move the journal away to give up what it holds."
+                f"columns and key, got {data[8:_HEADER_SIZE].hex()}. Resume that job with its own settings to finish "
+                "it, or move the journal away to discard its rows."
             )
         while (payload := _payload(data, self._end)) is not None:
             self.records.append(payload)
@@ -135,15 +136,15 @@ class Journal:
             if _payload(data, later) is not None:
                 raise ValueError(
                     f"{self.path} is damaged at byte {self._end}: expected a record, but its mark, length or CRC-32 is "
-                    f"wrong, and a whole record follows at byte {later}, so that this is no torn end of a killed job "
-                    f"but a fault of the disk or an edit. {len(self.records)} whole records stand before it. Keep a "
-                    f"copy; then cut the file to {self._end} bytes and resume: what is lost is computed again."
+                    f"wrong. A complete record follows at byte {later}, so that the cause is not a killed job but a "
+                    f"disk error or an edit. {len(self.records)} complete records precede it. Keep a copy, then cut "
+                    f"the file to {self._end} bytes and resume: lost rows are computed again."
                 )
             later = data.find(_MARK, later + 1)
 
 
 def _payload(data: bytes, offset: int) -> bytes | None:
-    """The payload of the record that begins at `offset`, or None if no whole record does."""
+    """The payload of the record that begins at `offset`, or None if there is no complete record."""
     begin = offset + _HEAD.size
     if begin > len(data):
         return None
@@ -153,5 +154,5 @@ def _payload(data: bytes, offset: int) -> bytes | None:
 
 
 def _crc(payload: bytes) -> int:
-    """CRC-32 of length and payload: with the length, zeros from a power cut are not a whole record of no bytes."""
+    """CRC-32 of length and payload: including the length, zeros from a power cut are not an empty record."""
     return zlib.crc32(payload, zlib.crc32(struct.pack("<Q", len(payload))))

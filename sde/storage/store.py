@@ -1,23 +1,23 @@
-r"""Results in HDF5 that survive a kill, can be read meanwhile, and are resumed without loss or duplicates.
+r"""HDF5 results that survive a killed process, can be read while they are written, and resume without loss.
 
-One row per (index, repeat), one column per quantity. An HDF5 file that is appended to can be torn by a kill, and
-cannot be read meanwhile. So no HDF5 file is ever changed in place:
+There is one row per (index, repeat) and one column per quantity. Appending to an HDF5 file is not safe: a kill can
+damage the whole file, and no other process can read an open file. Therefore no HDF5 file is ever changed in place:
 
     PATH           a finished snapshot, sorted by (repeat, index); replaced as a whole (`sde.storage.files`)
     PATH.journal   the rows since that snapshot, one record per `append`, fsynced (`sde.storage.journal`)
-    PATH.lock      held by the one writer; names its process
+    PATH.lock      the lock of the single writer; names its process
 
-`Store.append` returns when its rows are in the journal: they are then *acknowledged* and outlive every crash.
-`Store.snapshot` replaces PATH by all rows so far and then empties the journal; after a crash between the two the rows
-stand in both, and those of the journal are skipped by their (index, repeat). Opening again takes snapshot and journal
-together. `read` sees finished snapshots only. PATH exists, with no rows, from the moment a store is first open.
+`Store.append` returns when its rows are in the journal: they are then *acknowledged* and survive every crash.
+`Store.snapshot` replaces PATH by all rows so far and then empties the journal. After a crash between the two, the rows
+are in both, and those in the journal are skipped by their (index, repeat). Opening the store again combines snapshot
+and journal. `read` sees finished snapshots only. PATH exists, without rows, as soon as a store is open.
 
-The rows of one `append` are one record: after a crash all of them are there or none. A job that appends batches of
-fixed indices therefore resumes with whole batches.
+The rows of one `append` form one record: after a crash, either all of them exist or none. A job that appends batches
+with fixed indices therefore resumes with whole batches.
 
-The attributes of the file describe the job. Its *identity* (config, checkpoint digest, seed, tolerances) must agree
-whenever the store is opened again, or else the rows would not belong together. *Notes* (versions) need not agree; the
-file holds those of the latest writer that added rows.
+The attributes of the file describe the job. The *job key* (config, checkpoint digest, seed, tolerances) must agree
+whenever the store is opened again, because otherwise the rows would not belong together. The *metadata* (versions) may
+differ; the file has those of the latest writer that added rows.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from .results import Job, Plain, Results, encode, load, read
 
 
 class Store:
-    """The one writer of a result file; made by `Store.open` and used in a `with` statement.
+    """The single writer of a result file, created by `Store.open` and used in a `with` statement.
 
-    The end of the `with` block, or `close`, takes a last snapshot and removes journal and lock. After an exception in
-    the block the same is tried; if this fails too (the disk is full), the journal stays, nothing acknowledged is
-    lost, and the first exception is the one that propagates.
+    The end of the `with` block, or `close`, takes a last snapshot and removes journal and lock. The same is tried after
+    an exception in the block. If it fails too, for example on a full disk, the journal is kept, no acknowledged row is
+    lost, and the first exception propagates.
 
     Attributes:
-        path: The result file, symbolic links resolved.
-        recovered: How many rows the journal of a killed writer gave back on opening.
-        torn: How many bytes of its last record were dropped on opening, because it was not written in full.
+        path: the result file, with symbolic links resolved.
+        recovered: the number of rows recovered from the journal of a killed writer.
+        torn: the number of bytes of that journal's last record that were dropped, because the record was incomplete.
     """
 
     @classmethod
@@ -61,25 +61,26 @@ class Store:
         notes: Mapping[str, Plain] | None = None,
         snapshot_every: int | None = None,
     ) -> Store:
-        """Opens the result file at `path` for writing, new or to be resumed.
+        """Opens a new or existing result file for writing.
 
         Args:
-            path: The HDF5 file. Its directory must exist.
-            columns: Name to dtype: booleans, integers or floats of at most 8 bytes. `index` and `repeat`, int64, are
-                always there and may be left out.
-            identity: Attributes that must agree with the file's if it exists.
-            notes: Attributes that need not agree; they replace those of the same name.
-            snapshot_every: `append` first takes a snapshot if this many rows have gathered since the last one. None:
-                snapshots are the caller's, and the one on closing.
+            path: the HDF5 file. Its directory must exist.
+            columns: name to dtype: booleans, integers or floats of at most 8 bytes. `index` and `repeat`, int64, always
+                exist and may be left out.
+            identity: the job key: attributes that must agree with those of an existing file.
+            notes: the metadata: attributes that may differ; they replace those of the same name.
+            snapshot_every: the number of rows since the last snapshot at which `append` takes the next one. None leaves
+                snapshots to the caller and to `close`.
 
         Raises:
-            ValueError: If the file is not a result file, or is that of another job (the first difference is named), or
-                its journal is damaged; or for a column or attribute that cannot be stored. Nothing is overwritten.
-            BlockingIOError: If another writer has the store open.
-            FileNotFoundError: If the directory does not exist.
+            ValueError: if the file is not a result file or belongs to another job (the error names the first
+                difference), if its journal is damaged, or for a column or attribute that cannot be stored. Nothing is
+                overwritten.
+            BlockingIOError: if another writer has opened the store.
+            FileNotFoundError: if the directory does not exist.
         """
         if snapshot_every is not None and snapshot_every < 1:
-            raise ValueError(f"expected snapshot_every to be at least 1 row or None, got {snapshot_every}")
+            raise ValueError(f"expected at least 1 row or None, got snapshot_every={snapshot_every}")
         job = Job.of(columns, identity, notes or {})
         path = Path(os.path.realpath(path))
         if not path.parent.is_dir():
@@ -99,9 +100,9 @@ class Store:
         self._done: dict[int, set[int]] = {}
         exists = os.path.lexists(path)
         if exists:
-            rows, there = load(path)
-            job.refuse_another(path, there)
-            job = Job(job.row_type, job.identity, {**there.notes, **job.notes})
+            rows, stored = load(path)
+            job.check_same(path, stored)
+            job = Job(job.row_type, job.key, {**stored.metadata, **job.metadata})
         else:
             rows = np.empty(0, job.row_type)
         self._job = job
@@ -138,23 +139,23 @@ class Store:
                 raise
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return sum(map(len, self._rows))
 
     def done(self, repeat: int = 0) -> frozenset[int]:
-        """The indices that have a row for `repeat`, acknowledged ones that no snapshot holds yet included."""
+        """The indices of all acknowledged rows with the given `repeat`, in a snapshot or not."""
         return frozenset(self._done.get(repeat, ()))
 
     def append(self, rows: Mapping[str, ArrayLike]) -> None:
-        """Adds rows and returns when they are on the disk. Either all of them are added or none.
+        """Adds all of the rows or none, and returns when they are on the disk.
 
         Args:
-            rows: Every column's name to values with shape (n,), of a type that converts to the column's without loss.
+            rows: the name of every column to its values, with shape (n,), of a type that converts to the column's type
+                without loss.
 
         Raises:
-            ValueError: If names, shapes or types do not fit, or an (index, repeat) is there already or comes twice.
-            OSError: If they could not be written. The store is as before; `append` may be called again, or the job
-                resumed later.
+            ValueError: if names, shapes or types do not fit, or an (index, repeat) exists already or occurs twice.
+            OSError: if writing fails. The store is unchanged; `append` may be called again, or the job resumed later.
         """
         self._check_open()
         block = _block(rows, self._job.row_type)
@@ -168,7 +169,7 @@ class Store:
             new.add((index, repeat))
         if len(block) == 0:
             return
-        # Before the rows, not after: an error of the snapshot then never concerns rows that are in the journal already.
+        # Before the rows and not after, so that a failed snapshot never concerns rows that are already in the journal.
         if self._snapshot_every is not None and self._pending >= self._snapshot_every:
             self.snapshot()
         self._journal.append(block.tobytes())
@@ -177,10 +178,10 @@ class Store:
         self._pending += len(block)
 
     def snapshot(self) -> None:
-        """Replaces the result file by all rows so far, if there are new ones, and empties the journal.
+        """Writes all rows to the result file, if some are new, and empties the journal.
 
         Raises:
-            OSError: If it could not be written. The result file is the one before; the rows stay in the journal.
+            OSError: if writing fails. The result file is unchanged, and the rows remain in the journal.
         """
         self._check_open()
         if self._pending:
@@ -189,10 +190,10 @@ class Store:
             self._pending = 0
 
     def close(self) -> None:
-        """Takes a last snapshot and removes journal and lock; does nothing the second time.
+        """Takes a last snapshot and removes journal and lock; has no effect the second time.
 
         Raises:
-            OSError: If the snapshot could not be written. The journal then stays, to be found on the next opening.
+            OSError: if the snapshot cannot be written. The journal is then kept for the next opening.
         """
         if self._open:
             try:
@@ -206,7 +207,6 @@ class Store:
     def _replace(self) -> None:
         rows = np.concatenate(self._rows)
         rows = rows[np.lexsort((rows["index"], rows["repeat"]))]
-        # The image is made in memory, so that a full disk is an ordinary error of one write, not one inside HDF5.
         image = encode(rows, self._job)
         write_atomically(self.path, lambda file: file.write(image))
         self._rows = [rows]
@@ -229,21 +229,21 @@ def _keys(rows: NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 
 def _block(rows: Mapping[str, ArrayLike], row_type: np.dtype[Any]) -> NDArray[Any]:
-    """The given columns as a structured array with shape (n,)."""
+    """The columns as a structured array with shape (n,)."""
     names = row_type.names or ()
     if rows.keys() != set(names):
         missing, unknown = sorted(set(names) - rows.keys()), sorted(rows.keys() - set(names))
-        raise ValueError(f"expected the columns {list(names)}; missing are {missing}, unknown {unknown}")
+        raise ValueError(f"expected the columns {list(names)}, got missing={missing} and unknown={unknown}")
     arrays = {name: np.asarray(rows[name]) for name in names}
     if len(shapes := {values.shape for values in arrays.values()}) > 1 or len(next(iter(shapes))) != 1:
-        shown = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
-        raise ValueError(f"expected one shape (n,) for all columns, got {shown}")
+        listed = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
+        raise ValueError(f"expected one shape (n,) for all columns, got {listed}")
     block = np.empty(len(arrays["index"]), row_type)
     for name, values in arrays.items():
         if len(values) and not np.can_cast(values.dtype, row_type[name], "safe"):
             raise ValueError(
-                f"expected values for column {name!r} that are {row_type[name]} or convert to it without loss, got "
-                f"{values.dtype}: convert them before, or open the store with that type"
+                f"expected values that convert to {row_type[name]} without loss for column {name!r}, got "
+                f"{values.dtype}: convert them, or open the store with that type"
             )
         block[name] = values
     return block

@@ -1,8 +1,8 @@
-"""The interface of all traces, and the vector-Jacobian products that they are made of."""
+"""The interface of all traces, and their vector-Jacobian products."""
 
 from __future__ import annotations
 
-__all__ = ["BoundTrace", "Field", "Trace", "at_point", "products"]
+__all__ = ["BoundTrace", "Field", "Trace", "vjp"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 class BoundTrace(ABC):
-    """A trace estimator with its probes drawn for one batch."""
+    """A trace estimator with the probes of one batch."""
 
     @property
     @abstractmethod
@@ -29,18 +29,30 @@ class BoundTrace(ABC):
 
     @abstractmethod
     def standard_error(self, estimates: Tensor) -> Tensor:
-        """The standard error of the mean of the estimates, as far as they tell it.
+        """The standard error of the mean of the estimates.
 
         Args:
-            estimates: what was made of the P estimates, in a linear way, with shape (B, P): the divergences at one
-                point, or their integrals along a path.
+            estimates: a linear function of the P estimates, with shape (B, P): the divergences at one point, or their
+                integrals along a path.
 
         Returns:
-            The standard errors, with shape (B,): 0 where the trace is exact, NaN where a single random estimate
-            cannot tell.
+            The standard errors, with shape (B,): 0 where the trace is exact, NaN for a single random estimate.
         """
 
     @abstractmethod
+    def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+        """The estimates of the divergence from the graph of the field, with shape (B, P).
+
+        Args:
+            x: the point, with shape (B, *).
+            value: the field there, with the graph that leads to `x`.
+            differentiable: whether gradients of the estimates are wanted.
+        """
+
+    @abstractmethod
+    def select(self, index: Tensor) -> BoundTrace:
+        """The same probes for some samples of the batch."""
+
     def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
         """The field and its divergence.
 
@@ -48,15 +60,23 @@ class BoundTrace(ABC):
 
         Args:
             h: the vector field, from (B, *) to (B, *); no sample may depend on another.
-            x: where, with shape (B, *).
+            x: the point, with shape (B, *).
 
         Returns:
             The field, with shape (B, *), and P unbiased estimates of its divergence, with shape (B, P).
         """
-
-    @abstractmethod
-    def select(self, index: Tensor) -> BoundTrace:
-        """The same probes for some samples of the batch."""
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not (differentiable and x.requires_grad):
+                x = x.detach().requires_grad_()
+            value = h(x)
+            if not value.requires_grad:
+                raise ValueError(
+                    "the divergence needs a field that is differentiable in x, but it returned a tensor without a "
+                    "gradient: does the denoiser run under no_grad or inference mode, or detach its result?"
+                )
+            divergence = self.divergence(x, value, differentiable)
+        return (value, divergence) if differentiable else (value.detach(), divergence.detach())
 
 
 class Trace(ABC):
@@ -67,24 +87,8 @@ class Trace(ABC):
         """Draws what it needs for the samples `index` (int64, (B,)), whose states look like `x` (B, *)."""
 
 
-def at_point(h: Field, x: Tensor, divergence: Callable[[Tensor, Tensor, bool], Tensor]) -> tuple[Tensor, Tensor]:
-    """The field at a point, with what `divergence` makes of (point, field, whether to keep the graph)."""
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not (differentiable and x.requires_grad):
-            x = x.detach().requires_grad_()
-        value = h(x)
-        if not value.requires_grad:
-            raise ValueError(
-                "the divergence needs a field that is differentiable in x, but it returned a tensor without a "
-                "gradient: does the denoiser run under no_grad or inference mode, or detach its result?"
-            )
-        result = divergence(x, value, differentiable)
-    return (value, result) if differentiable else (value.detach(), result.detach())
-
-
-def products(value: Tensor, x: Tensor, v: Tensor, chunk: int, *, keep: bool, differentiable: bool) -> Tensor:
-    """The vector-Jacobian products of the field, `chunk` at a time.
+def vjp(value: Tensor, x: Tensor, v: Tensor, chunk: int, *, keep: bool, differentiable: bool) -> Tensor:
+    """Vector-Jacobian products of a field, `chunk` at a time.
 
     Args:
         value: the field, with shape (B, *).

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..shapes import check_count, event_dims
-from .base import BoundTrace, Field, Trace, at_point, products
+from .base import BoundTrace, Trace, vjp
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,12 @@ class ExactTrace(Trace, BoundTrace):
     def select(self, index: Tensor) -> ExactTrace:
         return self
 
-    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        return at_point(h, x, self._divergence)
-
-    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+    def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
         d = event_dims(x)
         divergence = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         for first in range(0, d, self.chunk):
             rows = torch.arange(first, min(first + self.chunk, d), device=x.device)
             unit = torch.nn.functional.one_hot(rows, d).to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-            jacobian = products(value, x, unit, len(unit), keep=True, differentiable=differentiable)
+            jacobian = vjp(value, x, unit, len(unit), keep=True, differentiable=differentiable)
             divergence = divergence + (jacobian * unit).flatten(2).sum((0, 2))
         return divergence[:, None]

@@ -1,14 +1,15 @@
-r"""Estimators of a trace by quadratic forms of probes.
+r"""Trace estimators: quadratic forms of random probes.
 
 Hutchinson's estimator takes independent probes. With :math:`S` the symmetric part of the Jacobian its variance is
-:math:`2 \lVert S \rVert_F^2 / P` for standard normal probes, and without the diagonal of S in it for signs. Probes that
-make a random orthogonal frame explore P different directions: their mean has the variance of a sample that is drawn
-without replacement,
+:math:`2 \lVert S \rVert_F^2 / P` for standard normal probes; for signs the diagonal of S does not contribute. The
+probes of a random orthogonal frame take P different directions: their mean has the variance of a sample drawn without
+replacement,
 
 .. math:: \frac{1}{P} \Big(1 - \frac{P - 1}{D - 1}\Big) \frac{2 D}{D + 2}
           \Big( \lVert S \rVert_F^2 - \tfrac{1}{D} (\operatorname{tr} S)^2 \Big),
 
-which is 0 for P = D, and the standard error that their spread gives bears the factor :math:`\sqrt{1 - P/D}`.
+which is 0 for P = D. The standard error from their spread has the factor :math:`\sqrt{1 - P/D}` of a finite
+population.
 
 Hutchinson, A Stochastic Estimator of the Trace of the Influence Matrix, 1989; Grathwohl et al., FFJORD, 2019,
 https://arxiv.org/abs/1810.01367; Skilling 1989; Choromanski, Rowland and Weller, The Unreasonable Effectiveness of
@@ -27,42 +28,40 @@ from torch import Tensor
 
 from ..noise import Noise, Stream
 from ..shapes import check_count, event_dims
-from .base import BoundTrace, Field, Trace, at_point, products
+from .base import BoundTrace, Trace, vjp
 
 
 @dataclass(frozen=True)
 class Probes(BoundTrace):
-    """Estimates by given probes.
+    """Quadratic forms of fixed probes.
 
     Args:
         probes: with shape (P, B, *); each has a mean square of 1 in every direction.
         chunk: how many products run at once.
-        unexplored: 1 for independent probes, 1 - P / D for those of one frame.
+        finite_population: the factor of the variance of their mean, 1 for independent probes and 1 - P / D for those
+            of one frame.
     """
 
     probes: Tensor = field(repr=False)
     chunk: int = 8
-    unexplored: float = 1.0
+    finite_population: float = 1.0
 
     @property
     def estimates(self) -> int:
         return len(self.probes)
 
     def standard_error(self, estimates: Tensor) -> Tensor:
-        if self.unexplored == 0.0:
+        if self.finite_population == 0.0:
             return torch.zeros_like(estimates[:, 0])
         if estimates.shape[1] == 1:
             return torch.full_like(estimates[:, 0], math.nan)
-        return estimates.std(1) * math.sqrt(self.unexplored / estimates.shape[1])
+        return estimates.std(1) * math.sqrt(self.finite_population / estimates.shape[1])
 
     def select(self, index: Tensor) -> Probes:
         return replace(self, probes=self.probes[:, index])
 
-    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        return at_point(h, x, self._divergence)
-
-    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
-        product = products(value, x, self.probes, self.chunk, keep=False, differentiable=differentiable)
+    def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+        product = vjp(value, x, self.probes, self.chunk, keep=False, differentiable=differentiable)
         return (product * self.probes).flatten(2).sum(2).T
 
 
@@ -96,8 +95,8 @@ class Hutchinson(Trace):
 class Orthogonal(Trace):
     r"""A random orthogonal frame for each sample, scaled by :math:`\sqrt D`; exact for P = D.
 
-    Each estimate for itself has the variance that a normal probe of fixed length has, which for a Jacobian with a
-    strong and uneven diagonal is more than that of a sign.
+    A single estimate has the variance of a normal probe of fixed length, which is larger than that of signs for a
+    Jacobian with a large and uneven diagonal.
 
     Args:
         probes: how many probes P, at most D; the estimates are kept apart.
@@ -113,7 +112,7 @@ class Orthogonal(Trace):
 
     def bind(self, noise: Noise, index: Tensor, x: Tensor) -> Probes:
         d = check_dims(self, self.probes, x)
-        # The columns of Q are as a Haar frame's but for their signs, which a quadratic form does not see.
+        # Up to the signs of its columns, which do not change a quadratic form, Q is a Haar frame.
         q = torch.linalg.qr(columns(normals(noise, index, self.probes, x)))[0]
         return Probes(math.sqrt(d) * rows_of(q, x), self.chunk, 1.0 - self.probes / d)
 
@@ -130,16 +129,16 @@ def columns(v: Tensor) -> Tensor:
 
 
 def rows_of(matrix: Tensor, x: Tensor) -> Tensor:
-    """The columns of matrices (B, D, P) as vectors of shape (P, B, *) like `x`."""
+    """The columns of matrices (B, D, P) as vectors of shape (P, B, *), where `x` has shape (B, *)."""
     return matrix.permute(2, 0, 1).reshape(-1, *x.shape)
 
 
 def check_dims(trace: Trace, probes: int, x: Tensor) -> int:
-    """D, if there are no more probes than that."""
+    """D, at most as many as which there may be probes."""
     d = event_dims(x)
     if probes > d:
         raise ValueError(
-            f"{type(trace).__name__} has at most as many probes as the data has dimensions, {d}, "
-            f"got probes={probes}; ExactTrace() costs no more than that"
+            f"{type(trace).__name__} takes at most as many probes as the data has dimensions, {d}, "
+            f"got probes={probes}; use ExactTrace(), which costs no more"
         )
     return d

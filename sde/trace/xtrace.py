@@ -1,9 +1,9 @@
-r"""XTrace: a trace with the part that a few directions hold taken out exactly.
+r"""XTrace: a trace estimator that is exact on a few directions with a large part of the trace.
 
-Half of the products find the range of A, the transpose of the Jacobian, which has the same trace, from normal probes:
-:math:`Y = A \Omega`. The other half is spent on an orthonormal basis of it. Left out of the sketch, each probe
-:math:`\omega_i` serves once more to estimate what the others missed. With :math:`\Pi_i` the projector on the range of Y
-without its column i, :math:`r_i = (I - \Pi_i)\, \omega_i` and m probes,
+Let A be the transpose of the Jacobian, which has the same trace. Half of the products sketch its range from normal
+probes, :math:`Y = A \Omega`; the other half goes to an orthonormal basis of that range. Each probe :math:`\omega_i`,
+left out of the sketch, estimates the trace on the rest of the space. With :math:`\Pi_i` the projector on the range of
+Y without its column i, :math:`r_i = (I - \Pi_i)\, \omega_i` and m probes,
 
 .. math:: \hat\tau_i = \operatorname{tr}(\Pi_i A)
           + (D - m + 1) \frac{r_i^\top A\, r_i}{\lVert r_i \rVert^2}, \qquad i = 1, \dots, m.
@@ -13,10 +13,10 @@ identity costs no variance. The estimates are not independent: their spread over
 of the paper.
 
 **Along a trajectory** the probes are fixed, but the basis turns with x. The estimates depend on it only through the
-projectors :math:`Y (Y^\top Y)^{-1} Y^\top`, and these are smooth wherever the columns of Y are independent. Where the
-Jacobian is of lower rank than m they would not be: a little of the probes themselves, the square root of the rounding
-unit, is added to the sketch, which leaves the estimates unbiased, since no probe enters its own projector. An adaptive
-solver therefore sees a smooth integrand, though a less smooth one than with probes alone.
+projectors :math:`Y (Y^\top Y)^{-1} Y^\top`, which are smooth wherever the columns of Y are independent. They are not
+where the rank of the Jacobian is below m. For this case the sketch contains the probes themselves with a small factor,
+the square root of the rounding unit, which leaves the estimates unbiased, since no probe enters its own projector. The
+integrand of an adaptive solver is therefore smooth, though less so than with probes alone.
 
 Epperly, Tropp and Webber, XTrace: Making the Most of Every Sample in Stochastic Trace Estimation, 2024,
 https://arxiv.org/abs/2301.07825; Meyer et al., Hutch++: Optimal Stochastic Trace Estimation, 2021,
@@ -35,15 +35,15 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..shapes import check_count
-from .base import BoundTrace, Field, Trace, at_point, products
+from .base import BoundTrace, Trace, vjp
 from .hutchinson import check_dims, columns, normals, rows_of
 
 
 @dataclass(frozen=True)
 class XTrace(Trace):
-    """Leave-one-out estimates of a trace whose larger part lies in few directions.
+    """Leave-one-out estimates of a trace most of which lies in few directions.
 
-    It costs two vector-Jacobian products per probe, and pays where the Jacobian's singular values fall off fast.
+    It costs two vector-Jacobian products per probe, and is worth it where the Jacobian's singular values decay fast.
 
     Args:
         probes: how many probes m, from 2 to D; there are as many estimates.
@@ -82,16 +82,13 @@ class _Sketch(BoundTrace):
     def select(self, index: Tensor) -> _Sketch:
         return replace(self, probes=self.probes[:, index])
 
-    def __call__(self, h: Field, x: Tensor) -> tuple[Tensor, Tensor]:
-        return at_point(h, x, self._divergence)
-
-    def _divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
+    def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
         omega = columns(self.probes)  # (B, D, m)
         _, d, m = omega.shape
-        sketch = columns(products(value, x, self.probes, self.chunk, keep=True, differentiable=differentiable))
+        sketch = columns(vjp(value, x, self.probes, self.chunk, keep=True, differentiable=differentiable))
         basis, r = torch.linalg.qr(_full_rank(sketch, omega))
-        image = columns(products(value, x, rows_of(basis, x), self.chunk, keep=False, differentiable=differentiable))
-        # Q s_i spans what column i alone brought into the range: R' s_i is a multiple of e_i.
+        image = columns(vjp(value, x, rows_of(basis, x), self.chunk, keep=False, differentiable=differentiable))
+        # Q s_i spans the part of the range that only column i contributes: R' s_i is a multiple of e_i.
         eye = torch.eye(m, dtype=r.dtype, device=r.device).expand_as(r)
         s = torch.linalg.solve_triangular(r.mT, eye, upper=False)
         s = s / s.norm(dim=1, keepdim=True)
@@ -103,7 +100,7 @@ class _Sketch(BoundTrace):
 
 
 def _full_rank(sketch: Tensor, omega: Tensor) -> Tensor:
-    """The sketch on the scale of 1 with a little of the probes in it; the scale is no part of the graph."""
+    """The sketch on the scale of 1 with a small part of the probes; no gradients flow through the scale."""
     tiny = torch.finfo(sketch.dtype)
     size = sketch.detach().flatten(1).norm(dim=1).clamp(min=tiny.tiny)[:, None, None]
     probes = omega.flatten(1).norm(dim=1)[:, None, None]

@@ -1,56 +1,184 @@
-r"""Batches: a data set in a fixed, keyed order."""
+r"""Batches of a training: of a data set in a keyed order, or of any iterable.
+
+Every value has a key, a pair of integers, from which its dequantisation noise is drawn. In :class:`Batches` these are
+the position in the data set and the epoch, and a batch is a function of its number, so that a run can be continued
+exactly. The position of an iterable cannot be restored.
+"""
 
 from __future__ import annotations
 
-__all__ = ["Batches"]
+__all__ = ["Batch", "BatchSource", "Batches", "Iterated", "to_model"]
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import Scaling, Split
 from ..noise import Noise, Stream
+from ..shapes import check_condition
 
 
-@dataclass
-class Batches:
-    """The batches of a split in a fixed order: epochs of keyed permutations, end to end.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch.
 
-    Args:
-        split: the raw values.
-        scaling: how they become the model's; discrete values are dequantised with fresh uniform noise every time.
-        size: the size of a batch.
-        noise: the source of order and dequantisation.
+    Attributes:
+        values: the values, with shape (B, *).
+        condition: named tensors of leading size B, or scalars.
+        index: the first keys of the samples, int64 with shape (B,).
+        counter: the second ones.
     """
 
-    split: Split
-    scaling: Scaling
-    size: int
+    values: Tensor
+    condition: dict[str, Tensor]
+    index: Tensor
+    counter: Tensor
+
+
+class BatchSource(ABC):
+    """Numbered batches.
+
+    Attributes:
+        noise: the source of dequantisation noise.
+    """
+
     noise: Noise
-    _epoch: tuple[int, Tensor] | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"a batch has at least one sample, got batch_size={self.size}")
+    @abstractmethod
+    def __getitem__(self, number: int) -> Batch:
+        """Batch `number`, counted from 0."""
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """Batch `number`, counted from 0: model values with shape (B, *), and labels where there are any."""
-        places = torch.arange(number * self.size, (number + 1) * self.size)
-        epochs, index = places // len(self.split), torch.empty_like(places)
+    @abstractmethod
+    def epoch(self) -> Iterator[Batch]:
+        """Every sample once; the last batch may be smaller."""
+
+
+class Batches(BatchSource):
+    r"""Batches of a data set in a keyed order: random permutations, one per epoch, end to end.
+
+    Args:
+        data: a split, or values with shape (N, \*).
+        size: the number of samples in a batch.
+        condition: named tensors of leading size N, or scalars; by default the labels of the split as `label`.
+        seed: the seed of the order and of the dequantisation.
+    """
+
+    def __init__(
+        self, data: Split | Tensor, size: int, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0
+    ) -> None:
+        split = data if isinstance(data, Split) else Split(data)
+        labels = {} if split.labels is None else {"label": split.labels}
+        self.values, self.condition = split.values, dict(labels if condition is None else condition)
+        self.size, self.noise = size, Noise(seed)
+        if size < 1 or len(split) < 1:
+            raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(split)} samples")
+        check_condition(self.condition, len(split))
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._batch(torch.arange(number * self.size, (number + 1) * self.size))
+
+    def epoch(self) -> Iterator[Batch]:
+        yield from (self._batch(places) for places in torch.arange(len(self.values)).split(self.size))
+
+    def _batch(self, places: Tensor) -> Batch:
+        epochs, index = places // len(self.values), torch.empty_like(places)
         for epoch in epochs.unique().tolist():
             here = epochs == epoch
-            index[here] = self._order(epoch)[places[here] % len(self.split)]
-        values = self.split.values[index]
-        u = None
-        if self.scaling.levels is not None:
-            u = self.noise.uniform(Stream.DEQUANTISE, index, epochs, values.shape[1:], torch.float64)
-        labels = self.split.labels
-        return self.scaling.to_model(values, u), None if labels is None else labels[index]
+            index[here] = self._order(epoch)[places[here] % len(self.values)]
+        condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
+        return Batch(self.values[index], condition, index, epochs)
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
-            index = torch.arange(len(self.split))
+            index = torch.arange(len(self.values))
             keys = self.noise.bits(Stream.ORDER, index, torch.tensor(epoch), 1)[:, 0]
             self._epoch = (epoch, keys.argsort(stable=True))
         return self._epoch[1]
+
+
+class Iterated(BatchSource):
+    """The batches of an iterable, such as a torch DataLoader, which is started again when it is exhausted.
+
+    Args:
+        batches: tensors with shape (B, *), or pairs of such a tensor and a condition: named tensors, or labels.
+        seed: the seed of the dequantisation.
+    """
+
+    def __init__(self, batches: Iterable[Any], *, seed: int = 0) -> None:
+        if isinstance(batches, Tensor | np.ndarray) or not isinstance(batches, Iterable):
+            raise ValueError(
+                f"expected an iterable of batches, such as a DataLoader, got a {type(batches).__name__}: for data in "
+                "memory give sde.Batches(data, size), of a tensor or a split such as sde.data.digits().train"
+            )
+        self.noise = Noise(seed)
+        self._batches = batches
+        self._iterator: Iterator[Any] = iter(())  # a DataLoader draws a seed when it is started
+        self._latest: tuple[int, Batch] | None = None
+
+    def __getitem__(self, number: int) -> Batch:
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, _parsed(self._next(), number)
+        return self._latest[1]
+
+    def epoch(self) -> Iterator[Batch]:
+        yield from (_parsed(batch, number) for number, batch in enumerate(self._batches))
+
+    def _next(self) -> Any:
+        for _ in range(2):
+            for batch in self._iterator:
+                return batch
+            self._iterator = iter(self._batches)
+        raise ValueError(
+            "the batches are exhausted and do not start again: expected a DataLoader, a list or an endless iterator"
+        )
+
+
+def _parsed(batch: Any, number: int) -> Batch:
+    """A batch of an iterable; its keys are the place in the batch and the number of the batch."""
+    values, condition = batch, None
+    if isinstance(batch, tuple | list):
+        if len(batch) not in (1, 2):
+            raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(batch)} parts")
+        values, condition = batch if len(batch) == 2 else (*batch, None)
+    values = torch.as_tensor(values)
+    if values.ndim < 2 or len(values) == 0:
+        raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
+    if condition is not None and not isinstance(condition, Mapping):
+        label = torch.as_tensor(condition)
+        condition = {"label": label if label.is_floating_point() else label.long()}
+    named = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
+    check_condition(named, len(values))
+    index = torch.arange(len(values), device=values.device)
+    return Batch(values, named, index, torch.full_like(index, number))
+
+
+def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:
+    """The values of a batch in the model's range, with shape (B, *); discrete ones with fresh uniform noise.
+
+    Args:
+        batch: the batch, in data units with a scaling, and in the model's range without one.
+        scaling: the map between the two.
+        noise: the source of the dequantisation noise.
+        dtype: the dtype of the result.
+
+    Raises:
+        ValueError: if there are integers and no scaling, or the scaling refuses a value.
+    """
+    values = batch.values
+    if scaling is None:
+        if not values.is_floating_point():
+            raise ValueError(
+                f"the batches contain {values.dtype} values: give scaling=, such as sde.data.Scaling.interval(256) for "
+                "images of 8 bits, or floats in the model's range"
+            )
+        return values.to(dtype)
+    u = None
+    if scaling.levels is not None:
+        u = noise.uniform(Stream.DEQUANTISE, batch.index, batch.counter, values.shape[1:], torch.float64)
+    return scaling.to_model(values, u, dtype=dtype)

@@ -1,4 +1,4 @@
-r"""Exponential moving averages of a model's weights, by name."""
+r"""Exponential moving averages of weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,26 @@ from torch import Tensor, nn
 
 
 class EMA:
-    r"""A moving average of the parameters of a module, kept by name; buffers are copied as they are.
+    r"""Exponential moving average of the parameters of a module; buffers are copied.
 
     .. math:: \bar\theta \leftarrow \mu_k \bar\theta + (1 - \mu_k)\, \theta, \qquad
               \mu_k = \min\Big(\mu, \frac{1 + k}{10 + k}\Big)
 
-    so that early steps are forgotten soon, whatever the length of the run.
+    after step k, so that the initial weights are forgotten soon. For a training loop of your own::
+
+        ema = sde.EMA(net, 0.999)
+        for step, batch in enumerate(batches, start=1):
+            ...  # one step of the optimiser
+            ema.update(net, step)
+        with ema.applied_to(net):
+            ...  # sample with the averaged weights
 
     Args:
         module: the module whose weights are averaged.
-        decay: :math:`\mu`; 0.999 averages over the last thousand steps or so.
+        decay: :math:`\mu`; with 0.999 the average extends over about the last thousand steps.
+
+    Attributes:
+        weights: the averages by name.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -32,7 +42,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Takes in the module's weights after its training step number `step`, counted from 1."""
+        """Updates the averages with the weights after training step number `step`, counted from 1."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
         names, values = zip(*module.named_parameters(remove_duplicate=False))
         torch._foreach_lerp_([self.weights[n] for n in names], [v.detach() for v in values], 1.0 - decay)
@@ -41,19 +51,19 @@ class EMA:
                 self.weights[name].copy_(value)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over saved averages; the names must be the module's."""
+        """Copies saved averages; their names must be those of the module."""
         if weights.keys() != self.weights.keys():
-            odd = sorted(weights.keys() ^ self.weights.keys())
-            raise ValueError(f"these averages are of another module: {odd[0]!r} stands on one side only")
+            differing = sorted(weights.keys() ^ self.weights.keys())
+            raise ValueError(f"these averages are of another module: only one of the two has {differing[0]!r}")
         for name, value in weights.items():
             self.weights[name].copy_(value)
 
     @contextlib.contextmanager
     def applied_to(self, module: nn.Module) -> Iterator[None]:
-        """Puts the averages into the module for a while; its own weights return afterwards."""
-        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        """Uses the averages as the weights of the module within a `with` statement."""
+        weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self.weights)
         try:
             yield
         finally:
-            module.load_state_dict(own)
+            module.load_state_dict(weights)

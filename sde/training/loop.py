@@ -1,43 +1,47 @@
-r"""Training: a generator of steps whose whole state is a function of the seed and the step.
+r"""Training as a generator of steps.
 
-Batches, times, noise and dequantisation are keyed by (seed, position), so that a run stopped anywhere and continued
-is bit for bit the undisturbed one; only dropout draws from torch's global generator, whose state the checkpoint
-keeps. The learning rate warms up and then stays: no schedule here depends on the number of steps, so that a run can
-go on further.
+Times and noise are keyed by (seed, step), and so are :class:`sde.Batches`: a run that was stopped anywhere and
+continued is bit for bit the undisturbed one. Only dropout draws from torch's global generator, whose state is saved.
+The learning rate warms up and then stays: no schedule depends on the number of steps, so that a run can be continued
+further.
 """
 
 from __future__ import annotations
 
 __all__ = ["NonFiniteLoss", "Report", "Training", "train", "validate"]
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data import Scaling
 from ..denoisers import Denoiser
+from ..model import Model
 from ..noise import Noise, Stream
-from ..objective import Objective
+from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
-from .batches import Batches
+from ..storage.checkpoint import misfits
+from .batches import Batch, BatchSource, Iterated, to_model
 from .ema import EMA
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss, or its gradient, became infinite or NaN; the weights are those of the step before."""
+    """A loss or gradient that is infinite or NaN; the weights are those of the step before."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one training step did.
+    """Report of one training step.
 
     Attributes:
         step: its number, counted from 1.
         loss: the mean of the objective over the batch.
-        grad_norm: the norm of the gradient before it was clipped.
-        learning_rate: the learning rate used.
+        grad_norm: the norm of the gradient before clipping.
+        learning_rate: the learning rate.
     """
 
     step: int
@@ -47,54 +51,76 @@ class Report:
 
 
 class Training:
-    """A model in training.
+    r"""A model in training.
 
     Args:
         denoiser: the model; its parameters are trained.
-        objective: what is minimised.
-        batches: the data.
-        optimizer: a torch optimiser over the denoiser's parameters; its learning rate is the one after warm-up.
-        ema: the averages to keep, by name.
-        warmup: steps over which the learning rate grows from 0.
+        batches: :class:`sde.Batches`, with exact resumption, or any iterable, such as a torch DataLoader, which is
+            started again when it is exhausted. A batch is a tensor with shape (B, \*), or a pair of such a tensor and a
+            condition: a mapping of named tensors, or a tensor of labels, which is named `label`.
+        scaling: the map between the data units of the batches and the model's range. Integers are dequantised with new
+            uniform noise at every visit. None for batches in the model's range, which are floats.
+        objective: the loss; :class:`sde.objective.DenoisingScoreMatching` by default.
+        optimizer: a torch optimiser over the denoiser's parameters; its learning rate is the one after warm-up. Adam
+            with a learning rate of 2e-4 by default, as in DDPM.
+        ema: moving averages of the weights: a decay or an :class:`sde.EMA`, which is named `default`, or several of
+            them by name.
+        warmup: the number of steps over which the learning rate grows from 0.
         clip: the largest norm of the gradient; larger ones are scaled down.
         seed: the seed of times and noise.
-        conditional: hand the labels to the denoiser, as `label`.
+        conditions: the names of the conditions that the denoiser takes, [] for none; all those of the batches by
+            default.
+
+    Attributes:
+        step: the number of steps taken.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        objective: Objective,
-        batches: Batches,
-        optimizer: torch.optim.Optimizer,
+        batches: BatchSource | Iterable[Any],
+        scaling: Scaling | None = None,
+        objective: Objective | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        ema: float | EMA | Mapping[str, float | EMA] = 0.999,
         *,
-        ema: Mapping[str, EMA],
         warmup: int = 0,
         clip: float = 1.0,
         seed: int = 0,
-        conditional: bool = False,
+        conditions: Sequence[str] | None = None,
     ) -> None:
         if warmup < 0 or not clip > 0.0:
             raise ValueError(f"training needs warmup >= 0 and clip > 0, got warmup={warmup}, clip={clip}")
-        if conditional and batches.split.labels is None:
-            raise ValueError("conditional training needs labels, and this data set has none")
-        self.denoiser, self.objective, self.batches, self.optimizer = denoiser, objective, batches, optimizer
-        self.ema, self.warmup, self.clip, self.conditional = dict(ema), warmup, clip, conditional
+        parameters = [p for p in denoiser.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("no parameter requires gradients: call requires_grad_() of a denoiser that was loaded")
+        self.denoiser, self.scaling = denoiser, scaling
+        self.batches = batches if isinstance(batches, BatchSource) else Iterated(batches, seed=seed)
+        self.objective = DenoisingScoreMatching() if objective is None else objective
+        self.optimizer = torch.optim.Adam(parameters, lr=2e-4) if optimizer is None else optimizer
+        named = ema if isinstance(ema, Mapping) else {"default": ema}
+        self.ema = {name: e if isinstance(e, EMA) else EMA(denoiser, e) for name, e in named.items()}
+        self.warmup, self.clip, self.conditions = warmup, clip, conditions
         self.noise = Noise(seed)
         self.step = 0
-        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return state_like(self.denoiser).device
 
+    def run(self, steps: int) -> Iterator[Report]:
+        """Yields a report after every step until `steps` steps have been taken in all, including earlier ones."""
+        while self.step < steps:
+            yield self.advance()
+
     def check(self) -> None:
-        """Computes the loss of two samples without a step: finds a network that does not fit the data at once."""
+        """Computes the loss of two samples without a step, which raises if the network does not fit the data."""
         x0, condition = self._batch(0)
-        two = {name: value[:2] for name, value in condition.items()}
+        condition = {name: value[:2] if value.ndim else value for name, value in condition.items()}
         with torch.no_grad(), evaluating(self.denoiser):
-            self.objective(self.denoiser, x0[:2], *_draws(self.noise, 0, x0[:2]), **two)
+            self.objective(self.denoiser, x0[:2], *_draws(self.noise, 0, x0[:2]), **condition)
 
     def advance(self) -> Report:
         """One step of training.
@@ -125,12 +151,40 @@ class Training:
         return Report(step, value, grad_norm, self._rates[0] * warm)
 
     def _batch(self, number: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, labels = self.batches[number]
-        x0 = x0.to(state_like(self.denoiser))
-        return x0, {"label": labels.to(x0.device)} if self.conditional and labels is not None else {}
+        return _prepared(self.denoiser, self.batches[number], self.scaling, self.batches.noise, self.conditions)
+
+    def model(
+        self,
+        *,
+        scaling: Scaling | None = None,
+        shape: Sequence[int] | None = None,
+        ema: str | None = "default",
+        classes: int | None = None,
+    ) -> Model:
+        """A copy of the model as it is now, ready for use; training can go on.
+
+        Args:
+            scaling: the map between data values and the model's range; that of the training by default, or the
+                identity.
+            shape: the event shape; that of the batches by default.
+            ema: the name of the averaged weights; None for the raw weights.
+            classes: the number of classes, for a model that draws each in turn where no label is given.
+        """
+        if ema is not None and ema not in self.ema:
+            raise ValueError(f"this training has no EMA {ema!r}: it has {', '.join(self.ema) or 'none'}")
+        denoiser = copy.deepcopy(self.denoiser)
+        if ema is not None:
+            denoiser.load_state_dict(self.ema[ema].weights)
+        denoiser.zero_grad(set_to_none=True)
+        return Model(
+            denoiser.eval().requires_grad_(False),
+            scaling or self.scaling or Scaling.identity(),
+            tuple(self.batches[max(self.step - 1, 0)].values.shape[1:] if shape is None else shape),
+            classes,
+        )
 
     def state(self) -> dict[str, Any]:
-        """All that continuing needs, as tensors and plain values; the live ones, to be saved at once."""
+        """The state of the training as tensors and plain values: not copies, and to be saved at once."""
         return {
             "step": self.step,
             "weights": self.denoiser.state_dict(),
@@ -141,12 +195,21 @@ class Training:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a saved state; torch's global generator, which dropout uses, goes with it."""
+        """Restores a saved state, that of torch's global generator for dropout included.
+
+        Raises:
+            ValueError: if the weights are of another network, or an average is missing; nothing is then changed.
+        """
+        for name in self.ema:
+            if name not in state["ema"]:
+                raise ValueError(f"this state has no EMA {name!r}: it has {', '.join(state['ema']) or 'none'}")
+        shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
+        for weights in (state["weights"], *(state["ema"][name] for name in self.ema)):
+            if difference := misfits(shapes, weights):
+                raise ValueError(f"this state is of another network: {difference}")
         self.step = int(state["step"])
         self.denoiser.load_state_dict(state["weights"])
         for name, average in self.ema.items():
-            if name not in state["ema"]:
-                raise ValueError(f"this state has no EMA {name!r}: it has {', '.join(state['ema']) or 'none'}")
             average.load(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
@@ -155,35 +218,60 @@ class Training:
 
 
 def train(training: Training, steps: int) -> Iterator[Report]:
-    """Yields a report after every step until `steps` steps have been taken in all, earlier runs included."""
-    while training.step < steps:
-        yield training.advance()
+    """The reports of :meth:`Training.run`."""
+    return training.run(steps)
 
 
 @torch.no_grad()
 def validate(
-    denoiser: Denoiser, objective: Objective, batches: Batches, *, seed: int = 0, conditional: bool = False
+    denoiser: Denoiser,
+    objective: Objective,
+    batches: BatchSource | Iterable[Any],
+    scaling: Scaling | None = None,
+    *,
+    seed: int = 0,
+    conditions: Sequence[str] | None = None,
 ) -> float:
-    """The mean loss over one epoch of a held-out split, under noise that is the same at every call."""
+    """The mean loss over one epoch of other data, with the same noise at every call.
+
+    Args:
+        denoiser: the model.
+        objective: the loss.
+        batches: as in :class:`Training`, like the arguments that follow.
+        scaling: the map between the data units of the batches and the model's range.
+        seed: the seed of times and noise.
+        conditions: the names of the conditions that the denoiser takes.
+    """
+    source = batches if isinstance(batches, BatchSource) else Iterated(batches, seed=seed)
     noise, total, count = Noise(seed), 0.0, 0
     with evaluating(denoiser):
-        for number in range(-(-len(batches.split) // batches.size)):
-            x0, labels = batches[number]
-            left = min(batches.size, len(batches.split) - count)
-            x0 = x0[:left].to(state_like(denoiser))
-            condition = {"label": labels[:left].to(x0.device)} if conditional and labels is not None else {}
+        for number, batch in enumerate(source.epoch()):
+            x0, condition = _prepared(denoiser, batch, scaling, source.noise, conditions)
             total += objective(denoiser, x0, *_draws(noise, number, x0), **condition).sum().item()
-            count += left
+            count += len(x0)
     return total / count
 
 
+def _prepared(
+    denoiser: Denoiser, batch: Batch, scaling: Scaling | None, noise: Noise, conditions: Sequence[str] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The model values of a batch and its conditions, on the device of the denoiser."""
+    reference, names = state_like(denoiser), batch.condition if conditions is None else conditions
+    for name in names:
+        if name not in batch.condition:
+            there = ", ".join(batch.condition) or "none"
+            raise ValueError(f"the batches have no condition {name!r}: they have {there}")
+    x0 = to_model(batch, scaling, noise, torch.promote_types(reference.dtype, torch.float32))
+    return x0.to(reference.device), {name: batch.condition[name].to(reference.device) for name in names}
+
+
 def _draws(noise: Noise, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """The times' uniforms, spread evenly over the batch with one random offset, and the noise, of one step."""
+    """The uniforms of the times, spread evenly over the batch with one random offset, and the noise of one step."""
     batch = len(x0)
     place = torch.arange(batch, device=x0.device)
     counter = torch.tensor(step, device=x0.device)
     offset = noise.uniform(Stream.TIME, counter, torch.zeros_like(counter), (), torch.float64)
     u = ((offset + place / batch) % 1.0).to(x0.dtype)
-    # Rounding to float32 may reach 1, which is no time of a chain.
+    # Rounding to float32 may give 1, which is not a time of a chain.
     u = u.clamp(max=1.0 - torch.finfo(x0.dtype).eps)
     return u, noise.normal(Stream.PERTURB, place, counter, x0.shape[1:], x0.dtype)

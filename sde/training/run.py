@@ -1,12 +1,14 @@
-r"""Run directories: a training run from its config, and everything it leaves behind.
+r"""Run directories: a training run from a config, and the files that it writes.
 
-A run directory holds `config.yaml`, `metrics.jsonl`, `checkpoints/` and `samples/`. The same config continues the
-run that is there; another one is refused. What does not change a result may differ: see :data:`FREE`.
+A run directory contains `config.yaml`, `metrics.jsonl`, `checkpoints/` and `samples/`. The same config continues the
+run in the directory; another one is refused, except for the keys that do not change the result,
+:data:`RESUMABLE_KEYS`. The files of new runs contain public names only; names of version 0.1.0 in older ones mean the
+same classes.
 """
 
 from __future__ import annotations
 
-__all__ = ["FREE", "Run", "assemble", "differences"]
+__all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences"]
 
 import inspect
 import json
@@ -18,25 +20,23 @@ from typing import Any
 
 from ..data import DataSet
 from ..denoisers import Denoiser
-from ..instantiate import build, find
-from ..noise import Noise
+from ..instantiate import build, describe, find, public
 from ..runtime import choose_device
 from ..storage.checkpoint import load_checkpoint, resolve, save_checkpoint
 from ..storage.files import write_atomically
 from ..version import __version__
 from .batches import Batches
-from .ema import EMA
 from .loop import Report, Training, validate
 
-# Keys of the config that may change when a run is continued.
-FREE = ("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview")
+# The keys of the config that may change when a run is continued.
+RESUMABLE_KEYS = ("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview")
 
 
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
-    """The denoiser that a config describes for a data set, and the plain tree from which a checkpoint rebuilds it.
+    """The denoiser of a config for a data set, and the tree of plain values from which a checkpoint rebuilds it.
 
-    What a network has to know of the data (`channels`, `features`, `rank`) is filled in where the config leaves it
-    null.
+    Arguments of the network that follow from the data (`channels`, `features`, `rank`) are filled in if the config has
+    null for them.
 
     Args:
         config: the trees `sde`, `network` and `denoiser`, and `trust`.
@@ -48,44 +48,45 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
         if network_tree.get(key) is None:
             network_tree[key] = facts[key]
-    scaling = data.scaling
-    tree = {
-        "process": config["sde"],
-        "network": network_tree,
-        "denoiser": config["denoiser"],
-        "scaling": {
-            "_target_": "sde.data.Scaling",
-            "scale": scaling.scale,
-            "shift": scaling.shift,
-            "levels": scaling.levels,
-        },
-        "shape": list(data.shape),
-        "classes": data.classes if config["conditional"] else None,
-    }
+    tree = public(
+        {
+            "process": config["sde"],
+            "network": network_tree,
+            "denoiser": config["denoiser"],
+            "scaling": describe(data.scaling),
+            "shape": list(data.shape),
+            "classes": data.classes if config["conditional"] else None,
+        }
+    )
     process = build(tree["process"], trust=trust)
     network = build(network_tree, trust=trust)
     return build(tree["denoiser"], trust=trust, network=network, process=process), tree
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = FREE) -> Iterator[str]:
-    """Yields a line for each key, dotted, in which two configs differ, the free ones left out."""
-    a, b = (dict(_flat({k: v for k, v in config.items() if k not in free})) for config in (old, new))
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = RESUMABLE_KEYS
+) -> Iterator[str]:
+    """Yields a line for each dotted key in which two configs differ, except for the free keys.
+
+    Two names of one class, such as that of version 0.1.0 and the present one, are equal.
+    """
+    a, b = (dict(_flat(public({k: v for k, v in config.items() if k not in free}))) for config in (old, new))
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
             yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
 
 
 class Run:
-    """A training run in its directory.
+    """A training run in a directory.
 
     Args:
-        directory: where; created where it is missing.
-        config: the whole config, a plain tree.
-        text: the config as the text to keep in `config.yaml`.
-        stored: the config that is there already, where there is one.
+        directory: the directory; created by :meth:`start` if it is missing.
+        config: the whole config, a tree of plain values.
+        text: the config as text for `config.yaml`.
+        stored: the config in the directory, if there is one.
 
     Raises:
-        ValueError: if the directory belongs to another config, or is in use for something else.
+        ValueError: if the directory belongs to another config, or contains something else.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class Run:
                 )
         elif self.directory.is_dir() and any(not p.name.startswith(".") for p in self.directory.iterdir()):
             raise ValueError(
-                f"{self.directory} is not empty and holds no config.yaml, so it is no run directory; "
+                f"{self.directory} is not empty and has no config.yaml, so it is not a run directory; "
                 "give another run_dir="
             )
         self._losses: list[float] = []
-        self._kept: tuple[int, Path] | None = None  # the step that the newest checkpoint is of, and where it is
+        self._newest: tuple[int, Path] | None = None  # the step and the path of the newest checkpoint
 
     @property
     def checkpoints(self) -> Path:
@@ -120,67 +121,66 @@ class Run:
         return self.directory / "metrics.jsonl"
 
     def start(self, data: DataSet) -> Training:
-        """Assembles the training and, where the directory has a checkpoint, goes on from it.
+        """The training of the config, restored from the newest checkpoint of the directory, if there is one.
 
-        Nothing is written before everything that the config names has been made.
+        Nothing is written before all objects of the config have been built and checked.
         """
         config, trust = self.config, self.config.get("trust") or ()
         device = choose_device(config["device"])
         denoiser, self._model = assemble(config, data)
         denoiser.to(device)
-        noise = Noise(config["seed"])
-        self.data = data
-        self.objective = build(config["objective"], trust=trust)
+        self.data, self.objective = data, build(config["objective"], trust=trust)
         training = Training(
             denoiser,
+            Batches(data.train, config["batch_size"], seed=config["seed"]),
+            data.scaling,
             self.objective,
-            Batches(data.train, data.scaling, config["batch_size"], noise),
             build(config["optimizer"], params=denoiser.parameters()),
-            ema={"default": EMA(denoiser, config["ema"])},
+            config["ema"],
             warmup=config["warmup"],
             clip=config["clip"],
             seed=config["seed"],
-            conditional=config["conditional"],
+            conditions=["label"] if config["conditional"] else [],
         )
         if os.path.lexists(self.checkpoints / "last.pt"):
             content = load_checkpoint(self.directory)
             if content["data"] != data.fingerprint:
                 raise ValueError(
-                    f"{self.directory} was trained on other data than what {data.name} holds now; give another run_dir="
+                    f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
                 )
             training.restore(content)
             self._losses = list(content["losses"])
-            self._kept = training.step, self.checkpoints / resolve(self.directory).name
+            self._newest = training.step, self.checkpoints / resolve(self.directory).name
         training.check()
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", lambda file: file.write(self._text.encode()))
-        self._forget_after(training.step)
+        self._drop_metrics_after(training.step)
         return training
 
     def save(self, training: Training) -> Path:
-        """Writes a checkpoint, unless the newest one is of this very step.
+        """Writes a checkpoint, unless the newest one is of this step.
 
-        That one stays as it is, byte for byte: results that were computed from it name it by its digest.
+        That one is not rewritten, because results that were computed from it name it by its digest.
         """
-        if self._kept is not None and self._kept[0] == training.step:
-            return self._kept[1]
+        if self._newest is not None and self._newest[0] == training.step:
+            return self._newest[1]
         content = {
             "version": __version__,
-            "config": json.dumps({k: v for k, v in self.config.items() if k != "run_dir"}, indent=1),
+            "config": json.dumps(public({k: v for k, v in self.config.items() if k != "run_dir"}), indent=1),
             "model": json.dumps(self._model, indent=1),
             "data": self.data.fingerprint,
             "losses": list(self._losses),
             **training.state(),
         }
-        self._kept = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
-        return self._kept[1]
+        self._newest = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        return self._newest[1]
 
     def log(self, report: Report, training: Training) -> dict[str, float]:
-        """Takes in a step's report; now and then appends a line to the metrics.
+        """Records the report of a step; every `log_every` or `validate_every` steps, appends a line to the metrics.
 
         Returns:
-            What was appended: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`,
-            `valid_loss`; empty between lines.
+            The line: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`, `valid_loss`; empty
+            between lines.
         """
         self._losses.append(report.loss)
         line: dict[str, float] = {}
@@ -196,14 +196,15 @@ class Run:
         return line
 
     def valid_loss(self, training: Training) -> float:
-        """The loss of the averaged weights on the validation split, under noise that is always the same."""
-        noise = Noise(self.config["seed"])
-        batches = Batches(self.data.split("valid"), self.data.scaling, self.config["batch_size"], noise)
+        """The loss of the averaged weights on the validation split, with the same noise at every call."""
+        batches = Batches(self.data.split("valid"), self.config["batch_size"], seed=self.config["seed"])
         with training.ema["default"].applied_to(training.denoiser):
-            return validate(training.denoiser, self.objective, batches, conditional=training.conditional)
+            return validate(
+                training.denoiser, self.objective, batches, training.scaling, conditions=training.conditions
+            )
 
-    def _forget_after(self, step: int) -> None:
-        """Drops the metrics of steps that are about to be taken again."""
+    def _drop_metrics_after(self, step: int) -> None:
+        """Deletes the metrics of steps that will be taken again."""
         if not self.metrics.exists():
             return
         lines = []
@@ -212,12 +213,12 @@ class Run:
                 if json.loads(line)["step"] <= step:
                     lines.append(line)
             except ValueError:
-                break  # a line cut short by a kill; nothing after it counts
+                break  # a line cut off by a kill; nothing after it counts
         write_atomically(self.metrics, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Refuses settings of the loop that are no numbers or make no sense, by the name of their key."""
+    """Raises a ValueError that names the first setting of the loop that is not a number in its range."""
     counts = ("steps", "batch_size", "log_every", "save_every", "validate_every", *(["keep"] if config["keep"] else []))
     for key in counts:
         if not (type(config[key]) is int and config[key] >= 1):

@@ -1,4 +1,4 @@
-"""Tuned time grids: where a solver should spend its steps, found out by a pilot run."""
+"""Tuned time grids: times optimised for a model and a solver by a pilot run."""
 
 __all__ = ["EqualError", "Gradient", "Pilot", "Tuning", "load_grid", "save_grid", "tune_grid"]
 

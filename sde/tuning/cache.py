@@ -1,4 +1,4 @@
-"""Tuned grids kept beside a model."""
+"""Files of tuned grids in a run directory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from ..storage.files import write_atomically
 
 
 def save_grid(directory: str | os.PathLike[str], solver: GridSteps, grid: Explicit, *, data: bool = False) -> Path:
-    """Keeps a tuned grid beside a model, for :func:`load_grid`.
+    """Saves a tuned grid in a run directory, for :func:`load_grid`.
 
     Args:
-        directory: a run directory; the file goes to `grids/` in it.
-        solver: the solver it was tuned for.
+        directory: the run directory; the file is written to its subdirectory `grids/`.
+        solver: the solver for which the grid was tuned.
         grid: the grid.
-        data: whether it was tuned for likelihoods.
+        data: whether the grid was tuned for likelihoods.
+
+    Returns:
+        The path of the file.
     """
-    path = _place(directory, solver, data)
+    path = _path(directory, solver, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"solver": _settings(solver), "points": list(grid.points)}, indent=1)
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -31,23 +34,23 @@ def save_grid(directory: str | os.PathLike[str], solver: GridSteps, grid: Explic
 
 
 def load_grid(directory: str | os.PathLike[str], solver: GridSteps, *, data: bool = False) -> Explicit | None:
-    """The grid that was kept for a solver, or None where there is none for just its settings."""
-    path = _place(directory, solver, data)
+    """The saved grid of a solver with the same settings, or None if there is none."""
+    path = _path(directory, solver, data)
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text())
         return Explicit(content["points"]) if content["solver"] == _settings(solver) else None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no tuned grid ({error}); delete it to have the grid tuned anew") from error
+        raise ValueError(f"{path} is not a tuned grid ({error}); delete it to tune the grid again") from error
 
 
 def _settings(solver: GridSteps) -> str:
-    """All settings of a solver but its grid."""
-    kept = [f for f in dataclasses.fields(solver) if f.name != "grid"]
-    return f"{type(solver).__name__}({', '.join(f'{f.name}={getattr(solver, f.name)!r}' for f in kept)})"
+    """All settings of a solver except its grid."""
+    others = [f for f in dataclasses.fields(solver) if f.name != "grid"]
+    return f"{type(solver).__name__}({', '.join(f'{f.name}={getattr(solver, f.name)!r}' for f in others)})"
 
 
-def _place(directory: str | os.PathLike[str], solver: GridSteps, data: bool) -> Path:
+def _path(directory: str | os.PathLike[str], solver: GridSteps, data: bool) -> Path:
     purpose = "likelihood" if data else "sample"
     return Path(directory) / "grids" / f"{type(solver).__name__}-{solver.steps}-{purpose}.json"

@@ -1,14 +1,15 @@
 r"""Grids of equal local error (de Boor 1973, Good approximation by splines with variable knots).
 
-With :math:`\lambda` half the log-SNR and :math:`\kappa = e^{-\lambda}`, a method of order p that interpolates the
-noise makes in a step of size h an error of about :math:`\kappa\, \lVert \partial_\lambda^p \varepsilon \rVert
-h^{p+1}` in x / alpha. On its way to the data the flow shrinks it: that of Gaussian data of standard deviation s by
-:math:`s / \sqrt{s^2 + \kappa^2}`. So the steps should have the density
+Let :math:`\lambda` be half the log-SNR and :math:`\kappa = e^{-\lambda}`. In a step of size h, a method of order p
+that interpolates the noise makes an error of about :math:`\kappa\, \lVert \partial_\lambda^p \varepsilon \rVert
+h^{p+1}` in x / alpha. Until `t_min` the flow shrinks this error; for Gaussian data of standard deviation s, by the
+factor :math:`s / \sqrt{s^2 + \kappa^2}`. The errors of all steps are equal for steps with the density
 
 .. math:: \rho(\lambda) \propto \Big(\frac{\kappa}{\sqrt{s^2 + \kappa^2}}\,
     \lVert \partial_\lambda^p \varepsilon \rVert\Big)^{1/(p+1)}.
 
-The derivative is taken by differences along a fine run, and s is the spread of the pilot at the data end.
+The derivative is estimated by finite differences along a run with many steps, and s is the standard deviation of the
+pilot samples at `t_min`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from .pilot import Pilot, Tuning, within
 
 @dataclass(frozen=True)
 class EqualError(Tuning):
-    """Equal local errors. It needs no gradients and the calls of one fine run.
+    """Equal local errors, without gradients, for the calls of one fine run.
 
     Args:
-        order: p, the order of the solver.
-        points: the steps of the fine run.
+        order: the order p of the solver.
+        points: the number of steps of the fine run.
     """
 
     order: int = 3
@@ -50,33 +51,34 @@ class EqualError(Tuning):
         fine = LogSNR().times(process, self.points, high, low)
         points = fine if pilot.start > pilot.stop else fine.flip(0)
         step = DEIS(self.points, order=3).method(pilot.dynamics, points)
-        state, memory, readings = pilot.begin, None, []
+        state, memory, predictions = pilot.begin, None, []
         with torch.no_grad():
             for k in range(self.points):
-                readings.append(pilot.dynamics.predict(Prediction.NOISE, state, points[k])[0].flatten().double())
+                noise = pilot.dynamics.predict(Prediction.NOISE, state, points[k])[0]
+                predictions.append(noise.flatten().double())
                 state, memory = step(k, state, memory, None)
-        readings = readings if pilot.start > pilot.stop else readings[::-1]
-        # Once differenced p times, the readings stand at the middles of p + 1 neighbours.
-        size = torch.stack(readings).diff(n=self.order, dim=0).square().mean(1).sqrt()
+        predictions = predictions if pilot.start > pilot.stop else predictions[::-1]
+        # A difference of order p belongs to the mean of the p + 1 times that it uses.
+        size = torch.stack(predictions).diff(n=self.order, dim=0).square().mean(1).sqrt()
         if not bool(size.isfinite().all()):
-            raise FloatingPointError("the pilot run meets values that are not finite: check the denoiser")
+            raise FloatingPointError("the pilot run gave values that are not finite: check the denoiser")
         half_log_snr = 0.5 * process.log_snr(fine)
-        middle = half_log_snr[: len(readings)].unfold(0, self.order + 1, 1).mean(1)
+        middle = half_log_snr[: len(predictions)].unfold(0, self.order + 1, 1).mean(1)
         kappa = (-middle).exp()
         clean = state if pilot.start > pilot.stop else pilot.begin
-        spread = float(clean[0].double().std() / process.alpha(fine[-1]))
-        density = (kappa / (spread**2 + kappa.square()).sqrt() * size) ** (1.0 / (self.order + 1))
-        # A floor keeps stretches in which nothing happens to this pilot from being skipped.
+        data_std = float(clean[0].double().std() / process.alpha(fine[-1]))
+        density = (kappa / (data_std**2 + kappa.square()).sqrt() * size) ** (1.0 / (self.order + 1))
+        # The minimum prevents very long steps where the pilot samples happen to have small derivatives.
         density = density.clamp(min=0.02 * float(density.max()))
-        at = torch.cat([half_log_snr[:1], middle, half_log_snr[-1:]])
-        height = torch.cat([density[:1], density, density[-1:]])
-        mass = torch.cat([at.new_zeros(1), (0.5 * (height[1:] + height[:-1]) * at.diff()).cumsum(0)])
-        wanted = torch.linspace(0.0, float(mass[-1]), pilot.solver.steps + 1, dtype=torch.float64)
-        return within(process.time(2.0 * _interpolate(wanted, mass, at)), high, low)
+        nodes = torch.cat([half_log_snr[:1], middle, half_log_snr[-1:]])
+        density = torch.cat([density[:1], density, density[-1:]])
+        mass = torch.cat([nodes.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * nodes.diff()).cumsum(0)])
+        quantiles = torch.linspace(0.0, float(mass[-1]), pilot.solver.steps + 1, dtype=torch.float64)
+        return within(process.time(2.0 * _interpolate(quantiles, mass, nodes)), high, low)
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """The piecewise linear function through (xs, ys), with xs increasing, at x."""
+    """The piecewise linear interpolant of (xs, ys) at x, for increasing xs."""
     right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
     left = right - 1
     return ys[left] + (x - xs[left]) / (xs[right] - xs[left]) * (ys[right] - ys[left])

@@ -1,9 +1,9 @@
-r"""Grids that minimise the error of the solver itself, against a fine solve from the same start.
+r"""Grids that minimise the error of the solver, relative to an accurate solution from the same initial state.
 
-The error is the mean square over samples and dimensions of the difference at the end, as a function of the gaps between
-the :math:`\lambda` of the grid. (Watson et al. 2022, https://arxiv.org/abs/2202.05830, tune samplers by gradients of a
-sample quality; here the target is the exact flow.) The gradient goes through the solver and the network one step at a
-time, so that no more than one step's activations are held.
+The error is the mean square of the difference of the final states, over samples and dimensions, as a function of the
+gaps between the values of :math:`\lambda` on the grid. (Watson et al. 2022, https://arxiv.org/abs/2202.05830, tune
+samplers by gradients of a sample quality; here the reference is the exact flow.) The gradient is computed one solver
+step at a time, so that the activations of only one step are in memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from .pilot import Pilot, Tuning, within
 
 @dataclass(frozen=True)
 class Gradient(Tuning):
-    """The error against a fine solve, minimised by L-BFGS from the best of the usual grids.
+    """The error of the solver, minimised by L-BFGS from the best standard grids.
 
     Args:
-        iterations: how many iterations at most; each costs a little more than one run of the pilot and its gradient.
-        starts: from how many of the usual grids, the best first; after a quarter of the iterations the best goes on.
-        order: the order for the :class:`EqualError` grid, which is among the usual ones.
+        iterations: the largest number of iterations; each costs a little more than one pilot run and its gradient.
+        starts: the number of standard grids to start from, the best ones first. After a quarter of the iterations only
+            the best run continues.
+        order: the order for the :class:`EqualError` grid, one of the standard grids.
     """
 
     iterations: int = 80
@@ -44,17 +45,17 @@ class Gradient(Tuning):
             )
 
     def times(self, pilot: Pilot) -> Tensor:
-        descents = [_Descent(pilot, times, error) for times, error in self._usual(pilot)[: self.starts]]
+        descents = [_Descent(pilot, times, error) for times, error in self._standard_grids(pilot)[: self.starts]]
         if pilot.solver.steps == 1:
             return descents[0].best
         for descent in descents:
             descent.run(math.ceil(self.iterations / 4))
-        last = min(descents, key=lambda descent: descent.least)
-        last.run(self.iterations - math.ceil(self.iterations / 4))
-        return last.best
+        best = min(descents, key=lambda descent: descent.error)
+        best.run(self.iterations - math.ceil(self.iterations / 4))
+        return best.best
 
-    def _usual(self, pilot: Pilot) -> list[tuple[Tensor, float]]:
-        """The usual grids and their errors, the best first."""
+    def _standard_grids(self, pilot: Pilot) -> list[tuple[Tensor, float]]:
+        """The standard grids and their errors, the best first."""
         process, steps = pilot.dynamics.process, pilot.solver.steps
         high, low = max(pilot.start, pilot.stop), min(pilot.start, pilot.stop)
         grids: list[Grid] = [pilot.solver.grid, LogSNR(), Karras(), Quadratic(), Uniform()]
@@ -64,24 +65,24 @@ class Gradient(Tuning):
             errors = [pilot.run(times).item() for times in candidates]
         finite = sorted((error, i) for i, error in enumerate(errors) if math.isfinite(error))
         if not finite:
-            raise FloatingPointError("no usual grid gives finite results: check the denoiser, or take more steps")
+            raise FloatingPointError("no standard grid gives finite results: check the denoiser or use more steps")
         return [(candidates[i], error) for error, i in finite]
 
 
 class _Descent:
-    """L-BFGS on the gaps in lambda from one grid; `best` is the best grid so far and `least` its error."""
+    """L-BFGS on the gaps in lambda from one grid; `best` is the best grid so far and `error` its error."""
 
     def __init__(self, pilot: Pilot, times: Tensor, error: float) -> None:
-        self.pilot, self.best, self.least = pilot, times, error
+        self.pilot, self.best, self.error = pilot, times, error
         process = pilot.dynamics.process
         self.high, self.low = times[0].item(), times[-1].item()
         self.ends = 0.5 * process.log_snr(times[[0, -1]])
         gaps = (0.5 * process.log_snr(times)).diff()
-        # The gaps are e^g with g between -8 and 8, so that no trial of the line search makes two times one.
-        first = (gaps / gaps.mean()).log().clamp(-7.9, 7.9)
-        self.free = (8.0 * torch.atanh(first / 8.0)).requires_grad_()
+        # The gaps are e^g with g in (-8, 8), so that no trial of the line search makes two times equal.
+        g = (gaps / gaps.mean()).log().clamp(-7.9, 7.9)
+        self.parameter = (8.0 * torch.atanh(g / 8.0)).requires_grad_()
         self.optimiser = torch.optim.LBFGS(
-            [self.free],
+            [self.parameter],
             max_iter=4,
             history_size=20,
             line_search_fn="strong_wolfe",
@@ -90,32 +91,34 @@ class _Descent:
         )
 
     def run(self, iterations: int) -> None:
-        """Goes on until the iterations or the time are used up, or three times four of them gained next to nothing."""
+        """Runs until the iterations or the time are used up, or the error falls by less than 0.1 % in 12 iterations."""
         stalled = 0
         for _ in range(math.ceil(iterations / 4)):
-            before = self.least
+            previous = self.error
             with torch.enable_grad():
                 self.optimiser.step(self._objective)
-            stalled = stalled + 1 if self.least > before * (1.0 - 1e-3) else 0
+            stalled = stalled + 1 if self.error > previous * (1.0 - 1e-3) else 0
             if time.monotonic() > self.pilot.deadline or stalled == 3:
                 break
 
     def _objective(self) -> Tensor:
-        """The log of the error, whose curvature does not vanish as the error falls by orders, with its gradient."""
-        gaps = (8.0 * (self.free / 8.0).tanh()).softmax(0)
+        """The log of the error, whose curvature stays large when the error becomes small; sets the gradient."""
+        gaps = (8.0 * (self.parameter / 8.0).tanh()).softmax(0)
         inner = self.ends[0] + (self.ends[1] - self.ends[0]) * gaps.cumsum(0)[:-1]
         process = self.pilot.dynamics.process
         times = within(torch.cat([self.ends[:1], process.time(2.0 * inner), self.ends[1:]]), self.high, self.low)
         error = self.pilot.run(times)
         if not error.requires_grad:
             raise ValueError(
-                f"the steps of {type(self.pilot.solver).__name__} carry no gradient to their times: use EqualError()"
+                f"{type(self.pilot.solver).__name__} is not differentiable in its times: use tuning=EqualError()"
             )
         if not bool(error.isfinite()):
-            self.free.grad = torch.zeros_like(self.free)
-            return torch.tensor(1e3, dtype=torch.float64)  # far above any error: the line search turns back
-        if error.item() < self.least:
-            self.best, self.least = times.detach(), error.item()
+            self.parameter.grad = torch.zeros_like(self.parameter)
+            return torch.tensor(
+                1e3, dtype=torch.float64
+            )  # above any log-error, so the line search takes a shorter step
+        if error.item() < self.error:
+            self.best, self.error = times.detach(), error.item()
         objective = error.log()
-        (self.free.grad,) = torch.autograd.grad(objective, self.free)
+        (self.parameter.grad,) = torch.autograd.grad(objective, self.parameter)
         return objective.detach()

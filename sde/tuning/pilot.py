@@ -1,4 +1,4 @@
-"""A pilot run, which a design of a grid may try grids on."""
+"""Pilot runs, on which grids are tuned."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..solvers import GridSteps
 
 @dataclass(frozen=True)
 class Pilot:
-    """A pilot run: where it starts, where it should end, and how far off an end is.
+    """A pilot run: the solver, its initial state, and the error of its final state.
 
     Attributes:
         dynamics: the flow.
-        solver: the solver to be tuned.
-        begin: the state at `start`.
-        start: the time of the beginning.
-        stop: the time of the end.
-        loss: the mean square error of a final state.
-        deadline: when to stop, by `time.monotonic`.
+        solver: the solver whose grid is tuned.
+        begin: the state at the time `start`.
+        start: the initial time.
+        stop: the final time.
+        loss: maps a final state to its mean square error.
+        deadline: the time at which tuning stops, by the clock `time.monotonic`.
     """
 
     dynamics: Semilinear
@@ -39,7 +39,7 @@ class Pilot:
     deadline: float
 
     def run(self, times: Tensor) -> Tensor:
-        """The mean square error on a grid of decreasing times; gradients flow to it."""
+        """The mean square error on a grid of decreasing times, differentiable in these times."""
         points = times if self.start > self.stop else times.flip(0)
         step = self.solver.method(self.dynamics, points)
         state, memory = self.begin, None
@@ -52,14 +52,14 @@ class Pilot:
 
 
 class Tuning(ABC):
-    """A way to design a grid."""
+    """A method of tuning a grid."""
 
     @abstractmethod
     def times(self, pilot: Pilot) -> Tensor:
-        """The designed times, decreasing, float64."""
+        """The tuned times, decreasing, float64."""
 
 
 def within(times: Tensor, high: float, low: float) -> Tensor:
-    """The same times with the ends exact."""
+    """The same times with exact end points."""
     ends = times.new_tensor([high, low])
     return torch.cat([ends[:1], times[1:-1], ends[1:]])

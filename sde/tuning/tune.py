@@ -1,4 +1,4 @@
-"""The pilot runs for sampling and for likelihoods."""
+"""Pilot runs for sampling and for likelihoods."""
 
 from __future__ import annotations
 
@@ -41,38 +41,39 @@ def tune_grid(
 ) -> Explicit:
     r"""A grid for a model, a solver and its number of steps, from a pilot run.
 
-    For sampling, the pilot starts from `shape[0]` draws of the prior, other ones than those of :func:`sde.sample`, and
-    the error is that of the samples. For likelihoods it starts from data, and the error is that of the log-density.
-    More pilot samples make the grid better for samples that are not among them: 16 will do, 64 to 128 are better.
+    For sampling, the pilot run starts from `shape[0]` samples of the prior, which differ from those of
+    :func:`sde.sample`, and the error is that of the samples. For likelihoods, it starts from data, and the error is
+    that of the log-density. With more pilot samples the grid is better for other samples: 16 are enough, 64 to 128 are
+    better.
 
     Args:
         denoiser: the model.
-        shape: the shape (B, \*) of the pilot's batch, for sampling.
-        solver: a deterministic solver of fixed steps; its `steps` and all else but the grid are kept.
+        shape: the shape (B, \*) of the pilot samples, for sampling.
+        solver: a deterministic solver with fixed steps; only its grid is tuned.
         data: data in the model's range, with shape (B, \*), for likelihoods.
         trace: the trace for likelihoods, one Rademacher probe by default.
-        condition: as in :func:`sde.sample`.
-        tuning: the way; :class:`Gradient` by default.
-        tolerance: rtol and atol of the fine solve; 1e-8 in float64, 1e-5 in float32.
-        seed: the seed of the pilot.
-        seconds: stop improving the grid after this time; at least one iteration is made.
-        dtype: the dtype of the pilot's state; the denoiser's by default, that of the data for likelihoods.
+        condition: the condition of each pilot sample, as in :func:`sde.sample`.
+        tuning: the method of tuning; :class:`Gradient` by default.
+        tolerance: rtol and atol of the accurate solution; by default 1e-8 in float64 and 1e-5 in float32.
+        seed: the seed of the pilot run.
+        seconds: the time after which tuning stops; it makes at least one iteration.
+        dtype: the dtype of the state; by default that of the denoiser, or that of the data for likelihoods.
 
     Returns:
         The grid, for `dataclasses.replace(solver, grid=grid)`.
 
     Raises:
-        ValueError: if the solver is not of fixed steps or not deterministic, or not exactly one of shape and data is
-            given.
+        ValueError: if the solver is stochastic or has no fixed steps, or unless exactly one of shape and data is set.
     """
     if (shape is None) == (data is None):
-        raise ValueError("tune_grid: expected either a shape (B, *), for sampling, or data=, for likelihoods")
+        number = "neither" if data is None else "both"
+        raise ValueError(f"tune_grid needs either shape=(B, ...) for sampling or data= for likelihoods, got {number}")
     if not isinstance(solver, GridSteps):
-        raise ValueError(f"tune_grid: expected a solver with steps and a grid, got {type(solver).__name__}")
+        raise ValueError(f"tune_grid needs a solver with steps and a grid, got {type(solver).__name__}")
     if solver.eta != 0.0 or solver.draws:
         raise ValueError(
-            "tune_grid compares with the exact flow from the same start, so that it needs a deterministic solver, "
-            f"got {solver}"
+            "tune_grid needs a deterministic solver, because it compares with the exact flow from the same initial "
+            f"state, got {solver}"
         )
     process, deadline = denoiser.process, math.inf if seconds is None else time.monotonic() + seconds
     with torch.no_grad(), evaluating(denoiser), _frozen(denoiser):
@@ -95,8 +96,8 @@ def tune_grid(
         def loss(state: State) -> Tensor:
             if len(state) == 1:
                 return (state[0] - truth[0]).double().square().mean()
-            # The error of log p, which is the prior's at the latent less what the state carries, in nats/dim.
-            nats, exact = (process.prior_log_prob(x) - change.mean(1) for x, change in (state, truth))
+            # The error of log p, the log-density of the prior at the latent minus the change, in nats per dimension.
+            nats, exact = (process.prior_log_prob(latent) - change.mean(1) for latent, change in (state, truth))
             return ((nats - exact).double() / event_dims(state[0])).square().mean()
 
         times = (tuning or Gradient()).times(Pilot(dynamics, solver, begin, start, stop, loss, deadline))
@@ -105,12 +106,12 @@ def tune_grid(
 
 @contextlib.contextmanager
 def _frozen(denoiser: Denoiser) -> Iterator[None]:
-    """No gradients to the parameters for a while, which nobody asks for."""
-    wanting = [p for p in denoiser.parameters() if p.requires_grad]
-    for p in wanting:
+    """Turns off gradients with respect to the parameters, which tuning does not need."""
+    trainable = [p for p in denoiser.parameters() if p.requires_grad]
+    for p in trainable:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in wanting:
+        for p in trainable:
             p.requires_grad_(True)

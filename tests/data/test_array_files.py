@@ -33,19 +33,19 @@ def test_missing_file(tmp_path: Path) -> None:
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(FileNotFoundError, match=r"folder\.npz"):
         arrays(tmp_path / "folder.npz")
-    with pytest.raises(ValueError, match=r"suffix '\.csv': expected one of \.npy, \.npz, \.h5, \.hdf5"):
+    with pytest.raises(ValueError, match=r"'\.csv'.*\.npy, \.npz, \.h5, \.hdf5"):
         arrays(tmp_path / "table.csv")
 
 
 def test_missing_array_names_those_there_are(tmp_path: Path) -> None:
     path = save(tmp_path / "set.npz", x_train=pixels(5, 8), data=pixels(5, 8))
-    with pytest.raises(ValueError, match=r"set\.npz .*no array 'x_test': there are 'x_train', 'data'"):
+    with pytest.raises(ValueError, match=r"set\.npz.*'x_test'.*'x_train', 'data'"):
         arrays(path)
     path = save(tmp_path / "set.h5", **{"x_train": pixels(5, 8), "group/data": pixels(5, 8)})
     for name in ("x_test", "group/x_test", "x_train/x", "group//data", "group/./data", "", "."):
-        with pytest.raises(ValueError, match=rf"no array '{name}': there are 'group/data', 'x_train'"):
+        with pytest.raises(ValueError, match=rf"'{name}'.*'group/data', 'x_train'"):
             arrays(path, test=name)
-    with pytest.raises(ValueError, match="'group' is a group"):
+    with pytest.raises(ValueError, match=r"'group'.*group/"):
         arrays(path, test="group")
 
 
@@ -62,13 +62,13 @@ class Trap:
 def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
     trap = np.array([Trap(tmp_path / "trace")], dtype=object)
     np.savez(tmp_path / "set.npz", x_train=trap, x_test=pixels(5, 8))
-    with pytest.raises(ValueError, match=r"set\.npz .*array 'x_train': Object arrays cannot be loaded"):
+    with pytest.raises(ValueError, match=r"set\.npz.*'x_train'.*Object arrays"):
         arrays(tmp_path / "set.npz")
     np.save(tmp_path / "set.npy", trap)
-    with pytest.raises(ValueError, match=r"set\.npy .*Object arrays cannot be loaded"):
+    with pytest.raises(ValueError, match=r"set\.npy.*Object arrays"):
         arrays(tmp_path / "set.npy", test=None)
     (tmp_path / "raw.npy").write_bytes(trap.dumps())
-    with pytest.raises(ValueError, match=r"raw\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"raw\.npy"):
         arrays(tmp_path / "raw.npy", test=None)
     assert not (tmp_path / "trace").exists()
 
@@ -83,7 +83,7 @@ def test_truncated_files_are_named(tmp_path: Path, suffix: str, keep: float) -> 
         save(whole, x_train=pixels(50, 64))
     content = whole.read_bytes()
     (tmp_path / f"part{suffix}").write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ValueError, match=rf"part\{suffix} cannot be read"):
+    with pytest.raises(ValueError, match=rf"part\{suffix}"):
         arrays(tmp_path / f"part{suffix}", test=None)
 
 
@@ -92,7 +92,7 @@ def test_damaged_member_is_named(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="array 'x_train': Bad CRC-32"):
+    with pytest.raises(ValueError, match=r"'x_train'.*CRC-32"):
         arrays(path)
 
 
@@ -107,7 +107,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
         file["outside"] = h5py.ExternalLink("secret.h5", "/")
         file["hard"] = file["x_train"]
     for name in ("soft", "dangling", "external", "absent", "outside/x"):
-        with pytest.raises(ValueError, match=f"array '{name}' is behind a soft or external link"):
+        with pytest.raises(ValueError, match=f"'{name}'.*link"):
             arrays(path, test=name)
     assert arrays(path, test="hard").test.fingerprint == arrays(path, test="hard").train.fingerprint
 
@@ -122,7 +122,7 @@ def test_data_stored_elsewhere_is_not_read(tmp_path: Path) -> None:
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("outside", (5, 8), np.uint8, external=[(str(tmp_path / "secret.bin"), 0, 40)])
     for name in ("virtual", "outside"):
-        with pytest.raises(ValueError, match=f"array '{name}' is stored in other files"):
+        with pytest.raises(ValueError, match=f"'{name}'.*other files"):
             arrays(path, test=name)
 
 
@@ -135,9 +135,9 @@ def test_what_is_no_numbers_is_refused(tmp_path: Path) -> None:
         file["scalar"] = 3.0
         file.create_dataset("ragged", (5,), dtype=h5py.vlen_dtype(np.uint8))
     for name in ("text", "empty", "complex", "ragged"):
-        with pytest.raises(ValueError, match=rf"array '{name}' has dtype .*: expected floats or integers"):
+        with pytest.raises(ValueError, match=f"'{name}'.*dtype"):
             arrays(tmp_path / "set.h5", test=name)
-    with pytest.raises(ValueError, match=r"array 'scalar' has shape \(\): expected at least one sample"):
+    with pytest.raises(ValueError, match=r"'scalar'.*\(\)"):
         arrays(tmp_path / "set.h5", test="scalar")
     path = save(
         tmp_path / "set.npz",
@@ -148,19 +148,19 @@ def test_what_is_no_numbers_is_refused(tmp_path: Path) -> None:
         huge=np.full((5, 8), 2**63, dtype=np.uint64),
     )
     for name in ("text", "huge"):
-        with pytest.raises(ValueError, match=f"array '{name}' has dtype .*: expected floats or integers"):
+        with pytest.raises(ValueError, match=f"'{name}'.*dtype"):
             arrays(path, test=name, levels=256)
     for name in ("none", "scalar"):
-        with pytest.raises(ValueError, match=rf"array '{name}' has shape \(.*\): expected at least one sample"):
+        with pytest.raises(ValueError, match=rf"'{name}'.*shape \("):
             arrays(path, test=name, levels=256)
 
 
 def test_wrong_suffix(tmp_path: Path) -> None:
     np.save(tmp_path / "set.npy", pixels(5, 8))
     (tmp_path / "set.npy").rename(tmp_path / "set.npz")
-    with pytest.raises(ValueError, match="not a zip archive"):
+    with pytest.raises(ValueError, match=r"set\.npz.*zip"):
         arrays(tmp_path / "set.npz")
     np.savez(tmp_path / "other.npz", x_train=pixels(5, 8))
     (tmp_path / "other.npz").rename(tmp_path / "other.npy")
-    with pytest.raises(ValueError, match=r"other\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"other\.npy"):
         arrays(tmp_path / "other.npy", test=None)

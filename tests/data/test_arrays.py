@@ -13,9 +13,6 @@ import torch
 
 from sde.data import Scaling, arrays
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-MNIST = SHARED / "mnist.npz"
-
 
 def pixels(*shape: int, levels: int = 256, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
     return np.random.RandomState(seed).randint(levels, size=shape).astype(dtype)
@@ -47,7 +44,7 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_mnist_like_file_works_straight(archive: Path) -> None:
     train, test = pixels(20, 28, 28), pixels(6, 28, 28, seed=1)
-    y_train, y_test = pixels(20, levels=10), pixels(6, levels=10, seed=1)
+    y_train, y_test = np.arange(20, dtype=np.uint8) % 10, pixels(6, levels=10, seed=1)
     path = save(archive, x_train=train, x_test=test, y_train=y_train, y_test=y_test)
     data = arrays(path)
     assert data.name == "set"
@@ -64,18 +61,8 @@ def test_mnist_like_file_works_straight(archive: Path) -> None:
     assert equal(data.train.labels, y_train.astype(np.int64))
     assert equal(data.test.labels, y_test.astype(np.int64))
     assert data.scaling == Scaling.interval(256, 0.0, 1.0)
-    assert data.name == "mine"
-
-
-def test_full_mnist() -> None:
-    if not MNIST.is_file():
-        pytest.skip("the file ../shared/data/mnist.npz is missing")
-    data = arrays(MNIST, train_labels="y_train", test_labels="y_test")
-    assert (len(data.train), len(data.test)) == (60_000, 10_000)
-    assert data.shape == (1, 28, 28)
     assert data.classes == 10
-    with np.load(MNIST, allow_pickle=False) as file:
-        assert equal(data.test.values, file["x_test"][:, None])
+    assert data.name == "mine"
 
 
 def test_validation_array(archive: Path) -> None:
@@ -108,12 +95,12 @@ def test_npy_is_split(tmp_path: Path) -> None:
     again = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=4)
     other = arrays(tmp_path / "points.npy", test=None, test_fraction=0.2, seed=5)
     assert again.fingerprint == data.fingerprint != other.fingerprint
-    with pytest.raises(ValueError, match=r"no array 'x_test': there are 'x_train'; .*test=None"):
+    with pytest.raises(ValueError, match=r"'x_test'.*'x_train'.*test=None"):
         arrays(tmp_path / "points.npy")
-    with pytest.raises(ValueError, match="no array 'points'"):
+    with pytest.raises(ValueError, match=r"'points'.*'x_train'"):
         arrays(tmp_path / "points.npy", train="points", test=None)
     for fraction in (0.0, 1.0, 5, math.nan):
-        with pytest.raises(ValueError, match="0 < test_fraction < 1"):
+        with pytest.raises(ValueError, match=f"test_fraction={fraction}"):
             arrays(tmp_path / "points.npy", test=None, test_fraction=fraction)
 
 
@@ -164,15 +151,15 @@ def test_channel_axis(tmp_path: Path, shape: tuple[int, ...], event: tuple[int, 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((5,), r"shape \(5,\): expected a first axis of samples; .*\(N, 1\)"),
-        ((5, 3, 4), "two axes could be the channels"),
-        ((5, 3, 8, 3), "two axes could be the channels"),
-        ((5, 8, 8, 8), "no axis could be the channels"),
-        ((5, 8, 8, 6, 8), "no axis could be the channels"),
+        ((5,), r"'x_train'.*\(5,\).*\(N, 1\)"),
+        ((5, 3, 4), r"\(5, 3, 4\).*two axes"),
+        ((5, 3, 8, 3), r"\(5, 3, 8, 3\).*two axes"),
+        ((5, 8, 8, 8), r"\(5, 8, 8, 8\).*no axis"),
+        ((5, 8, 8, 6, 8), r"\(5, 8, 8, 6, 8\).*no axis"),
     ],
 )
 def test_ambiguous_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=f"array 'x_train' has {message}" if "(5,)" in message else message):
+    with pytest.raises(ValueError, match=message):
         arrays(save(tmp_path / "set.npz", x_train=pixels(*shape), x_test=pixels(*shape)))
 
 
@@ -202,7 +189,7 @@ def test_levels(archive: Path, dtype: Any, levels: int, stored: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, np.int32, np.int64, np.bool_])
 def test_integers_need_levels(tmp_path: Path, dtype: Any) -> None:
     path = save(tmp_path / "set.npz", x_train=pixels(5, 8, levels=2, dtype=dtype), x_test=pixels(5, 8))
-    with pytest.raises(ValueError, match=r"array 'x_train' has dtype \w+, .*give levels=L"):
+    with pytest.raises(ValueError, match=rf"'x_train'.*{np.dtype(dtype)}.*levels="):
         arrays(path)
 
 
@@ -214,7 +201,7 @@ def test_values_outside_the_levels_are_named(tmp_path: Path, dtype: Any, value: 
     train, test = pixels(5, 8, 8, levels=17, dtype=dtype), pixels(5, 8, 8, levels=17, dtype=dtype)
     test[3, 2, 1] = value
     path = save(tmp_path / "set.npz", x_train=train, x_test=test)
-    with pytest.raises(ValueError, match=rf"array 'x_test'\[3, 0, 2, 1\] is {shown}: expected an integer from 0 to 16"):
+    with pytest.raises(ValueError, match=rf"'x_test'\[3, 0, 2, 1\] .*{shown}.*16"):
         arrays(path, levels=17)
 
 
@@ -237,30 +224,30 @@ def test_non_finite_values_are_named(tmp_path: Path, wrong: float) -> None:
     train, test = points(5, 2), points(5, 2)
     test[4, 1] = wrong
     path = save(tmp_path / "set.npz", x_train=train, x_test=test)
-    with pytest.raises(ValueError, match=r"set\.npz: array 'x_test'\[4, 1\] is (nan|inf)"):
+    with pytest.raises(ValueError, match=r"set\.npz.*'x_test'\[4, 1\] .*(nan|inf)"):
         arrays(path)
 
 
 @pytest.mark.parametrize(
     ("members", "settings", "message"),
     [
-        ({"x_test": points(5, 8)}, {}, "has dtype uint8 and array 'x_test' float64"),
-        ({"x_test": pixels(5, 9)}, {}, r"train has \(8,\) and test has \(9,\)"),
-        ({}, {"test": None, "test_labels": "y"}, "test is None"),
-        ({"x_test": pixels(5, 8)}, {"valid_labels": "y"}, "valid is None"),
-        ({"x_test": pixels(5, 8)}, {"valid": "x_test", "holdout": 2}, "one validation set"),
+        ({"x_test": points(5, 8)}, {}, "uint8.*'x_test'.*float64"),
+        ({"x_test": pixels(5, 9)}, {}, r"train.*\(8,\).*test.*\(9,\)"),
+        ({}, {"test": None, "test_labels": "y"}, "test_labels='y'.*test=None"),
+        ({"x_test": pixels(5, 8)}, {"valid_labels": "y"}, "valid_labels='y'.*valid=None"),
+        ({"x_test": pixels(5, 8)}, {"valid": "x_test", "holdout": 2}, "valid='x_test'.*holdout=2"),
         (
             {"x_test": pixels(5, 8), "y": pixels(6, levels=3)},
             {"train_labels": "y"},
-            r"'y' .*\(6,\).* of 5 samples",
+            r"'y'.*\(6,\).*\(5,\)",
         ),
-        ({"y": pixels(9, levels=3)}, {"test": None, "train_labels": "y"}, r"'y' .*\(9,\).* of 5 samples"),
-        ({"y": points(5)}, {"test": None, "train_labels": "y"}, "'y' has dtype float64"),
-        ({"y": -np.arange(5)}, {"test": None, "train_labels": "y"}, r"labels\[1\] is -1"),
+        ({"y": pixels(9, levels=3)}, {"test": None, "train_labels": "y"}, r"'y'.*\(9,\).*\(5,\)"),
+        ({"y": points(5)}, {"test": None, "train_labels": "y"}, "'y'.*float64"),
+        ({"y": -np.arange(5)}, {"test": None, "train_labels": "y"}, r"labels\[1\].*-1"),
         (
             {"x_test": pixels(5, 8), "y": pixels(5)},
             {"train_labels": "y"},
-            "only one of train and test has labels",
+            "train.*test.*labels",
         ),
     ],
 )

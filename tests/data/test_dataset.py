@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -29,9 +30,9 @@ def test_splits_by_name() -> None:
     assert data.split("valid") is valid
     assert (len(train), len(test), len(valid)) == (5, 3, 2)
     assert data.shape == (1, 3, 2)
-    with pytest.raises(ValueError, match=r"no split 'dev': there are train, test, valid$"):
+    with pytest.raises(ValueError, match=r"'dev'.*train, test, valid$"):
         data.split("dev")
-    with pytest.raises(ValueError, match="no split 'valid': there are train, test; hold out"):
+    with pytest.raises(ValueError, match=r"'valid'.*train, test;.*holdout="):
         discrete(train, test).split("valid")
 
 
@@ -92,9 +93,9 @@ def test_fingerprint_ignores_strides() -> None:
 def test_values_outside_the_levels_are_named() -> None:
     bad = pixels(4)
     bad[2, 0, 1, 1] = 17
-    with pytest.raises(ValueError, match=r"pixels: test\[2, 0, 1, 1\] is 17: expected an integer from 0 to 16"):
+    with pytest.raises(ValueError, match=r"pixels: test\[2, 0, 1, 1\] .*17.*16"):
         discrete(Split(pixels(4)), Split(bad))
-    with pytest.raises(ValueError, match=r"valid\[2, 0, 1, 1\] is 17"):
+    with pytest.raises(ValueError, match=r"valid\[2, 0, 1, 1\] .*17"):
         discrete(Split(pixels(4)), Split(pixels(4)), Split(bad))
 
 
@@ -103,48 +104,48 @@ def test_values_outside_the_levels_are_named() -> None:
 def test_non_finite_values_are_named(split: str, wrong: float) -> None:
     values = {"train": torch.zeros(5, 2), "test": torch.zeros(4, 2)}
     values[split][3, 1] = wrong
-    with pytest.raises(ValueError, match=rf"points: {split}\[3, 1\] is {wrong}: expected a finite number"):
+    with pytest.raises(ValueError, match=rf"points: {split}\[3, 1\] .*{wrong}.*finite"):
         DataSet("points", Scaling.identity(), Split(values["train"]), Split(values["test"]))
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0), (3,), (3, 0, 2)])
 def test_empty_splits_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"train has shape .*: expected \(N, D\)"):
+    with pytest.raises(ValueError, match=rf"train.*{re.escape(str(shape))}.*\(N, D\)"):
         DataSet("points", Scaling.identity(), Split(torch.zeros(shape)), Split(torch.zeros(3, 2)))
     if shape[0] == 0:
-        with pytest.raises(ValueError, match=r"test has shape \(0, 2\)"):
+        with pytest.raises(ValueError, match=r"test.*\(0, 2\)"):
             DataSet("points", Scaling.identity(), Split(torch.zeros(3, 2)), Split(torch.zeros(shape)))
 
 
 def test_differing_event_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"train has \(1, 3, 2\) and test has \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"train.*\(1, 3, 2\).*test.*\(1, 2, 3\)"):
         discrete(Split(pixels(4)), Split(pixels(4).transpose(2, 3)))
 
 
 def test_wrong_dtypes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"train has dtype torch.float32: .*takes torch.uint8"):
+    with pytest.raises(ValueError, match=r"train.*torch\.float32.*torch\.uint8"):
         discrete(Split(pixels(4).float()))
-    with pytest.raises(ValueError, match=r"train has dtype torch.int64: .*takes a floating dtype"):
+    with pytest.raises(ValueError, match=r"train.*torch\.int64.*float.*levels=None"):
         DataSet("points", Scaling.identity(), Split(torch.ones(3, 2, dtype=torch.int64)), Split(torch.ones(3, 2)))
     double = Split(torch.ones(3, 2, dtype=torch.float64))
     assert DataSet("points", Scaling.identity(), double, double).train.values.dtype == torch.float64
 
 
 def test_labels_for_all_splits_or_none() -> None:
-    with pytest.raises(ValueError, match="only one of train and test has labels"):
+    with pytest.raises(ValueError, match=r"train.*test.*labels"):
         discrete(Split(pixels(4), torch.arange(4)), Split(pixels(3)))
-    with pytest.raises(ValueError, match="only one of train and valid has labels"):
+    with pytest.raises(ValueError, match=r"train.*valid.*labels"):
         discrete(Split(pixels(4)), Split(pixels(3)), Split(pixels(3), torch.arange(3)))
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.arange(3), r"shape \(3,\): expected torch.int64 and \(4,\)"),
-        (torch.arange(5), r"shape \(5,\)"),
-        (torch.arange(4, dtype=torch.int32), "dtype torch.int32"),
-        (torch.arange(4)[:, None], r"shape \(4, 1\)"),
-        (torch.tensor([0, 1, -2, -3]), r"labels\[2\] is -2"),
+        (torch.arange(3), r"\(3,\).*torch\.int64.*\(4,\)"),
+        (torch.arange(5), r"\(5,\)"),
+        (torch.arange(4, dtype=torch.int32), r"torch\.int32"),
+        (torch.arange(4)[:, None], r"\(4, 1\)"),
+        (torch.tensor([0, 1, -2, -3]), r"labels\[2\].*-2"),
     ],
 )
 def test_wrong_labels_are_refused(labels: torch.Tensor, message: str) -> None:
@@ -167,7 +168,7 @@ def test_split_off_is_the_stated_permutation(part: float, count: int) -> None:
 
 @pytest.mark.parametrize("part", [-1, -0.5, 0, 0.01, 0.99, 20, 21, 2.5, math.inf, math.nan])
 def test_split_off_refuses(part: float) -> None:
-    with pytest.raises(ValueError, match="off 20 samples"):
+    with pytest.raises(ValueError, match=rf"{part}.* 20 samples"):
         split_off(Split(torch.zeros(20, 1)), part)
 
 

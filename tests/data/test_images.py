@@ -165,7 +165,7 @@ def test_first_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_unbounded_modes_are_refused(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=rf"a\.tif cannot be read: mode {mode} has no fixed range"):
+    with pytest.raises(ValueError, match=rf"a\.tif.*mode {mode}"):
         images(tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_differing_sizes_are_named(tmp_path: Path) -> None:
     fill(tmp_path, 3)
     Image.fromarray(noise(5, 6, 3)).save(tmp_path / "01a.png")
     Image.fromarray(noise(7, 7, 3)).save(tmp_path / "02.png")
-    with pytest.raises(ValueError, match=r"00\.png is 6x5 and .*01a\.png is 5x6 .*size="):
+    with pytest.raises(ValueError, match=r"00\.png.*6x5.*01a\.png.*5x6.*size="):
         images(tmp_path)
     assert images(tmp_path, size=4, test_fraction=0.5).shape == (3, 4, 4)
 
@@ -272,7 +272,7 @@ def test_truncated_images_are_named(tmp_path: Path, suffix: str, keep: float) ->
     Image.fromarray(noise(32, 32, 3)).save(tmp_path / f"01a.{suffix}")
     content = (tmp_path / f"01a.{suffix}").read_bytes()
     (tmp_path / f"01a.{suffix}").write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ValueError, match=rf"01a\.{suffix} cannot be read: .*; repair or remove it"):
+    with pytest.raises(ValueError, match=rf"01a\.{suffix}.*cannot"):
         images(tmp_path)
 
 
@@ -281,13 +281,13 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "01.png").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "01.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"01\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"01\.png.*cannot"):
         images(tmp_path)
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    with pytest.raises(ValueError, match=r"a\.png cannot be read: cannot identify"):
+    with pytest.raises(ValueError, match=r"a\.png.*cannot identify"):
         images(tmp_path)
 
 
@@ -296,7 +296,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path, limit: int, monkeypatch
     """Pillow warns of more pixels than its limit, and refuses more than twice as many: both are refused here."""
     fill(tmp_path, 2)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=r"00\.png cannot be read: .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"00\.png.*decompression bomb"):
         images(tmp_path)
 
 
@@ -310,28 +310,28 @@ def test_warnings_of_bombs_are_left_as_they_were(tmp_path: Path) -> None:
 def test_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError, match="nowhere"):
         images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no image: .*\.png.*found 0 others"):
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*\.png.* 0 "):
         images(tmp_path)
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match="found 1 others"):
+    with pytest.raises(ValueError, match=" 1 other"):
         images(tmp_path)
     fill(tmp_path, 1)
     with pytest.raises(NotADirectoryError, match="00"):
         images(tmp_path / "00.png")
-    with pytest.raises(ValueError, match="off 1 samples"):
+    with pytest.raises(ValueError, match=r"0\.1.* 1 sample"):
         images(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 2}, "channels=1"),
-        ({"channels": 4}, "channels=1"),
-        ({"size": 0}, "size as a positive number"),
-        ({"size": (4, 0)}, "size as a positive number"),
-        ({"size": (4, 4, 4)}, "size as a positive number"),
-        ({"test_fraction": 0.0}, "0 < test_fraction < 1"),
-        ({"test_fraction": 1}, "0 < test_fraction < 1"),
+        ({"channels": 2}, "channels=2"),
+        ({"channels": 4}, "channels=4"),
+        ({"size": 0}, "size=0"),
+        ({"size": (4, 0)}, r"size=\(4, 0\)"),
+        ({"size": (4, 4, 4)}, r"size=\(4, 4, 4\)"),
+        ({"test_fraction": 0.0}, "test_fraction=0.0"),
+        ({"test_fraction": 1}, "test_fraction=1"),
     ],
 )
 def test_settings_are_refused(tmp_path: Path, settings: dict[str, object], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -17,7 +18,7 @@ LEVELS = [2, 17, 256, 65536]
 
 
 def edge_noise(dtype: torch.dtype) -> list[float]:
-    """Noise at, next to and far from both edges of the cell, in that dtype."""
+    """Noise at, next to and far from both edges of the bin, in that dtype."""
     eps = torch.finfo(dtype).eps
     return [0.0, torch.finfo(dtype).tiny, eps, 1e-3, 0.5, 1 - 1e-3, 1 - eps / 2]
 
@@ -38,7 +39,7 @@ def test_round_trip_is_exact(levels: int, low: float, high: float, dtype: torch.
     assert torch.equal(scaling.to_data(scaling.to_model(v, u, dtype=dtype)), v)
 
 
-def test_plain_rounding_would_leave_the_cell() -> None:
+def test_plain_rounding_would_leave_the_bin() -> None:
     """The reason why the noise is kept off the edges: the nearest float32 of y belongs to the next level."""
     scaling = Scaling.interval(256)
     v, u = torch.tensor([200.0], dtype=torch.float64), 1 - 2**-24
@@ -54,8 +55,8 @@ def test_noise_is_moved_by_no_more_than_documented() -> None:
             y = scaling.to_model(v, torch.full((levels,), noise)).to(torch.float64)
             moved = (y - scaling.shift) / scaling.scale - v - noise
             assert moved.abs().max() <= 2 * delta  # the margin, and as much again by rounding
-        in_cell = 2**-23 / scaling.scale
-        assert in_cell <= 1 / 256
+        in_bin = 2**-23 / scaling.scale
+        assert in_bin <= 1 / 256
 
 
 def test_levels_fill_the_interval() -> None:
@@ -111,7 +112,7 @@ def test_log_det_is_that_of_the_jacobian(scaling: Scaling) -> None:
             return scaling.to_model(x, dtype=torch.float64)
     else:
         v = torch.randint(scaling.levels, (6,), generator=g)
-        point = torch.rand(6, generator=g, dtype=torch.float64)  # dv = du within a cell
+        point = torch.rand(6, generator=g, dtype=torch.float64)  # dv = du within a bin
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             return scaling.to_model(v, x, dtype=torch.float64)
@@ -154,18 +155,18 @@ def test_noise_carries_gradients() -> None:
 @pytest.mark.parametrize(
     ("values", "levels", "message"),
     [
-        (torch.tensor([[0, 16], [17, 18]], dtype=torch.uint8), 17, r"pixel\[1, 0\] is 17: .* 0 to 16"),
-        (torch.tensor([[0, 3], [2, -1]], dtype=torch.int8), 256, r"pixel\[1, 1\] is -1: .* 0 to 255"),
-        (torch.tensor([5, 256], dtype=torch.int32), 256, r"pixel\[1\] is 256: "),
-        (torch.tensor([1.0, 2.5]), 17, r"pixel\[1\] is 2.5: expected an integer"),
-        (torch.tensor([17.0, 1.0]), 17, r"pixel\[0\] is 17.0: "),
-        (torch.tensor([1.0, 0.0, math.nan]), 17, r"pixel\[2\] is nan: "),
+        (torch.tensor([[0, 16], [17, 18]], dtype=torch.uint8), 17, r"pixel\[1, 0\] .*17.*16"),
+        (torch.tensor([[0, 3], [2, -1]], dtype=torch.int8), 256, r"pixel\[1, 1\] .*-1.*255"),
+        (torch.tensor([5, 256], dtype=torch.int32), 256, r"pixel\[1\] .*256"),
+        (torch.tensor([1.0, 2.5]), 17, r"pixel\[1\] .*2\.5.*integer"),
+        (torch.tensor([17.0, 1.0]), 17, r"pixel\[0\] .*17\.0"),
+        (torch.tensor([1.0, 0.0, math.nan]), 17, r"pixel\[2\] .*nan"),
         (
             torch.tensor([[1.0, 0.0], [math.inf, 1.0]]),
             None,
-            r"pixel\[1, 0\] is inf: expected a finite number",
+            r"pixel\[1, 0\] .*inf.*finite",
         ),
-        (torch.empty(0, 3), None, r"pixel has shape \(0, 3\)"),
+        (torch.empty(0, 3), None, r"pixel.*\(0, 3\)"),
     ],
 )
 def test_wrong_values_are_named(values: torch.Tensor, levels: int | None, message: str) -> None:
@@ -182,48 +183,48 @@ def test_small_integers_fit_into_many_levels(levels: int) -> None:
 
 def test_to_model_refuses() -> None:
     scaling, v = Scaling.interval(17), torch.tensor([[1, 16]], dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"value\[0, 1\] is 17"):
+    with pytest.raises(ValueError, match=r"value\[0, 1\] .*17"):
         scaling.to_model(v + 1)
-    with pytest.raises(ValueError, match=r"expected shape \(1, 2\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"u .*\(1, 2\).*\(2,\)"):
         scaling.to_model(v, torch.zeros(2))
-    with pytest.raises(ValueError, match=r"u\[0, 1\] is 1.5"):
+    with pytest.raises(ValueError, match=r"u\[0, 1\] .*1\.5"):
         scaling.to_model(v, torch.tensor([[0.0, 1.5]]))
-    with pytest.raises(ValueError, match=r"u\[0, 0\] is nan"):
+    with pytest.raises(ValueError, match=r"u\[0, 0\] .*nan"):
         scaling.to_model(v, torch.tensor([[math.nan, 0.0]]))
-    with pytest.raises(ValueError, match="no dequantisation noise"):
+    with pytest.raises(ValueError, match="u=None"):
         Scaling.identity().to_model(v.float(), torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"bfloat16 is too coarse for 256 levels on \[-1, 1\]"):
+    with pytest.raises(ValueError, match=r"bfloat16.*256 levels.*\[-1, 1\]"):
         Scaling.interval(256).to_model(v, dtype=torch.bfloat16)
 
 
 def test_to_data_refuses_nan_for_levels() -> None:
     y = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
-    with pytest.raises(ValueError, match=r"\[1, 0\] is nan"):
+    with pytest.raises(ValueError, match=r"\[1, 0\].*nan"):
         Scaling.interval(17).to_data(y)
     assert Scaling.identity().to_data(y).isnan().tolist() == [[False, False], [True, False]]
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: Scaling(0.0, 0.0),
-        lambda: Scaling(-1.0, 0.0, 4),
-        lambda: Scaling(math.nan, 0.0),
-        lambda: Scaling(1.0, math.inf),
-        lambda: Scaling(1.0, 0.0, 1),
-        lambda: Scaling(1.0, 0.0, 2**31 + 1),
-        lambda: Scaling.interval(1),
-        lambda: Scaling.interval(0),
-        lambda: Scaling.interval(17, 1.0, 1.0),
-        lambda: Scaling.interval(17, 1.0, -1.0),
-        lambda: Scaling.standardise(torch.full((10,), 0.1)),
-        lambda: Scaling.standardise(torch.zeros(4)),
-        lambda: Scaling.standardise(torch.tensor([1.0, math.nan])),
-        lambda: Scaling.standardise(torch.empty(0)),
+        (lambda: Scaling(0.0, 0.0), "scale=0.0"),
+        (lambda: Scaling(-1.0, 0.0, 4), "scale=-1.0"),
+        (lambda: Scaling(math.nan, 0.0), "scale=nan"),
+        (lambda: Scaling(1.0, math.inf), "shift=inf"),
+        (lambda: Scaling(1.0, 0.0, 1), "levels=1"),
+        (lambda: Scaling(1.0, 0.0, 2**31 + 1), f"levels={2**31 + 1}"),
+        (lambda: Scaling.interval(1), "levels=1"),
+        (lambda: Scaling.interval(0), "levels=0"),
+        (lambda: Scaling.interval(17, 1.0, 1.0), "low=1.0, high=1.0"),
+        (lambda: Scaling.interval(17, 1.0, -1.0), "low=1.0, high=-1.0"),
+        (lambda: Scaling.standardise(torch.full((10,), 0.1)), "mean 0.1"),
+        (lambda: Scaling.standardise(torch.zeros(4)), "mean 0.0 and standard deviation 0.0"),
+        (lambda: Scaling.standardise(torch.tensor([1.0, math.nan])), r"\[1\] .*nan"),
+        (lambda: Scaling.standardise(torch.empty(0)), r"\(0,\)"),
     ],
 )
-def test_constructors_refuse(make) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match=r"expected|levels|vary"):
+def test_constructors_refuse(make: Callable[[], Scaling], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 

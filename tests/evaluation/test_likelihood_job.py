@@ -300,7 +300,7 @@ def called(model: Model) -> list[int]:
             torch.full((4, D), LEVELS, dtype=torch.uint8),
             rf"\[0, 0\] is {LEVELS}.*0 to 7",
         ),
-        (torch.zeros(0, D, dtype=torch.uint8), r"\(0, 3\)"),
+        (torch.zeros(0, D, dtype=torch.uint8), r"shape \(0, 3\)"),
         (torch.zeros(4, D + 1, dtype=torch.uint8), r"\(B, 3\), got \(4, 4\)"),
         (torch.tensor([[0.0, 1.0, 2.5]]), r"\[0, 2\] is 2.5"),
         (torch.tensor([[0.0, 1.0, math.nan]]), r"\[0, 2\] is nan"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.fixtures import recorded
 from torch import Tensor
 
 import sde
@@ -25,11 +25,14 @@ OTHERS: list[SDE] = [sde.VP(t_min=1e-6), sde.VE(sigma_min=1e-3, sigma_max=1e4), 
 
 
 def load(recording: Any, folder: Path, process: SDE | None = None, **changes: Any) -> Model:
+    """The model in float64, so that results do not depend on a processor; the records are float32."""
     path = folder / "network.pt"
     torch.save(recording.state, path)
     source = Source(path, recording.settings | changes)
     assert edm.recognises(source)
-    return from_checkpoint(edm.read(source, process), process=process)
+    model = from_checkpoint(edm.read(source, process), process=process)
+    model.denoiser.double()
+    return model
 
 
 def log_snr(recording: Any, model: Model) -> Tensor:
@@ -58,7 +61,7 @@ def assert_close(value: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_denoised_are_the_original_s(name: str, recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_denoised_are_the_original_s(name: str, tmp_path: Path) -> None:
     r = recorded(name)
     model = load(r, tmp_path)
     none = None if model.classes is None else torch.tensor(model.classes)
@@ -71,9 +74,7 @@ def test_the_denoised_are_the_original_s(name: str, recorded: Callable[[str], An
 
 @pytest.mark.parametrize("process", OTHERS, ids=lambda process: type(process).__name__)
 @pytest.mark.parametrize("name", CASES)
-def test_any_process_serves_the_same_network(
-    name: str, process: SDE, recorded: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_any_process_serves_the_same_network(name: str, process: SDE, tmp_path: Path) -> None:
     r = recorded(name)
     model = load(r, tmp_path, process)
     assert model.process is process
@@ -82,7 +83,7 @@ def test_any_process_serves_the_same_network(
     assert_close(denoised(model, r["x"], log_snrs, none), r["denoised"])
 
 
-def test_the_process_and_its_conventions(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_process_and_its_conventions(tmp_path: Path) -> None:
     def parts(name: str, **changes: Any) -> tuple[Any, ...]:
         d = load(recorded(name), tmp_path, **changes).denoiser
         return d.process, d.parametrisation, d.level
@@ -102,16 +103,16 @@ def test_the_process_and_its_conventions(recorded: Callable[[str], Any], tmp_pat
     assert matched == MatchedLevel(sde.VP(0.1, 20.0, t_min=1e-5), TimeLevel(999.0))
 
 
-def test_the_table_of_an_iddpm_chain_is_compared(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_table_of_an_iddpm_chain_is_compared(tmp_path: Path) -> None:
     r = recorded("edm_iddpm_adm")
     for change in ({"C_2": 0.01}, {"M": 999}):
-        with pytest.raises(ValueError, match="u is not what the settings say: check M, C_1 and C_2"):
+        with pytest.raises(ValueError, match=r"u .*M, C_1 and C_2"):
             load(r, tmp_path, **change)
     del r.state["u"]  # it is no weight: parameters alone do
     assert load(r, tmp_path).process.t_min == 1 / 1000
 
 
-def test_a_sample_is_an_image(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_sample_is_an_image(tmp_path: Path) -> None:
     model = load(recorded("edm_ddpmpp"), tmp_path)
     x = model.sample(2, solver=sde.solvers.Heun(2, grid=sde.grids.Karras()))
     assert (x.shape, x.dtype, model.classes) == ((2, 3, 8, 8), torch.uint8, 4)
@@ -120,7 +121,7 @@ def test_a_sample_is_an_image(recorded: Callable[[str], Any], tmp_path: Path) ->
     torch.testing.assert_close(model.scaling.to_model(v, u, dtype=torch.float64), v.double() / 127.5 - 1.0)
 
 
-def test_settings_lie_beside_or_within(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_settings_lie_beside_or_within(tmp_path: Path) -> None:
     r = recorded("edm_adm")
     model, path = load(r, tmp_path), tmp_path / "beside.pt"
     torch.save(r.state, path)
@@ -131,18 +132,18 @@ def test_settings_lie_beside_or_within(recorded: Callable[[str], Any], tmp_path:
     again = sde.load(path)
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(0.5)
     label = torch.tensor([0, 4])
-    assert torch.equal(again.denoiser(x, t, label=label), model.denoiser(x, t, label=label))
+    assert torch.equal(again.denoiser.double()(x, t, label=label), model.denoiser(x, t, label=label))
     assert again.process == model.process
 
 
-def test_a_file_of_safetensors_serves_too(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_file_of_safetensors_serves_too(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     r = recorded("edm_vp_ddpmpp")
     path = tmp_path / "network.safetensors"
     safetensors.save_file(r.state, path)
     x, t = torch.zeros(1, 3, 8, 8), torch.tensor(0.5)
     again, model = sde.load(path, settings=r.settings), load(r, tmp_path)
-    assert torch.equal(again.denoiser(x, t), model.denoiser(x, t))
+    assert torch.equal(again.denoiser.double()(x, t), model.denoiser(x, t))
 
 
 @pytest.mark.parametrize(
@@ -166,13 +167,13 @@ def test_a_file_of_safetensors_serves_too(recorded: Callable[[str], Any], tmp_pa
         ("edm_adm", {"label_dim": 10**9}, "label_dim=1000000000 is not supported"),
         ("edm_adm", {"augment_dim": 0}, "context.augment.weight"),
         ("edm_adm", {"sigma_min": "0"}, "sigma_min='0' is not supported"),
-        ("edm_adm", {"sigma_min": 90}, "make no process: VE needs"),
+        ("edm_adm", {"sigma_min": 90}, "VE.*sigma_min=90"),
         ("edm_adm", {"sigma_data": math.nan}, "sigma_data=nan is not supported"),
-        ("edm_iddpm_adm", {"C_1": 1.0}, "make no process: betas: each must lie in"),
-        ("edm_iddpm_adm", {"M": 1}, "make no process: a chain of one step"),
-        ("edm_vp_ddpmpp", {"beta_d": -1.0}, "make no process: VP needs"),
+        ("edm_iddpm_adm", {"C_1": 1.0}, "betas.* 0 at step 1 "),
+        ("edm_iddpm_adm", {"M": 1}, "n >= 2"),
+        ("edm_vp_ddpmpp", {"beta_d": -1.0}, "VP.*beta_max=-0.9"),
         ("edm_ddpmpp", {"label_dim": 5}, r"map_label.bias for vectors of that length, got \(16, 4\) and \(16,\)"),
-        ("edm_ddpmpp", {"resample_filter": [1, 3, 3, 1]}, "resample_filter is not what the settings say"),
+        ("edm_ddpmpp", {"resample_filter": [1, 3, 3, 1]}, "conv0.resample_filter"),
         ("edm_ddpmpp", {"resample_filter": "box"}, "resample_filter='box' is not supported"),
         ("edm_ddpmpp", {"encoder_type": "cat"}, "encoder_type='cat' is not supported: .*'residual'"),
         ("edm_ddpmpp", {"embedding_type": "fourier"}, "context.embedding.parts"),
@@ -180,18 +181,16 @@ def test_a_file_of_safetensors_serves_too(recorded: Callable[[str], Any], tmp_pa
         ("edm_vp_ddpmpp", {"img_resolution": 16}, "does not hold the"),
     ],
 )
-def test_wrong_settings_are_one_error(
-    name: str, change: dict[str, Any], message: str, recorded: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_wrong_settings_are_one_error(name: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load(recorded(name), tmp_path, **change)
     assert str(caught.value).startswith(str(tmp_path / "network.pt"))
 
 
-def test_settings_are_asked_for(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_settings_are_asked_for(tmp_path: Path) -> None:
     r, path = recorded("edm_adm"), tmp_path / "network.pt"
     torch.save(r.state, path)
-    with pytest.raises(ValueError, match="give settings="):
+    with pytest.raises(ValueError, match="settings="):
         edm.read(Source(path), None)
     with pytest.raises(ValueError, match="lack 'class_name'"):
         edm.read(Source(path, {"img_resolution": 8}), None)
@@ -209,9 +208,7 @@ def test_settings_are_asked_for(recorded: Callable[[str], Any], tmp_path: Path) 
         ("edm_iddpm_adm", "model.out_conv.weight", r"1 missing \(outlet.2.weight\)"),
     ],
 )
-def test_a_missing_weight_is_named(
-    name: str, gone: str, message: str, recorded: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_a_missing_weight_is_named(name: str, gone: str, message: str, tmp_path: Path) -> None:
     r = recorded(name)
     del r.state[gone]
     with pytest.raises(ValueError, match=message):
@@ -230,7 +227,7 @@ def test_a_missing_weight_is_named(
         ("edm_adm", "u"),
     ],
 )
-def test_an_extra_weight_is_named(name: str, extra: str, recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_an_extra_weight_is_named(name: str, extra: str, tmp_path: Path) -> None:
     r = recorded(name)
     r.state[extra] = torch.zeros(3)
     with pytest.raises(ValueError, match="1 not the network's") as caught:
@@ -238,7 +235,7 @@ def test_an_extra_weight_is_named(name: str, extra: str, recorded: Callable[[str
     assert "conv9" in str(caught.value) or "missing" not in str(caught.value)
 
 
-def test_no_two_weights_share_a_place(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_no_two_weights_share_a_place(tmp_path: Path) -> None:
     r = recorded("edm_adm")
     r.state["map_layer0.weight"] = r.state["model.map_layer0.weight"]
     with pytest.raises(ValueError, match=r"1 not the network's \(map_layer0\.weight\)"):
@@ -254,12 +251,12 @@ def test_no_two_weights_share_a_place(recorded: Callable[[str], Any], tmp_path: 
         ("edm_iddpm_adm", "model.out_conv.bias", (), r"outlet.2.bias \(\) instead of"),
         ("edm_iddpm_adm", "model.out_conv.bias", (3,), r"outlet.2.bias \(2,\) instead of"),
         ("edm_adm", "model.map_label.weight", (), r"got \(\)"),
-        ("edm_adm", "model.enc.4x4_down.conv0.resample_filter", (1, 1, 4, 4), "is not what the settings say"),
+        ("edm_adm", "model.enc.4x4_down.conv0.resample_filter", (1, 1, 4, 4), "conv0.resample_filter"),
         ("edm_ve_ncsnpp", "model.map_noise.freqs", (5,), r"context.embedding.parts \(3, 5\) instead of"),
     ],
 )
 def test_a_misshapen_weight_is_named(
-    name: str, bent: str, shape: tuple[int, ...], message: str, recorded: Callable[[str], Any], tmp_path: Path
+    name: str, bent: str, shape: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     r = recorded(name)
     r.state[bent] = torch.zeros(shape)
@@ -267,7 +264,7 @@ def test_a_misshapen_weight_is_named(
         load(r, tmp_path)
 
 
-def test_other_files_are_not_recognised(recorded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_other_files_are_not_recognised(tmp_path: Path) -> None:
     for content in (recorded("openai_fixed").state, {"model": {}}, [1, 2]):
         torch.save(content, tmp_path / "other.pt")
         assert not edm.recognises(Source(tmp_path / "other.pt"))

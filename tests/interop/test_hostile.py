@@ -170,12 +170,12 @@ def large_pickle(path: Path) -> None:
     zipped(path, {"archive/data.pkl": b"\x80\x02X" + struct.pack("<I", 2**26) + bytes(2**26) + b"."})
 
 
-@hostile("parent.pth", "outside of it")
+@hostile("parent.pth", "outside of the archive")
 def parent(path: Path) -> None:
     zipped(path, {"archive/data.pkl": b"\x80\x02}.", "archive/../../canary": b"x"})
 
 
-@hostile("absolute.pth", "outside of it")
+@hostile("absolute.pth", "outside of the archive")
 def absolute(path: Path) -> None:
     zipped(path, {"archive/data.pkl": b"\x80\x02}.", "/tmp/canary": b"x"})
 
@@ -241,7 +241,7 @@ def legacy_claim(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"K\x4d", b"\x8a\x06" + (10**12).to_bytes(6, "little")))
 
 
-@hostile("memo.pth", "of no known kind: it holds nothing")
+@hostile("memo.pth", "memo.pth .*nothing")
 def memo(path: Path) -> None:
     """An entry of the memo at a number for which an array would take 32 GB."""
     zipped(path, {"archive/data.pkl": b"\x80\x02}r\xff\xff\xff\x7f."})
@@ -347,7 +347,7 @@ def links(path: Path) -> None:
         file["optimizer"] = h5py.ExternalLink("other.h5", "/w")
 
 
-@hostile("nothing_known", "of no known kind: it holds readme.txt")
+@hostile("nothing_known", "nothing_known .*readme.txt")
 def nothing_known(path: Path) -> None:
     path.mkdir()
     (path / "readme.txt").write_text("nothing")
@@ -376,7 +376,7 @@ def large_json(path: Path) -> None:
     sound(path, json.dumps({"model": "x" * 2**21}))
 
 
-@hostile("deep_json.pth", "deep_json.json is no JSON file")
+@hostile("deep_json.pth", "deep_json.json .*JSON file")
 def deep_json(path: Path) -> None:
     sound(path, '{"model": ' + "[" * 200_000 + "]" * 200_000 + "}")
 
@@ -386,7 +386,7 @@ def nested_json(path: Path) -> None:
     sound(path, '{"model": ' + "[" * 40 + "]" * 40 + "}")
 
 
-@hostile("cut_json.pth", "cut_json.json is no JSON file")
+@hostile("cut_json.pth", "cut_json.json .*JSON file")
 def cut_json(path: Path) -> None:
     sound(path, '{"model": ')
 

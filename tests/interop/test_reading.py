@@ -143,7 +143,7 @@ def test_safetensors(tmp_path: Path) -> None:
 def test_safetensors_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r'x\.safetensors.*pip install "sde\[interop\]"'):
+    with pytest.raises(ValueError, match=r'x\.safetensors.*pip install "score-sde\[interop\]"'):
         read_state(tmp_path / "x.safetensors")
 
 
@@ -151,9 +151,9 @@ def test_safetensors_without_its_package(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_file_of_weights_holds_nothing_else(tree: Any, tmp_path: Path) -> None:
     torch.save(tree, tmp_path / "x.pt")
     assert Source(tmp_path / "x.pt").state is None
-    with pytest.raises(ValueError, match=r"x\.pt is no file of weights"):
+    with pytest.raises(ValueError, match=r"x\.pt .*weights"):
         read_state(tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"is no file"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         read_state(tmp_path)
 
 
@@ -165,14 +165,14 @@ def test_settings_are_given_or_lie_beside(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1)}, path)
     other.write_text('{"n": 2}')
     assert Source(path).settings is None
-    with pytest.raises(ValueError, match=r"net\.v2\.pt does not hold the settings.*settings=.*net\.v2\.json"):
+    with pytest.raises(ValueError, match=r"net\.v2\.pt .*settings=.*net\.v2\.json"):
         Source(path).need_settings("n")
     (tmp_path / "net.v2.json").write_text('{"n": 1, "m": null}')
     assert Source(path).need_settings("n", "m") == {"n": 1, "m": None}
     assert Source(path, other).settings == Source(path, str(other)).settings == {"n": 2}
     assert Source(path, {"n": 3}).settings == {"n": 3}
     assert Source(path, {"n": (3, 4)}).settings == {"n": [3, 4]}
-    with pytest.raises(ValueError, match=r"net\.v2\.pt: settings= holds what a JSON file cannot"):
+    with pytest.raises(ValueError, match=r"net\.v2\.pt: settings= .*JSON"):
         _ = Source(path, {"n": np.zeros(1)}).settings
     with pytest.raises(ValueError, match=r"net\.v2\.pt: its settings lack 'a', 'b'; they have 'n'"):
         Source(path, other).need_settings("a", "n", "b")
@@ -183,9 +183,9 @@ def test_settings_are_given_or_lie_beside(tmp_path: Path) -> None:
 def test_settings_are_a_json_object_of_sane_size(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for text, words in (
-        ("[1]", "holds 'list'"),
-        ("{", "is no JSON file"),
-        (b"\xff\xfe", "is no JSON file"),
+        ("[1]", "'list'"),
+        ("{", "JSON file"),
+        (b"\xff\xfe", "JSON file"),
         (json.dumps({"a": "x" * 2**20}), "is too large"),
         ('{"a": ' + "[" * 32 + "]" * 32 + "}", "nested more than 32 levels"),
     ):
@@ -195,7 +195,7 @@ def test_settings_are_a_json_object_of_sane_size(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
     path.write_text('{"a": ' + "[" * 31 + "]" * 31 + "}")
     assert "a" in read_json(path)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="JSON file"):
         read_json(tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_weights_that_do_not_fit_are_named(source: Source) -> None:
     ids=str,
 )
 def test_a_tree_that_describes_no_model_is_refused(source: Source, part: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"net\.pt: its settings describe no model"):
+    with pytest.raises(ValueError, match=r"net\.pt: its settings"):
         content(source, {**TREE, **part}, state())
 
 
@@ -311,12 +311,12 @@ def test_nothing_at_the_path(tmp_path: Path) -> None:
 def test_what_is_of_no_known_kind_is_told_and_what_would_be(tmp_path: Path) -> None:
     tree = {"weights": torch.zeros(1), "epoch": 3}
     torch.save(tree, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x\.pt is of no known kind: it holds weights, epoch; expected") as caught:
+    with pytest.raises(ValueError, match=r"x\.pt .*weights, epoch;") as caught:
         read(tmp_path / "x.pt")
     assert all(importer.WHAT in str(caught.value) for importer in IMPORTERS)
     torch.save([1], tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="it holds a list"):
+    with pytest.raises(ValueError, match="a list;"):
         read(tmp_path / "x.pt")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="folder is of no known kind: it holds nothing"):
+    with pytest.raises(ValueError, match=r"folder .*nothing;"):
         read(tmp_path / "folder")

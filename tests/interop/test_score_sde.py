@@ -17,13 +17,14 @@ from __future__ import annotations
 import functools
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from support.score_sde import NAMES, outputs, write
 from torch import Tensor
 
 import sde
@@ -37,8 +38,6 @@ from sde.objective import DenoisingScoreMatching, Likelihood, Simple
 from sde.solvers import Solver
 from sde.trace import BoundTrace, Probes, Trace
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"
-NAMES = ["ddpm_vp", "ddpmpp_vp", "ncsnpp_ve", "ncsnpp_256_ve"]
 CASES = [
     ("ddpm_vp", "vp", None),
     ("ddpmpp_vp", "vp", None),
@@ -78,12 +77,11 @@ class Case:
 
 @functools.cache
 def loaded(name: str, kind: str, process: sde.SDE | None, ema: str | None = "default") -> Case:
-    path = FOLDER / f"{name}.pth"
-    if not path.exists():
-        pytest.skip(f"needs ../shared/reference/score_sde/{name}.pth, which is not there")
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-        read = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    return Case(name, kind, sde.load(path, ema=ema, process=process), read)
+    """The model in float64, so that results do not depend on a processor; the records are float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = sde.load(write(name, Path(folder)), ema=ema, process=process)
+    model.denoiser.double()
+    return Case(name, kind, model, {key: value.double() for key, value in outputs(name).items()})
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -301,7 +299,7 @@ def test_bits_per_dim(case: Case) -> None:
     # where the score goes with 1 / std. With it put back they agree as the others do.
     assert (found - case["bpd"]).abs().max() < (0.02 if case.kind == "vp" else 2e-3)
     if case.kind == "vp":
-        found, r = bits(case, sde.load(FOLDER / f"{case.name}.pth", process=RoundedVP()))
+        found, r = bits(case, loaded(case.name, case.kind, RoundedVP()).model)
         assert (found - case["bpd"]).abs().max() < 2e-3
     latents = [r.latent]
     if case.kind == "ve":
@@ -330,12 +328,9 @@ def test_the_model_s_shape_scaling_and_process(name: str) -> None:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the smallest checkpoint with its settings beside it."""
-    source = FOLDER / "ddpmpp_vp.pth"
-    if not source.exists():
-        pytest.skip(f"needs ../shared/reference/score_sde/{source.name}, which is not there")
-    (tmp_path / "net.json").write_bytes(source.with_suffix(".json").read_bytes())
-    (tmp_path / "net.pth").write_bytes(source.read_bytes())
-    return tmp_path / "net.pth"
+    source = write("ddpmpp_vp", tmp_path)
+    source.with_suffix(".json").rename(tmp_path / "net.json")
+    return source.rename(tmp_path / "net.pth")
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -353,7 +348,7 @@ def test_settings_are_found_beside_it_and_may_be_given(checkpoint: Path) -> None
     settings = settings_of(checkpoint)
     other = checkpoint.with_name("other.json")
     checkpoint.with_suffix(".json").rename(other)
-    with pytest.raises(ValueError, match=r"net\.pth does not hold the settings.*settings=.*net\.json"):
+    with pytest.raises(ValueError, match=r"net\.pth .*settings=.*net\.json"):
         sde.load(checkpoint)
     nested = {"model": settings["model"], "data": {k: v for k, v in settings.items() if k != "model"}}
     for given in (settings, other, str(other), nested):
@@ -382,8 +377,8 @@ def test_the_raw_weights_and_their_averages_are_two(checkpoint: Path) -> None:
     ("model", "words"),
     [
         ({"nf": 32}, "of another shape"),
-        ({"nf": 10**18}, "describe no model|another shape"),
-        ({"nf": "wide"}, "describe no model"),
+        ({"nf": 10**18}, "its settings|another shape"),
+        ({"nf": "wide"}, "its settings"),
         ({"num_res_blocks": 10**9}, "the settings describe a (module|weight)"),
         ({"num_res_blocks": 2}, "net.pth"),
         ({"ch_mult": [1]}, "net.pth"),
@@ -418,7 +413,7 @@ def test_averages_that_do_not_fit_are_refused(checkpoint: Path) -> None:
         sde.load(checkpoint)
     content["ema"]["shadow_params"] = [last, *content["ema"]["shadow_params"]]
     torch.save(content, checkpoint)
-    with pytest.raises(ValueError, match=r"net\.pth: ema has a parameter of shape \(3,\) where all_modules"):
+    with pytest.raises(ValueError, match=r"net\.pth: ema .*\(3,\).* all_modules"):
         sde.load(checkpoint)
 
 
@@ -434,7 +429,7 @@ def test_the_process_follows_from_the_settings(checkpoint: Path) -> None:
     assert tree(checkpoint, trained)["process"]["_target_"] == "sde.SubVP"
     with pytest.raises(ValueError, match=r"training\.sde is 'vdm'"):
         tree(checkpoint, {**trained, "training": {"sde": "vdm"}})
-    with pytest.raises(ValueError, match=r"scale_by_sigma.*expected process=sde\.VE"):
+    with pytest.raises(ValueError, match=r"process=sde\.VE.*scale_by_sigma"):
         tree(checkpoint, exploding, sde.VP())
 
 

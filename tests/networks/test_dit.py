@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sde.networks.dit import DiT, _data, _places, _tokens
+from sde.networks.dit import DiT, _patchify, _position_embedding, _unpatchify
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -161,12 +161,12 @@ def test_a_size_between_multiples_is_filled_up_with_zeros() -> None:
 @pytest.mark.parametrize(("grid", "p"), [((3,), 2), ((2, 3), 2), ((3, 2), 3), ((2, 3, 2), 2)])
 def test_tokens_are_patches_row_by_row(grid: tuple[int, ...], p: int) -> None:
     x = normal(2, 3, *(m * p for m in grid))
-    u = _tokens(x, p)
+    u = _patchify(x, p)
     assert u.shape == (2, math.prod(grid), 3 * p ** len(grid))
     for n, place in enumerate(np.ndindex(grid)):
         patch = x[(slice(None), slice(None), *(slice(i * p, (i + 1) * p) for i in place))]
         assert torch.equal(u[:, n], patch.reshape(2, -1))
-    assert torch.equal(_data(u, grid, p), x)
+    assert torch.equal(_unpatchify(u, grid, p), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -174,7 +174,7 @@ def test_tokens_are_patches_row_by_row(grid: tuple[int, ...], p: int) -> None:
     ("grid", "width"), [((5,), 8), ((3, 4), 16), ((2, 3, 4), 24), ((2, 3), 10), ((2, 2, 2), 4), ((3,), 1)]
 )
 def test_places_are_the_closed_form(grid: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
-    found = _places(grid, width, torch.zeros((), dtype=dtype))
+    found = _position_embedding(grid, width, torch.zeros((), dtype=dtype))
     n = width // (2 * len(grid))  # frequencies of an axis
     for row, place in zip(found, np.ndindex(grid), strict=True):
         values: list[float] = []
@@ -188,10 +188,10 @@ def test_places_are_the_closed_form(grid: tuple[int, ...], width: int, dtype: to
 def test_places_do_not_depend_on_the_size_of_the_grid() -> None:
     """So that a network trained on one size of image runs on another."""
     like = torch.zeros((), dtype=torch.float64)
-    large = _places((6, 5), 32, like).reshape(6, 5, 32)
-    assert torch.equal(_places((3, 4), 32, like).reshape(3, 4, 32), large[:3, :4])
+    large = _position_embedding((6, 5), 32, like).reshape(6, 5, 32)
+    assert torch.equal(_position_embedding((3, 4), 32, like).reshape(3, 4, 32), large[:3, :4])
     assert torch.pdist(large.reshape(30, 32)).min() > 0.1
-    low = _places((6, 5), 32, like.bfloat16())
+    low = _position_embedding((6, 5), 32, like.bfloat16())
     assert low.dtype == torch.bfloat16
     assert torch.equal(low, large.reshape(30, 32).bfloat16())
 
@@ -318,17 +318,17 @@ def test_compiles_into_one_graph() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 0}, "channels must be positive, got 0"),
-        ({"width": 0}, "width must be positive, got 0"),
-        ({"depth": 0}, "depth must be positive, got 0"),
-        ({"heads": 0}, "heads must be positive, got 0"),
-        ({"patch": 0}, "patch must be positive, got 0"),
-        ({"ratio": -1}, "ratio must be positive, got -1"),
-        ({"out_channels": 0}, "out_channels must be positive, got 0"),
-        ({"rank": 0}, "1, 2 or 3, got 0"),
-        ({"rank": 4}, "1, 2 or 3, got 4"),
-        ({"heads": 3}, "heads must divide the width, got heads=3 for width=16"),
-        ({"classes": 0}, "classes must be positive, or None for no labels, got 0"),
+        ({"channels": 0}, "channels=0"),
+        ({"width": 0}, "width=0"),
+        ({"depth": 0}, "depth=0"),
+        ({"heads": 0}, "heads=0"),
+        ({"patch": 0}, "patch=0"),
+        ({"ratio": -1}, "ratio=-1"),
+        ({"out_channels": 0}, "out_channels=0"),
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 4}, "rank=4"),
+        ({"heads": 3}, "heads=3 .*width=16"),
+        ({"classes": 0}, "classes=0"),
     ],
 )
 def test_it_refuses_settings(settings: dict[str, object], message: str) -> None:
@@ -340,22 +340,22 @@ def test_it_refuses_settings(settings: dict[str, object], message: str) -> None:
     ("shape", "rank"), [((2, 2, 5), 2), ((2, 2, 5, 5, 5), 2), ((2, 3, 5, 5), 2), ((2, 2, 5, 5), 1), ((), 3)]
 )
 def test_it_refuses_data_of_another_shape(shape: tuple[int, ...], rank: int) -> None:
-    with pytest.raises(ValueError, match=r"takes data of shape \(B, 2, n_1.*channels= and rank="):
+    with pytest.raises(ValueError, match=r"\(B, 2, n_1.*channels= and rank="):
         small(rank=rank)(torch.zeros(shape), torch.tensor(0.5))
 
 
 def test_it_refuses_empty_data() -> None:
-    with pytest.raises(ValueError, match="every spatial size must be at least 1"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 5, 0\)"):
         small()(torch.zeros(2, 2, 5, 0), torch.tensor(0.5))
 
 
 def test_it_refuses_a_noise_level_or_label_that_does_not_fit() -> None:
     net, labelled, x, c = small(), small(classes=3), torch.zeros(2, 2, 4, 4), torch.tensor(0.5)
-    with pytest.raises(ValueError, match=r"noise_level .*expected shape \(\) or \(2,\)"):
+    with pytest.raises(ValueError, match=r"noise_level .*\(\) or \(2,\)"):
         net(x, torch.zeros(3))
-    with pytest.raises(ValueError, match="has no classes and takes no label"):
+    with pytest.raises(ValueError, match="classes="):
         net(x, c, label=torch.tensor(0))
-    with pytest.raises(ValueError, match=r"needs label=.*0 \.\.\. 2, or 3 for no label"):
+    with pytest.raises(ValueError, match=r"label=.* 0 \.\.\. 2, or 3 "):
         labelled(x, c)
-    with pytest.raises(ValueError, match=r"in 0 \.\.\. 2, or 3 for no label: got one outside"):
+    with pytest.raises(ValueError, match=r"label.* 0 \.\.\. 2, or 3 "):
         labelled(x, c, label=torch.tensor(4))

@@ -32,7 +32,7 @@ from sde.networks import (
     StridedConv,
     UNet,
 )
-from sde.networks.residual import Attention, Residual, Style
+from sde.networks.residual import Attention, BlockConfig, Residual
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -282,9 +282,9 @@ def test_heads_by_number_or_by_their_channels() -> None:
 
 def test_sums_are_scaled() -> None:
     x = normal(2, 8, 3, 4)
-    plain, scaled = (awake(Attention(Style(2, 4, skip_scale=scale), 8)) for scale in (1.0, 0.6))
+    plain, scaled = (awake(Attention(BlockConfig(2, 4, skip_scale=scale), 8)) for scale in (1.0, 0.6))
     torch.testing.assert_close(scaled(x), 0.6 * plain(x), rtol=1e-12, atol=1e-12)
-    bare = awake(Attention(Style(2, 4), 8, norm=False))
+    bare = awake(Attention(BlockConfig(2, 4), 8, norm=False))
     bare.load_state_dict(plain.state_dict(), strict=False)
     torch.testing.assert_close(bare(plain.norm(x)) - plain.norm(x), plain(x) - x, rtol=1e-12, atol=1e-12)
     net = awake(small(skip_scale=0.6, middle=Middle(skip_scale=0.9)))
@@ -384,7 +384,7 @@ def test_a_network_without_a_null_class_refuses_its_label() -> None:
     assert net.context.table is not None
     assert net.context.table.num_embeddings == 3
     net(x, c, label=torch.tensor([0, 2]))
-    with pytest.raises(ValueError, match=r"in 0 \.\.\. 2: got one outside"):
+    with pytest.raises(ValueError, match=r"label.* 0 \.\.\. 2\b(?!, or)"):
         net(x, c, label=torch.tensor([0, 3]))
 
 
@@ -444,13 +444,13 @@ def test_the_number_of_groups_follows_its_rule(channels: int, norm: Normalisatio
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"inlet": 0}, "inlet must be positive, got 0"),
-        ({"features": 0}, "features must be positive, got 0"),
-        ({"augment": -1}, "augment is the length of the augmentation vectors, or 0 for none, got -1"),
-        ({"decoder_attention": (2,)}, r"decoder_attention names levels by number.*got \(2,\)"),
-        ({"head_channels": 3}, "head_channels must divide the channels of every attention: got 3 for 16 channels"),
-        ({"head_channels": 0}, "head_channels must divide the channels of every attention: got 0 for 16 channels"),
-        ({"multipliers": (1, 0.05)}, r"a positive factor for each level, got \(1, 0.05\)"),
+        ({"inlet": 0}, "inlet=0"),
+        ({"features": 0}, "features=0"),
+        ({"augment": -1}, "augment=-1"),
+        ({"decoder_attention": (2,)}, r"decoder_attention=\(2,\)"),
+        ({"head_channels": 3}, "head_channels=3 .*16 channels"),
+        ({"head_channels": 0}, "head_channels=0 .*16 channels"),
+        ({"multipliers": (1, 0.05)}, r"multipliers=\(1, 0\.05\)"),
     ],
 )
 def test_settings_are_refused(settings: dict[str, object], message: str) -> None:
@@ -459,17 +459,18 @@ def test_settings_are_refused(settings: dict[str, object], message: str) -> None
 
 
 def test_parts_refuse_settings() -> None:
-    for make in (lambda: Normalisation(0), lambda: Normalisation(least=0), lambda: Normalisation(eps=0.0)):
-        with pytest.raises(ValueError, match="must be positive"):
-            make()
-    with pytest.raises(ValueError, match="shift must be 0 or 1, got 2"):
+    for setting in ({"groups": 0}, {"least": 0}, {"eps": 0.0}):
+        (name, value), *_ = setting.items()
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            Normalisation(**setting)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="shift=2"):
         Positional(8, shift=2)
 
 
 def test_augmentation_vectors_that_do_not_fit_are_refused() -> None:
     x, c = torch.zeros(2, 2, 4, 4), torch.tensor(0.5)
-    with pytest.raises(ValueError, match="takes no augmentation vectors"):
+    with pytest.raises(ValueError, match="augment="):
         small()(x, c, augment=torch.zeros(2, 3))
     for shape in [(2, 2), (1, 3), (3,)]:
-        with pytest.raises(ValueError, match=r"augment has one vector per sample: expected shape \(2, 3\)"):
+        with pytest.raises(ValueError, match=r"augment .*\(2, 3\)"):
             small(augment=3)(x, c, augment=torch.zeros(shape))

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from sde.networks import MLP, Fourier, LevelEmbedding, Normalisation, Positional, StridedConv, UNet
 from sde.networks.embedding import split
-from sde.networks.layers import zeroed
-from sde.networks.residual import Attention, Residual, Style
+from sde.networks.layers import zero_init
+from sde.networks.residual import Attention, BlockConfig, Residual
 
 # torch's first use of forward-mode differentiation loads a module of its own that still calls torch.jit.script.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 Network = UNet | MLP
-STYLE, LINE = Style(rank=2, context=4), Style(rank=1, context=4)
+CONFIG, LINE = BlockConfig(rank=2, context=4), BlockConfig(rank=1, context=4)
 CONTEXT = torch.zeros(1, 4)  # for layers that do not read it
 AnyNetwork = TypeVar("AnyNetwork", UNet, MLP, Network)
 
@@ -141,14 +141,14 @@ def test_a_fresh_network_returns_zero(build: Callable[..., Network], event: tupl
 
 def test_a_fresh_block_is_its_shortcut() -> None:
     x, context = normal(2, 8, 3, 5, dtype=torch.float32), normal(2, 4, dtype=torch.float32)
-    assert torch.equal(Residual(STYLE, 8, 8)(x, context), x)
-    assert torch.equal(Attention(STYLE, 8, heads=2)(x), x)
+    assert torch.equal(Residual(CONFIG, 8, 8)(x, context), x)
+    assert torch.equal(Attention(CONFIG, 8, heads=2)(x), x)
 
 
 def test_fresh_weights_have_the_variance_of_glorot() -> None:
     torch.manual_seed(0)
-    style = Style(rank=2, context=96)
-    block, attention = Residual(style, 64, 128), Attention(style, 64)
+    config = BlockConfig(rank=2, context=96)
+    block, attention = Residual(config, 64, 128), Attention(config, 64)
     for weight, fans in [
         (block.conv1.weight, 9 * (64 + 128)),
         (block.shift.weight, 96 + 128),
@@ -204,7 +204,7 @@ def test_every_spatial_size_comes_back(size: tuple[int, ...]) -> None:
 def test_downsampling_reads_every_second_position(n: int, left: int) -> None:
     down = StridedConv().down(LINE, 1, 1).double()
     with torch.no_grad():
-        zeroed(down).conv.weight.copy_(torch.tensor([100.0, 10.0, 1.0]))
+        zero_init(down).conv.weight.copy_(torch.tensor([100.0, 10.0, 1.0]))
     x = torch.arange(1.0, n + 1, dtype=torch.float64)
     padded = [0.0] * left + x.tolist() + [0.0]
     expected = [100 * padded[i] + 10 * padded[i + 1] + padded[i + 2] for i in range(0, 2 * math.ceil(n / 2), 2)]
@@ -215,7 +215,7 @@ def test_downsampling_reads_every_second_position(n: int, left: int) -> None:
 def test_upsampling_repeats_positions(size: int, expected: list[int]) -> None:
     up = StridedConv().up(LINE, 1, 1)
     with torch.no_grad():
-        zeroed(up).conv.weight.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        zero_init(up).conv.weight.copy_(torch.tensor([0.0, 1.0, 0.0]))
     assert up(torch.tensor([[[1.0, 2.0, 3.0]]]), CONTEXT, (size,)).flatten().tolist() == expected
 
 
@@ -254,7 +254,7 @@ def test_channels_last_gives_the_same_and_stays_so() -> None:
 @pytest.mark.parametrize("size", [(5,), (3, 4), (2, 3, 2)], ids=["1-D", "2-D", "3-D"])
 def test_attention_is_the_softmax_of_scaled_products(size: tuple[int, ...], heads: int) -> None:
     channels, d = 8, 8 // heads
-    block = Attention(STYLE, channels, heads).double()
+    block = Attention(CONFIG, channels, heads).double()
     with torch.no_grad():
         for seed, parameter in enumerate(block.parameters()):
             parameter.copy_(normal(*parameter.shape, seed=seed))
@@ -531,20 +531,20 @@ def test_compiles_into_one_graph(build: Callable[..., Network], event: tuple[int
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 0}, "channels must be positive, got 0"),
-        ({"width": 0}, "width must be positive, got 0"),
-        ({"blocks": 0}, "blocks must be positive, got 0"),
-        ({"out_channels": 0}, "out_channels must be positive, got 0"),
-        ({"rank": 0}, "1, 2 or 3, got 0"),
-        ({"rank": 4}, "1, 2 or 3, got 4"),
-        ({"multipliers": (), "attention": ()}, r"a positive factor for each level, got \(\)"),
-        ({"multipliers": (1, 0)}, r"a positive factor for each level, got \(1, 0\)"),
-        ({"attention": (2,)}, r"0 \(finest\) to 1 \(coarsest\), got \(2,\)"),
-        ({"attention": (-1,)}, r"0 \(finest\) to 1 \(coarsest\), got \(-1,\)"),
-        ({"heads": 3}, "heads must divide the channels of every attention: got 3 for 16 channels"),
-        ({"heads": 0}, "heads must divide the channels of every attention: got 0 for 16 channels"),
-        ({"classes": 0}, "classes must be positive, or None for no labels, got 0"),
-        ({"width": 5}, "dim must be even and positive, got 5"),
+        ({"channels": 0}, "channels=0"),
+        ({"width": 0}, "width=0"),
+        ({"blocks": 0}, "blocks=0"),
+        ({"out_channels": 0}, "out_channels=0"),
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 4}, "rank=4"),
+        ({"multipliers": (), "attention": ()}, r"multipliers=\(\)"),
+        ({"multipliers": (1, 0)}, r"multipliers=\(1, 0\)"),
+        ({"attention": (2,)}, r"0 .* 1 .*attention=\(2,\)"),
+        ({"attention": (-1,)}, r"0 .* 1 .*attention=\(-1,\)"),
+        ({"heads": 3}, "heads=3 .*16 channels"),
+        ({"heads": 0}, "heads=0 .*16 channels"),
+        ({"classes": 0}, "classes=0"),
+        ({"width": 5}, "dim=5"),
         ({"dropout": 1.5}, "dropout"),
     ],
 )
@@ -556,10 +556,10 @@ def test_unet_refuses_settings(settings: dict[str, object], message: str) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": 0}, "features must be positive, got 0"),
-        ({"width": -2}, "width must be positive, got -2"),
-        ({"depth": 0}, "depth must be positive, got 0"),
-        ({"classes": -1}, "classes must be positive, or None for no labels, got -1"),
+        ({"features": 0}, "features=0"),
+        ({"width": -2}, "width=-2"),
+        ({"depth": 0}, "depth=0"),
+        ({"classes": -1}, "classes=-1"),
     ],
 )
 def test_mlp_refuses_settings(settings: dict[str, object], message: str) -> None:
@@ -570,12 +570,12 @@ def test_mlp_refuses_settings(settings: dict[str, object], message: str) -> None
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Positional(7), "dim must be even and positive, got 7"),
-        (lambda: Positional(0), "dim must be even and positive, got 0"),
-        (lambda: Positional(8, scale=0.0), "scale must be positive, got 0.0"),
-        (lambda: Positional(8, max_period=-1.0), "max_period must be positive, got -1.0"),
-        (lambda: Fourier(7), "dim must be even and positive, got 7"),
-        (lambda: Fourier(8, scale=math.nan), "scale must be positive, got nan"),
+        (lambda: Positional(7), "dim=7"),
+        (lambda: Positional(0), "dim=0"),
+        (lambda: Positional(8, scale=0.0), "scale=0.0"),
+        (lambda: Positional(8, max_period=-1.0), "max_period=-1.0"),
+        (lambda: Fourier(7), "dim=7"),
+        (lambda: Fourier(8, scale=math.nan), "scale=nan"),
     ],
 )
 def test_embeddings_refuse_settings(build: Callable[[], LevelEmbedding], message: str) -> None:
@@ -588,18 +588,18 @@ def test_embeddings_refuse_settings(build: Callable[[], LevelEmbedding], message
     [((2, 2, 5), 2), ((2, 2, 5, 5, 5), 2), ((2, 3, 5, 5), 2), ((2, 2, 5, 5), 1), ((2, 2), 1), ((), 3)],
 )
 def test_unet_refuses_data_of_another_shape(shape: tuple[int, ...], rank: int) -> None:
-    with pytest.raises(ValueError, match=r"takes data of shape \(B, 2, n_1.*channels= and rank="):
+    with pytest.raises(ValueError, match=r"\(B, 2, n_1.*channels= and rank="):
         small_unet(rank=rank)(torch.zeros(shape), torch.tensor(0.5))
 
 
 def test_unet_refuses_empty_data() -> None:
-    with pytest.raises(ValueError, match="every spatial size must be at least 1"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 5, 0\)"):
         small_unet()(torch.zeros(2, 2, 5, 0), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 2, 2), (6,), ()])
 def test_mlp_refuses_data_of_another_size(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"takes data of shape \(B, \*\) with 6 entries per sample"):
+    with pytest.raises(ValueError, match=r"\(B, \*\).* 6 .*features="):
         small_mlp()(torch.zeros(shape), torch.tensor(0.5))
 
 
@@ -609,18 +609,18 @@ def test_networks_refuse_a_noise_level_or_label_that_does_not_fit(
 ) -> None:
     net, labelled, x, c = build(), build(classes=3), torch.zeros(2, *event), torch.tensor(0.5)
     for shape in [(3,), (1,), (2, 1)]:
-        with pytest.raises(ValueError, match=r"noise_level .*expected shape \(\) or \(2,\)"):
+        with pytest.raises(ValueError, match=r"noise_level .*\(\) or \(2,\)"):
             net(x, torch.zeros(shape))
-        with pytest.raises(ValueError, match=r"label .*expected shape \(\) or \(2,\)"):
+        with pytest.raises(ValueError, match=r"label .*\(\) or \(2,\)"):
             labelled(x, c, label=torch.zeros(shape, dtype=torch.int64))
-    with pytest.raises(ValueError, match="has no classes and takes no label"):
+    with pytest.raises(ValueError, match="classes="):
         net(x, c, label=torch.tensor(0))
-    with pytest.raises(ValueError, match=r"needs label=.*0 \.\.\. 2, or 3 for no label"):
+    with pytest.raises(ValueError, match=r"label=.* 0 \.\.\. 2, or 3 "):
         labelled(x, c)
     for label in (torch.tensor(4), torch.tensor([0, -1])):
-        with pytest.raises(ValueError, match=r"in 0 \.\.\. 2, or 3 for no label: got one outside"):
+        with pytest.raises(ValueError, match=r"label.* 0 \.\.\. 2, or 3 "):
             labelled(x, c, label=label)
-    with pytest.raises(TypeError, match=r"label must be int64, got torch.float32"):
+    with pytest.raises(TypeError, match=r"int64.*torch\.float32"):
         labelled(x, c, label=torch.tensor([0.0, 1.0]))
     with pytest.raises(TypeError, match="colour"):
         net(x, c, colour=torch.tensor(0))

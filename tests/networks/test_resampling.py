@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde.networks import FIR, Box, Filter, Filtered, FilteredConv, InResidual, Resampling, StridedConv
-from sde.networks.residual import Residual, Style
+from sde.networks.residual import BlockConfig, Residual
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -108,7 +109,7 @@ def test_a_filter_has_derivatives_of_every_kind(filter: Filter) -> None:
 
 @pytest.mark.parametrize("taps", [(), (1, 2, 1), (1, 2, 3, 1), (1, -1, -1, 1)])
 def test_a_filter_refuses_taps(taps: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="symmetric, even in number and not sum to zero"):
+    with pytest.raises(ValueError, match=rf"taps={re.escape(str(taps))}"):
         FIR(taps)
 
 
@@ -118,8 +119,8 @@ def test_a_filter_refuses_taps(taps: tuple[float, ...]) -> None:
 @each_resampling
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_size_is_halved_and_doubled(resampling: Resampling, size: tuple[int, ...]) -> None:
-    style = Style(rank=len(size), context=4)
-    down, up = awake(resampling.down(style, 4, 4)), awake(resampling.up(style, 4, 4))
+    config = BlockConfig(rank=len(size), context=4)
+    down, up = awake(resampling.down(config, 4, 4)), awake(resampling.up(config, 4, 4))
     x = normal(2, 4, *size)
     coarse = down(x, CONTEXT)
     assert coarse.shape == (2, 4, *(math.ceil(n / 2) for n in size))
@@ -131,7 +132,7 @@ def test_every_size_is_halved_and_doubled(resampling: Resampling, size: tuple[in
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("n", [6, 5, 1])
 def test_a_strided_convolution_puts_its_zeros_where_it_should(symmetric: bool, n: int) -> None:
-    down = StridedConv(symmetric).down(Style(rank=1, context=4), 1, 1).double()
+    down = StridedConv(symmetric).down(BlockConfig(rank=1, context=4), 1, 1).double()
     x = torch.arange(1.0, n + 1, dtype=torch.float64)
     with torch.no_grad():
         down.conv.weight.copy_(torch.tensor([100.0, 10.0, 1.0]))
@@ -143,9 +144,9 @@ def test_a_strided_convolution_puts_its_zeros_where_it_should(symmetric: bool, n
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
 def test_filter_and_convolution_see_zeros_outside_of_the_data_only(taps: tuple[float, ...]) -> None:
     """Far away from the border nothing changes where zeros are put around the data, on a grid of even places."""
-    style, margin = Style(rank=2, context=4), 8
+    config, margin = BlockConfig(rank=2, context=4), 8
     x = normal(2, 3, 6, 4)
-    down, up = (awake(make(style, 3, 5)) for make in (FilteredConv(taps).down, FilteredConv(taps).up))
+    down, up = (awake(make(config, 3, 5)) for make in (FilteredConv(taps).down, FilteredConv(taps).up))
     fir = FIR(taps)
     around = F.pad(x, [margin] * 4)
     expected = F.conv2d(fir.smooth(around, len(taps) // 2), down.conv.weight, down.conv.bias, stride=2)
@@ -160,11 +161,11 @@ def test_filter_and_convolution_see_zeros_outside_of_the_data_only(taps: tuple[f
 @pytest.mark.parametrize("projection", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_a_residual_block_resamples_inside(projection: bool, scale_shift: bool) -> None:
-    style = Style(rank=2, context=4, scale_shift=scale_shift, skip_scale=0.7)
+    config = BlockConfig(rank=2, context=4, scale_shift=scale_shift, skip_scale=0.7)
     filter, h = FIR(), normal(2, 4, seed=7)
     for up in (False, True):
         maker = InResidual(filter, projection)
-        layer = awake((maker.up if up else maker.down)(style, 8, 8))
+        layer = awake((maker.up if up else maker.down)(config, 8, 8))
         block = layer.residual
         assert isinstance(block, Residual)
         x = normal(2, 8, 4, 6)
@@ -185,7 +186,7 @@ def test_a_residual_block_resamples_inside(projection: bool, scale_shift: bool) 
 
 
 def test_a_filter_without_weights_refuses_to_change_the_channels() -> None:
-    style = Style(rank=2, context=4)
+    config = BlockConfig(rank=2, context=4)
     for make in (Filtered().down, Filtered().up):
-        with pytest.raises(ValueError, match="keeps the channels: expected 3 to stay, got 4"):
-            make(style, 3, 4)
+        with pytest.raises(ValueError, match=r"channels.* 3.* 4"):
+            make(config, 3, 4)

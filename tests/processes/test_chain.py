@@ -1,4 +1,4 @@
-"""The chain: products, Bayes' rule, the published schedules, and the SDE that passes through it."""
+"""The chain: products, Bayes' rule, the published schedules, and the SDE that interpolates it."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ def test_too_few_steps_are_refused_with_the_smallest_number_that_works(
     schedule: Callable[..., DiscreteChain],
 ) -> None:
     assert len(schedule(21)) == 21
-    with pytest.raises(ValueError, match=r"n=20 steps .* smallest n that works is 21$"):
+    with pytest.raises(ValueError, match=r"n=20\b.*\b21$"):
         schedule(20)
-    with pytest.raises(ValueError, match=r"smallest n that works is 8$"):
+    with pytest.raises(ValueError, match=r"n=3\b.*\b8$"):
         schedule(3, beta_max=7.5)
     assert len(schedule(8, beta_max=7.5)) == 8
 
@@ -136,12 +136,12 @@ def test_own_betas() -> None:
 @pytest.mark.parametrize(
     ("betas", "message"),
     [
-        ([0.1, 1.0], r"got 1 at step 2 of 2"),
-        ([0.0, 0.1], r"got 0 at step 1 of 2"),
-        ([0.1, -0.2, 0.3], r"got -0.2 at step 2 of 3"),
-        ([0.1, math.nan], r"got nan at step 2"),
-        ([], r"got \(0,\)"),
-        ([[0.1, 0.2]], r"got \(1, 2\)"),
+        ([0.1, 1.0], r"betas.* 1 at step 2 of 2"),
+        ([0.0, 0.1], r"betas.* 0 at step 1 of 2"),
+        ([0.1, -0.2, 0.3], r"betas.* -0\.2 at step 2 of 3"),
+        ([0.1, math.nan], r"betas.* nan at step 2"),
+        ([], r"betas.*\(0,\)"),
+        ([[0.1, 0.2]], r"betas.*\(1, 2\)"),
     ],
 )
 def test_wrong_betas_are_refused(betas: list[float], message: str) -> None:
@@ -152,21 +152,26 @@ def test_wrong_betas_are_refused(betas: list[float], message: str) -> None:
 @pytest.mark.parametrize("i", [-1, 61, torch.tensor([3, 61]), torch.tensor([-1, 3])])
 def test_steps_outside_the_chain_are_refused(i: int | torch.Tensor) -> None:
     chain, x = DiscreteChain.linear(60), torch.zeros(2, 1)
-    for call in (lambda: chain.transition(x, i), lambda: chain.marginal(x, i), lambda: chain.posterior(x, x, i)):
-        with pytest.raises(ValueError, match="steps of this chain run from"):
+    calls = (
+        (1, lambda: chain.transition(x, i)),
+        (0, lambda: chain.marginal(x, i)),
+        (1, lambda: chain.posterior(x, x, i)),
+    )
+    for smallest, call in calls:
+        with pytest.raises(ValueError, match=rf"\b{smallest} to 60\b.* (-1|61)\b"):
             call()
 
 
 def test_the_clean_end_has_no_step_before_it() -> None:
     chain, x = DiscreteChain.linear(60), torch.zeros(2, 1)
-    with pytest.raises(ValueError, match="run from 1 to 60 here, got 0 to 0"):
+    with pytest.raises(ValueError, match=r"\b1 to 60\b.*\b0 to 0\b"):
         chain.transition(x, 0)
-    with pytest.raises(ValueError, match="run from 1 to 60 here, got 0 to 3"):
+    with pytest.raises(ValueError, match=r"\b1 to 60\b.*\b0 to 3\b"):
         chain.posterior(x, x, torch.tensor([0, 3]))
 
 
 def test_a_step_is_an_integer() -> None:
-    with pytest.raises(ValueError, match="integer"):
+    with pytest.raises(ValueError, match="float32"):
         DiscreteChain.linear(60).marginal(torch.zeros(2, 1), torch.tensor(3.0))
 
 
@@ -222,5 +227,5 @@ def test_sde_of_the_linear_chain_is_nearly_vp() -> None:
 
 
 def test_a_chain_of_one_step_has_no_sde() -> None:
-    with pytest.raises(ValueError, match="n >= 2"):
+    with pytest.raises(ValueError, match=r"n >= 2\b.*n=1\b"):
         DiscreteChain(torch.tensor([0.5])).sde()

@@ -14,14 +14,14 @@ from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 
 
 def times(process: SDE, n: int = 401) -> Tensor:
-    """Times over the whole interval, crowded at the data end, in float64."""
+    """Times over the whole interval, denser near t_min, in float64."""
     t = torch.logspace(math.log10(process.t_min), math.log10(process.t_max), n, dtype=torch.float64)
     return t.clamp(process.t_min, process.t_max)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trigonometric(SDE):
-    """A leaf with nothing but what every leaf must have: alpha = cos(pi t / 2), var = sin^2(pi t / 2)."""
+    """A leaf with the two required methods only: alpha = cos(pi t / 2), var = sin^2(pi t / 2)."""
 
     t_min: float = 1e-3
     t_max: float = 0.99
@@ -46,7 +46,7 @@ PRECISE = {
 @pytest.mark.parametrize("process", PRECISE.values(), ids=PRECISE)
 @pytest.mark.parametrize("function", ["sigma", "g2", "diffusion", "alpha"])
 def test_float32_keeps_its_digits(process: SDE, function: str) -> None:
-    # 1 - exp(-u) would be off by percents at the data end.
+    # 1 - exp(-u) would be wrong by percents near t_min.
     t = torch.logspace(-6, 0, 4001, dtype=torch.float64).float()
     exact = getattr(process, function)(t.double())
     assert exact.dtype == torch.float64
@@ -173,7 +173,7 @@ def test_sub_vp_has_less_noise_than_vp() -> None:
     torch.testing.assert_close(SubVP().log_alpha(t), VP().log_alpha(t))
 
 
-def test_two_methods_make_a_process() -> None:
+def test_two_methods_define_a_process() -> None:
     process = Trigonometric()
     t = torch.linspace(process.t_min, process.t_max, 51, dtype=torch.float64)
     tan = (0.5 * math.pi * t).tan()
@@ -261,7 +261,7 @@ def test_time_lies_against_data(process: SDE) -> None:
     for i in range(3):
         assert torch.equal(drift[i : i + 1], process.drift(x[i : i + 1], t[i]))
         assert torch.equal(mean[i : i + 1], process.marginal(x[i : i + 1], t[i])[0])
-    with pytest.raises(ValueError, match=r"expected shape \(\) or \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)"):
         process.drift(x, t[:2])
 
 
@@ -270,12 +270,12 @@ def test_time_lies_against_data(process: SDE) -> None:
     [
         (lambda: VP(beta_min=0.0), "beta_min=0.0"),
         (lambda: VP(beta_min=3.0, beta_max=2.0), "beta_max=2.0"),
-        (lambda: SubVP(beta_min=-1.0), "SubVP needs 0 < beta_min"),
-        (lambda: SubVP(beta_min=3.0, beta_max=2.0), "SubVP needs"),
+        (lambda: SubVP(beta_min=-1.0), r"SubVP.*beta_min=-1\.0"),
+        (lambda: SubVP(beta_min=3.0, beta_max=2.0), r"SubVP.*beta_min=3\.0.*beta_max=2\.0"),
         (lambda: VE(sigma_min=0.0), "sigma_min=0.0"),
         (lambda: VE(sigma_min=2.0, sigma_max=1.0), "sigma_max=1.0"),
         (lambda: VP(t_min=-0.1), "t_min=-0.1"),
-        (lambda: SubVP(t_min=0.5, t_max=0.5), "SubVP runs from t_min"),
+        (lambda: SubVP(t_min=0.5, t_max=0.5), r"SubVP.*t_min=0\.5.*t_max=0\.5"),
         (lambda: VE(t_min=0.7, t_max=0.2), "t_max=0.2"),
     ],
 )
@@ -314,7 +314,7 @@ def test_time_has_the_derivative_of_the_inverse(process: SDE) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Wrong(SDE):
-    """A leaf of any two functions."""
+    """A leaf with arbitrary functions of time."""
 
     mean: Callable[[Tensor], Tensor]
     spread: Callable[[Tensor], Tensor]
@@ -331,13 +331,13 @@ class Wrong(SDE):
 @pytest.mark.parametrize(
     ("mean", "spread", "message"),
     [
-        (lambda t: 0.0 * t, lambda t: t - 0.5, "log_snr is not finite at t="),
-        (lambda t: 0.0 * t, lambda t: (t - 0.7).square() + 0.1, "log_snr does not decrease at t="),
-        # The signal grows faster than the noise at last: lambda rises.
-        (lambda t: 3.0 * t, lambda t: 0.01 + t.square(), "log_snr does not decrease at t="),
+        (lambda t: 0.0 * t, lambda t: t - 0.5, r"log_snr .*finite.* t="),
+        (lambda t: 0.0 * t, lambda t: (t - 0.7).square() + 0.1, r"log_snr .*decrease.* t="),
+        # At the end the signal grows faster than the noise: lambda rises.
+        (lambda t: 3.0 * t, lambda t: 0.01 + t.square(), r"log_snr .*decrease.* t="),
     ],
 )
-def test_a_schedule_that_is_no_diffusion_is_refused(
+def test_a_schedule_that_defines_no_diffusion_is_refused(
     mean: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -349,7 +349,7 @@ def test_a_closed_form_with_negative_diffusion_is_refused() -> None:
         def g2(self, t: Tensor) -> Tensor:
             return SDE.g2(self, t) - 0.5
 
-    with pytest.raises(ValueError, match=r"g\^2 = .* is negative or not finite at t="):
+    with pytest.raises(ValueError, match=r"g\^2.* t="):
         Negative().check_schedule()
 
 

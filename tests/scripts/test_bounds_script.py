@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_scripts import files, here, refused
+from support.commands import files, here, refused
 
 import sde
 from sde.data import digits

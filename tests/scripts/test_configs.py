@@ -81,8 +81,10 @@ IMAGES = DataSet("images", Scaling.interval(4), *(Split(torch.ones(2, 3, 6, 6, d
 VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for _ in range(2)))
 
 
-@pytest.mark.parametrize("process", leaves("sde"))
-@pytest.mark.parametrize("leaf", leaves("denoiser"))
+@pytest.mark.parametrize(
+    ("leaf", "process"),
+    [*((leaf, "vp") for leaf in leaves("denoiser")), *(("noise", sde) for sde in leaves("sde") if sde != "vp")],
+)
 def test_denoiser_and_sde(leaf: str, process: str) -> None:
     """The defaults of every file are the library's own, and a fresh network answers finite readings."""
     config = composed("train", f"denoiser={leaf}", f"sde={process}", "network=mlp", "network.width=8")
@@ -179,18 +181,14 @@ def test_a_path_that_is_not_given_is_missing() -> None:
 
 @pytest.mark.parametrize("leaf", leaves("solver"))
 def test_solver(leaf: str) -> None:
-    for tree in (
-        composed("sample", f"solver={leaf}")["solver"],
-        composed("likelihood", f"solver={leaf}")["solver"],
-        composed("train", f"solver@preview.solver={leaf}")["preview"]["solver"],
-    ):
-        solver = build(tree)
-        assert isinstance(solver, sde.solvers.Solver)
-    if not isinstance(solver, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE):
-        d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
-        name = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
-        short = build(composed("sample", f"solver={leaf}", f"{name}=3")["solver"])
-        assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
+    """In the place of a sampler, short enough to be run, and in that of a training's previews."""
+    preview = build(composed("train", f"solver@preview.solver={leaf}")["preview"]["solver"])
+    assert isinstance(preview, sde.solvers.Solver)
+    adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
+    steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
+    short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("grid"))
@@ -247,7 +245,7 @@ def test_a_misspelt_name_is_an_error(group: str) -> None:
 def test_an_added_key_that_nothing_takes_is_an_error() -> None:
     """`+sde.beta_mix=1` passes Hydra, but not the constructor."""
     config = composed("train", "+sde.beta_mix=1")
-    with pytest.raises(ValueError, match="takes no argument 'beta_mix'"):
+    with pytest.raises(ValueError, match="'beta_mix'"):
         build(config["sde"])
 
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from test_scripts import CHEAP, files, here, process, refused
+from support.commands import CHEAP, files, here, process, refused
+from support.score_sde import write
 
 import sde
 from sde.storage.checkpoint import load_checkpoint
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "reference" / "score_sde"
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A foreign checkpoint and its settings."""
-    for name in ("ddpmpp_vp.pth", "ddpmpp_vp.json"):
-        if not (FOLDER / name).exists():
-            pytest.skip(f"needs ../shared/reference/score_sde/{name}, which is not there")
-        shutil.copy(FOLDER / name, tmp_path / name)
-    return tmp_path / "ddpmpp_vp.pth"
+    """A checkpoint of score_sde with its settings beside it."""
+    return write("ddpmpp_vp", tmp_path)
 
 
 def same(a: sde.Model, b: sde.Model) -> bool:
@@ -63,9 +57,9 @@ def test_what_is_there_is_replaced_only_when_asked(source: Path, tmp_path: Path)
     out = tmp_path / "net.pt"
     out.write_text("precious")
     before = files(tmp_path)
-    refused(here(tmp_path, "convert", f"source={source}", "out=net.pt"), "net.pt is there already", "overwrite=true")
-    refused(here(tmp_path, "convert", f"source={source}", "out=.", "overwrite=true"), ". is there already")
-    refused(here(tmp_path, "convert", f"source={source}", f"out={source}", "overwrite=true"), "is there already")
+    refused(here(tmp_path, "convert", f"source={source}", "out=net.pt"), "net.pt", "out=", "overwrite=true")
+    refused(here(tmp_path, "convert", f"source={source}", "out=.", "overwrite=true"), ". ", "out=")
+    refused(here(tmp_path, "convert", f"source={source}", f"out={source}", "overwrite=true"), str(source), "out=")
     assert files(tmp_path) == before
     assert here(tmp_path, "convert", f"source={source}", "out=net.pt", "overwrite=true").code == 0
     assert same(sde.load(out), sde.load(source))
@@ -82,9 +76,9 @@ def test_what_cannot_be_converted_is_told_in_a_line_and_leaves_nothing(source: P
     for keys, *words in (
         ([], "source is missing: give source=..."),
         (["source=gone.pth"], "no checkpoint at gone.pth"),
-        (["source=nothing"], "nothing is of no known kind"),
+        (["source=nothing"], "score_sde_pytorch"),
         (["source=text.pth"], "text.pth is not a checkpoint"),
-        ([f"source={source}", "settings=bad.json"], "bad.json is no JSON file"),
+        ([f"source={source}", "settings=bad.json"], "bad.json is not a JSON file"),
         ([f"source={source}", "settings=gone.json"], "gone.json"),
         ([f"source={source}", "settings={model: {}}"], "lack", "is missing"),
         ([f"source={source}", "sde=subvp", "sde.beta_min=-1"], "beta_min=-1"),

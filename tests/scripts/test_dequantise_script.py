@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_scripts import files, here, refused, told
+from support.commands import files, here, refused, told
 
 import sde
 from sde.evaluation import BatchPlan, FlowScorer, join
@@ -266,8 +266,8 @@ def test_the_weighted_bound_of_the_repeats(folder: Path) -> None:
     expected = sde.likelihood.discrete_log_prob(
         model.denoiser, data.test.values[:6], model.scaling, draws=3, weighted=True, **call
     )
-    # Batches of six and of two, in float32: 1e-6 of about a hundred nats.
-    np.testing.assert_allclose(found.nats, expected.nats.numpy(), rtol=1e-6)
+    # Batches of six and of two, in float32: sums of 64 numbers that a small network computes in some ten operations.
+    np.testing.assert_allclose(found.nats, expected.nats.numpy(), rtol=10 * 64**0.5 * torch.finfo(torch.float32).eps)
     again = here(folder, "likelihood", *JOB, *LEARNED, "repeats=2", "trace=exact", "out=a.h5")
     assert "bound of 2 draws" in again.out  # of the three there are
     estimated = here(folder, "likelihood", *JOB, "repeats=2", "out=b.h5")

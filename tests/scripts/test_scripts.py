@@ -6,19 +6,15 @@ The way that a user goes is gone in processes of their own. The refusals are tol
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import runpy
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -26,61 +22,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import CHEAP, PREVIEW, SCRIPTS, TINY, Result, files, here, process, refused, told
 
 import sde
 from sde.storage.checkpoint import load_checkpoint
 from sde.storage.files import sha256
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TINY = [
-    "network.width=8",
-    "network.multipliers=[1]",
-    "network.attention=[]",
-    "batch_size=8",
-    "device=cpu",
-    "log_every=1",
-]
-CHEAP = ["solver=heun", "solver.steps=2", "device=cpu"]
-PREVIEW = ["preview.n=4", "preview.solver.steps=2"]
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-def process(folder: Path, script: str, *arguments: str) -> Result:
-    """A script in a process of its own."""
-    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-def here(folder: Path, script: str, *arguments: str) -> Result:
-    """A script run as `__main__` in this process, with its own arguments, directory and streams."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    argv, path, cwd, rng = sys.argv, list(sys.path), os.getcwd(), torch.get_rng_state()
-    sys.argv, sys.path[:0] = [f"{script}.py", *arguments], [str(SCRIPTS)]
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            warnings.simplefilter("default")
-            warnings.showwarning = lambda message, kind, *_: print(f"{kind.__name__}: {message}", file=err)
-            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
-    except SystemExit as stop:
-        # As the interpreter does at the end: a text goes to the error stream and means 1.
-        if isinstance(stop.code, str):
-            err.write(stop.code + "\n")
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        sys.argv, sys.path[:] = argv, path
-        os.chdir(cwd)
-        torch.set_rng_state(rng)
-        sys.modules.pop("command", None)
-    return Result(code, out.getvalue(), err.getvalue())
+SCORE = [*CHEAP, "budget=0"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,11 +37,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """The content of everything below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +85,7 @@ def test_train(trained: tuple[Path, Result]) -> None:
 
 def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     """Sampling writes a picture and values; scoring an HDF5 file that a larger n continues row for row."""
-    sampled = process(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
+    sampled = here(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
     assert (sampled.code, sampled.err) == (0, "")
     png = run / "samples" / "step_00000004-Heun-seed3.png"
     assert (
@@ -161,10 +104,11 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     )
     assert some.code == 0, some.err
     with np.load(run.parent / "s.npz") as archive:
-        assert (archive["x"] == whole[3:]).all()
+        # Of another size of batch: rounding decides which of two neighbouring levels a value on their border gets.
+        assert np.abs(archive["x"].astype(int) - whole[3:]).max() <= 1
         assert archive["index"].tolist() == [3, 4]
 
-    score = ["ckpt=run", *CHEAP, "batch_size=4"]
+    score = ["ckpt=run", *SCORE, "batch_size=4"]
     scored = process(run.parent, "likelihood", *score, "n=3", "repeats=2")
     assert (scored.code, scored.err) == (0, "")
     h5 = run / "likelihood" / "test.h5"
@@ -176,7 +120,11 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     assert more.code == 0, more.err
     fresh = here(run.parent, "likelihood", *score, "n=6", "repeats=2", "out=fresh.h5")
     assert fresh.code == 0, fresh.err
-    assert more.out.splitlines()[-1].rpartition("; ")[0] == fresh.out.splitlines()[-1].rpartition("; ")[0]
+    said, again = (result.out.splitlines()[-1].rpartition("; ")[0] for result in (more, fresh))
+    number = r"-?\d+\.\d+"
+    assert re.sub(number, "", said) == re.sub(number, "", again)
+    numbers = [[float(n) for n in re.findall(number, text)] for text in (said, again)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=1e-3)
     with h5py.File(h5) as resumed, h5py.File(run.parent / "fresh.h5") as undisturbed:
         names = ["index", "repeat", "bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error", "nfe"]
         assert sorted(resumed) == sorted(names)
@@ -253,34 +201,13 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     small = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
     result = here(tmp_path, "train", *small, *PREVIEW, "steps=2", "log_every=1", "batch_size=8", "run_dir=run")
     assert result.code == 0, result.err
-    scored = here(tmp_path, "likelihood", "ckpt=run", *CHEAP, "trace=exact", "out=a.h5")
+    scored = here(tmp_path, "likelihood", "ckpt=run", *SCORE, "trace=exact", "out=a.h5")
     assert scored.code == 0, scored.err
     assert "moons test: " in scored.out
     assert "over 9 samples" in scored.out
 
 
 # Refusals
-
-
-def refused(result: Result, *words: str) -> None:
-    """One line that begins with `error:` and says these words; no traceback."""
-    assert result.code != 0
-    lines = result.err.strip().splitlines()
-    assert "Traceback" not in result.err, result.err[-2000:]
-    assert len(lines) == 1, result.err
-    assert lines[0].startswith("error: "), result.err
-    for word in words:
-        assert word in lines[0]
-    assert result.out == ""
-
-
-def told(result: Result, *words: str) -> None:
-    """Hydra's own refusals, which come before the script begins: some lines, and no traceback."""
-    assert result.code != 0
-    assert "Traceback" not in result.err, result.err[-2000:]
-    for word in words:
-        assert word in result.err
-    assert result.out == ""
 
 
 def test_misspelt_keys_and_names(tmp_path: Path) -> None:
@@ -344,7 +271,7 @@ def test_a_device_that_is_not_there(run: Path) -> None:
         "likelihood": ["ckpt=run"],
     }.items():
         result = here(run.parent, script, *arguments, "device=cuda")
-        refused(result, "device='cuda' was asked for, but this machine has 0 CUDA devices")
+        refused(result, "device='cuda'", "0 CUDA devices")
     assert files(run.parent) == before
 
 
@@ -355,11 +282,10 @@ def test_bad_checkpoints(run: Path) -> None:
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
     (run.parent / "nothing").mkdir()
-    sound = "the newest sound one beside it is"
     for content, words in (
-        (b"", ["is empty", sound, "step_00000002.pt"]),
-        (whole[:-100], ["is truncated or altered", sound, "step_00000002.pt"]),
-        (bytes(flipped), ["is truncated or altered", sound, "step_00000002.pt"]),
+        (b"", ["empty", "step_00000002.pt"]),
+        (whole[:-100], ["SHA-256", "step_00000002.pt"]),
+        (bytes(flipped), ["SHA-256", "step_00000002.pt"]),
     ):
         good.write_bytes(content)
         before = files(run.parent)
@@ -371,23 +297,23 @@ def test_bad_checkpoints(run: Path) -> None:
     good.write_bytes(whole)
     before = files(run.parent)
     for script in ("sample", "likelihood"):
-        refused(here(run.parent, script, "ckpt=gone.pt", *CHEAP), "no checkpoint at gone.pt")
-        refused(here(run.parent, script, "ckpt=nothing", *CHEAP), "nothing is a directory without checkpoints/last.pt")
-        refused(here(run.parent, script, *CHEAP), "ckpt is missing")
+        refused(here(run.parent, script, "ckpt=gone.pt", *CHEAP), "gone.pt")
+        refused(here(run.parent, script, "ckpt=nothing", *CHEAP), "nothing", "checkpoints/last.pt")
+        refused(here(run.parent, script, *CHEAP), "ckpt=")
     assert files(run.parent) == before
 
 
 def test_a_file_that_is_no_checkpoint(run: Path) -> None:
     for script in ("sample", "likelihood"):
-        refused(here(run.parent, script, "ckpt=run/config.yaml", *CHEAP), "config.yaml is not a checkpoint")
+        refused(here(run.parent, script, "ckpt=run/config.yaml", *CHEAP), "config.yaml", "checkpoint")
 
 
 def test_bad_requests_of_samples_and_scores(run: Path) -> None:
     """Nothing is left behind by a request that cannot be met, a result file with no rows included."""
     before = files(run.parent)
     refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "n=0"), "n=0")
-    refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "ema=fast"), "no EMA 'fast'", "default")
-    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "split=dev"), "no split 'dev'", "train, test")
+    refused(here(run.parent, "sample", "ckpt=run", *CHEAP, "ema=fast"), "'fast'", "default")
+    refused(here(run.parent, "likelihood", "ckpt=run", *SCORE, "split=dev"), "'dev'", "train, test")
     assert files(run.parent) == before
 
 
@@ -406,17 +332,17 @@ def test_a_score_that_cannot_be_had_does_not_stand_in_the_way_of_one_that_can(
 ) -> None:
     cheap = [a for a in CHEAP if not (a.startswith("solver") and "solver=ancestral" in arguments)]
     refused(here(run.parent, "likelihood", "ckpt=run", *cheap, *arguments), word)
-    good = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=1")
+    good = here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=1")
     assert good.code == 0, good.err
 
 
 def test_the_scores_of_another_job_are_not_written_over(run: Path) -> None:
-    first = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2")
+    first = here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=2")
     assert first.code == 0, first.err
     before = files(run.parent)
-    other = here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "seed=1")
-    refused(other, "test.h5 holds the results of another job", "seed")
-    refused(here(run.parent, "likelihood", "ckpt=run", *CHEAP, "n=2", "out=run/config.yaml"), "config.yaml")
+    other = here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=2", "seed=1")
+    refused(other, "test.h5", "seed")
+    refused(here(run.parent, "likelihood", "ckpt=run", *SCORE, "n=2", "out=run/config.yaml"), "config.yaml")
     assert files(run.parent) == before
 
 
@@ -441,13 +367,13 @@ def test_bad_data(tmp_path: Path) -> None:
     tiny = [*TINY, "run_dir=run"]
     for arguments, words in (
         (["data=arrays", "data.path=nan.npy", "data.test=null", "network=mlp"], ["nan", "[", "3]"]),
-        (["data=arrays", "data.path=levels.npz", "data.levels=16"], ["array 'x_test'[0, 0, 2, 4] is 16", "levels=16"]),
-        (["data=arrays", "data.path=names.npz"], ["no array 'x_train'", "'images'"]),
-        (["data=arrays", "data.path=cut.npz"], ["cut.npz cannot be read"]),
+        (["data=arrays", "data.path=levels.npz", "data.levels=16"], ["'x_test'[0, 0, 2, 4]", "16", "levels=16"]),
+        (["data=arrays", "data.path=names.npz"], ["'x_train'", "'images'"]),
+        (["data=arrays", "data.path=cut.npz"], ["cut.npz"]),
         (["data=arrays", "data.path=gone.npz"], ["gone.npz"]),
         (["data=arrays"], ["data.path"]),
         (["data=images", "data.path=pictures", "data.size=8"], ["pictures/1.png"]),
-        (["data=images", "data.path=none"], ["none holds no image"]),
+        (["data=images", "data.path=none"], ["none", ".png"]),
         (["data=images", "data.path=gone"], ["gone"]),
     ):
         rest = [a for a in tiny if not (a.startswith("network.") and "network=mlp" in arguments)]
@@ -455,7 +381,7 @@ def test_bad_data(tmp_path: Path) -> None:
     assert files(tmp_path) == before
     # The first value that is not finite is named by its place.
     result = here(tmp_path, "train", "data=arrays", "data.path=nan.npy", "data.test=null", "network=mlp", "run_dir=run")
-    refused(result, "[17, 3] is nan")
+    refused(result, "[17, 3]", "nan")
 
 
 def test_a_shape_that_does_not_fit_the_network(tmp_path: Path) -> None:
@@ -470,12 +396,12 @@ def test_a_directory_of_another_run_or_of_something_else(run: Path) -> None:
     before = files(run.parent)
     refused(
         here(run.parent, "train", *SAME, "steps=4", "run_dir=run", "seed=7"),
-        "run belongs to another config: seed was 0",
+        "seed",
+        "0",
+        "7",
     )
-    refused(
-        here(run.parent, "train", *SAME, "run_dir=run", "sde=ve"), "run belongs to another config: sde._target_ was"
-    )
-    refused(here(run.parent, "train", *SAME, "run_dir=notes"), "notes is not empty and holds no config.yaml")
+    refused(here(run.parent, "train", *SAME, "run_dir=run", "sde=ve"), "sde._target_", "sde.VP", "sde.VE")
+    refused(here(run.parent, "train", *SAME, "run_dir=notes"), "notes", "config.yaml")
     assert files(run.parent) == before
 
 
@@ -492,8 +418,8 @@ def test_a_loss_that_is_not_finite(run: Path) -> None:
     arguments = [*SAME, "optimizer.lr=1e30", "warmup=0", "save_every=1", "preview.n=0", "run_dir=wild", "steps=9"]
     result = here(run.parent, "train", *arguments)
     assert result.code != 0
-    refused(result, "training stopped at step ", "the loss is ")
-    step = int(result.err.partition("at step ")[2].partition(":")[0])
+    refused(result, "step ", "loss")
+    step = int(result.err.partition("step ")[2].partition(":")[0])
     assert load_checkpoint(run.parent / "wild")["step"] == step - 1
 
 

@@ -15,7 +15,7 @@ from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
 from sde.noise import Noise
-from sde.processes import SDE, VE, VP
+from sde.processes import SDE, VE, VP, SubVP
 from sde.sampling import sample
 from sde.solvers import BOGACKI_SHAMPINE, DORMAND_PRINCE, RungeKutta, ScipyODE, Solver, Tableau
 from sde.trace import ExactTrace
@@ -67,12 +67,12 @@ class Clock(Dynamics):
 
 @TABLEAUS
 def test_error_falls_with_the_tolerance(mixture: Mixture, tableau: Tableau) -> None:
-    """Error per unit tolerance stays within bounds over three decades, in x and in the log-density."""
-    x = begin(mixture, VP(), VP().t_min, 8)
+    """Error per unit tolerance stays within bounds over two decades, in x and in the log-density."""
+    x = begin(mixture, VP(), VP().t_min, 4)
     dynamics, state = carried(Reverse(mixture.denoiser(VP()), 0.0), x)
     with torch.no_grad():
         truth = ScipyODE("DOP853", rtol=1e-12, atol=1e-12)(dynamics, state, None, VP().t_min, VP().t_max)
-        tolerances = [1e-3, 1e-4, 1e-6]
+        tolerances = [1e-3, 1e-5]
         errors = []
         for tolerance in tolerances:
             got = RungeKutta(tableau, rtol=tolerance, atol=tolerance)(dynamics, state, None, VP().t_min, VP().t_max)
@@ -96,7 +96,9 @@ def test_polynomials_up_to_the_order_are_exact(tableau: Tableau) -> None:
     assert float((y + 1.0 / (tableau.order + 2)).abs().max()) > 1e-8
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize(
+    ("process", "direction"), [(VP(), "down"), (VE(), "up"), (SubVP(), "down")], ids=["VP-down", "VE-up", "SubVP-down"]
+)
 def test_runge_kutta_and_scipy_agree(process: SDE, mixture: Mixture, direction: str) -> None:
     start, stop = process.t_max, process.t_min
     if direction == "up":
@@ -162,14 +164,14 @@ def test_a_sample_is_the_same_alone_and_among_64(solver: Solver) -> None:
 @PER_SAMPLE
 def test_a_sample_does_not_depend_on_its_batch(mixture: Mixture, solver: Solver) -> None:
     """On a mixture, with the log-density: below the tolerance of 1e-5, by the rounding of matrix products."""
-    x = begin(mixture, VP(), VP().t_min, 40)
+    x = begin(mixture, VP(), VP().t_min, 20)
 
     def run(rows: slice) -> State:
         dynamics, state = carried(Reverse(mixture.denoiser(VP()), 0.0), x[rows])
         with torch.no_grad():
             return solver(dynamics, state, None, VP().t_min, VP().t_max)
 
-    whole = run(slice(0, 40 if isinstance(solver, RungeKutta) else 8))
+    whole = run(slice(0, 20 if isinstance(solver, RungeKutta) else 8))
     for rows in (slice(0, 7), slice(5, 6)):
         for part, entry in zip(run(rows), whole):
             torch.testing.assert_close(part, entry[rows], rtol=1e-6, atol=1e-6)
@@ -259,12 +261,10 @@ class Broken(Denoiser):
 def test_a_drift_that_is_not_finite_ends_with_sample_and_time(value: float) -> None:
     d = Broken(value, row=2, below=0.5)
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pytest.raises(
-        FloatingPointError, match=r"sample 2 is stuck at t=0\.5.*not finite.*check the denoiser"
-    ) as error:
+    with pytest.raises(FloatingPointError, match=r"sample 2 .*t=0\.5.*not finite") as error:
         sample(d, x_T=x, solver=RungeKutta(), condition={"row": torch.arange(4)})
     assert "Dormand-Prince" in str(error.value)
-    with pytest.raises(FloatingPointError, match=r"not finite at t=0\.[45].*check the denoiser"):
+    with pytest.raises(FloatingPointError, match=r"not finite.*t=0\.[45]"):
         sample(d, x_T=x, solver=ScipyODE(), condition={"row": torch.arange(4)})
 
 
@@ -275,7 +275,7 @@ def test_a_drift_that_is_never_finite_ends_at_once(value: float) -> None:
     nfe = torch.zeros(3, dtype=torch.int64)
     condition = {"row": torch.arange(3)}
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pytest.raises(FloatingPointError, match=r"sample 1 is stuck at t=1.*not finite"):
+    with pytest.raises(FloatingPointError, match=r"sample 1 .*t=1.*not finite"):
         RungeKutta(max_steps=400)(Reverse(Conditioned(d, condition, nfe), 0.0), (x,))
     assert int(nfe.max()) < 300
 
@@ -283,9 +283,9 @@ def test_a_drift_that_is_never_finite_ends_at_once(value: float) -> None:
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
-        (RungeKutta(max_steps=5), r"sample \d is still near t=.* after max_steps=5 steps; raise max_steps, or rtol"),
-        (ScipyODE(max_steps=5), "RK45 is still at t=.* after max_steps=5 steps; raise max_steps, or rtol"),
-        (ScipyODE(max_steps=5, per_sample=True), "still at t=.* after max_steps=5 steps"),
+        (RungeKutta(max_steps=5), r"sample \d .*t=.*max_steps=5 "),
+        (ScipyODE(max_steps=5), "RK45 .*t=.*max_steps=5 "),
+        (ScipyODE(max_steps=5, per_sample=True), "RK45 .*t=.*sample 0.*max_steps=5 "),
     ],
 )
 def test_the_budget_ends_with_an_error(mixture: Mixture, solver: Solver, message: str) -> None:
@@ -306,5 +306,5 @@ def test_the_budget_may_be_spent_to_the_last_step(mixture: Mixture, make: Callab
 def test_gradients_do_not_pass_through_scipy(gaussian: Gaussian) -> None:
     x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
     d = gaussian.denoiser(VP())
-    with pytest.raises(ValueError, match=r"gradients do not pass through SciPy; use sde.solvers.RungeKutta"):
+    with pytest.raises(ValueError, match=r"ScipyODE.*gradients.*RungeKutta"):
         log_prob(d, x, solver=ScipyODE(), differentiable=True)

@@ -43,6 +43,7 @@ class Rational(Denoiser):
 # ---- where it goes
 
 
+@pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
 def test_it_converges_along_the_path(process: SDE, gaussian: Gaussian) -> None:
     """To what a fixed-step method of higher order finds on the same path; the error falls with the tolerance."""
     d = gaussian.denoiser(process)
@@ -127,11 +128,11 @@ def test_it_is_the_paper_s_algorithm(process: SDE) -> None:
 
 @pytest.mark.parametrize("first_step", [0.01, 1.0])
 def test_rejections_do_not_bias(gaussian: Gaussian, first_step: float) -> None:
-    """Means and variances of 2000 samples at a family-wise error of 1e-3; a first step of everything is rejected.
+    """Means and variances of 1000 samples at a family-wise error of 1e-3; a first step of everything is rejected.
 
     What the tolerance adds is below 0.02.
     """
-    n, process = 2000, VP()
+    n, process = 1000, VP()
     solver = AdaptiveSDE(0.05, 0.05, first_step=first_step)
     x = gaussian.at(process, 1.0).sample(n, generator=torch.Generator().manual_seed(0))
     x = sample(gaussian.denoiser(process), x_T=x, solver=solver, noise=BrownianPath(1, 12)).x
@@ -177,7 +178,7 @@ class Fresh(StepNoise):
 
 def test_why_a_path_is_needed() -> None:
     """With fresh noise for every attempt large increments are thrown away: the variance comes out far too small."""
-    n, dynamics = 4000, Noisy(VP())
+    n, dynamics = 2000, Noisy(VP())
     x = (torch.zeros(n, 1, dtype=torch.float64),)
     solver = AdaptiveSDE(1e-9, 0.3, first_step=1.0)
     truth = (math.exp(6.0) - 1.0) / 6.0
@@ -199,17 +200,16 @@ def test_the_flow_needs_no_noise(gaussian: Gaussian) -> None:
 # ---- one sample, one batch
 
 
-@pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
-def test_a_sample_does_not_depend_on_its_batch(process: SDE) -> None:
-    d = Rational(process)
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    d = Rational(VE())
 
     def run(first: int, n: int) -> tuple[Tensor, Tensor]:
         r = sample(d, (n, 3), solver=AdaptiveSDE(0.1, 0.1), first=first, dtype=torch.float64)
         return r.x, r.nfe
 
-    x, nfe = run(0, 64)
+    x, nfe = run(0, 16)
     assert len(set(nfe.tolist())) > 1
-    for first, n in [(0, 7), (57, 7), (0, 1), (31, 1), (63, 1)]:
+    for first, n in [(0, 7), (15, 1)]:
         part, calls = run(first, n)
         torch.testing.assert_close(part, x[first : first + n], rtol=1e-10, atol=1e-10)
         assert torch.equal(calls, nfe[first : first + n])
@@ -217,9 +217,11 @@ def test_a_sample_does_not_depend_on_its_batch(process: SDE) -> None:
 
 def test_keyed_noise_serves_as_the_path_of_its_seed() -> None:
     d, solver = Rational(VP()), AdaptiveSDE(0.1, 0.1)
-    keyed, path = (sample(d, (4, 2), solver=solver, seed=3, noise=noise).x for noise in (None, BrownianPath(3)))
+    keyed, path, other = (
+        sample(d, (2, 2), solver=solver, seed=3, noise=noise).x for noise in (None, BrownianPath(3), BrownianPath(4))
+    )
     assert torch.equal(keyed, path)
-    assert not torch.equal(keyed, sample(d, (4, 2), solver=solver, seed=3, noise=BrownianPath(4)).x)
+    assert not torch.equal(keyed, other)
 
 
 class Counted(Denoiser):
@@ -276,7 +278,7 @@ class Broken(Denoiser):
 @pytest.mark.parametrize(("below", "where"), [(0.5, r"t=0\.5"), (2.0, r"t=1: the drift is not finite there")])
 def test_a_failure_names_sample_and_time(gaussian: Gaussian, value: float, below: float, where: str) -> None:
     d = Broken(gaussian, value, row=2, below=below)
-    with pytest.raises(FloatingPointError, match=f"AdaptiveSDE: sample 2 is stuck at {where}.*check the denoiser"):
+    with pytest.raises(FloatingPointError, match=f"AdaptiveSDE.*sample 2 .*{where}"):
         sample(d, (4, 2), solver=AdaptiveSDE(0.1, 0.1), condition={"row": torch.arange(4)}, dtype=torch.float64)
 
 
@@ -299,7 +301,7 @@ def test_the_budget_may_be_spent_to_the_last_step(mixture: Mixture) -> None:
     noise = PATH.batch(torch.arange(6), (2,), torch.float64)
     n = sum(1 for _ in AdaptiveSDE(0.2, 0.2).trajectory(dynamics, x, noise)) - 1
     assert bool(AdaptiveSDE(0.2, 0.2, max_steps=n)(dynamics, x, noise)[0].isfinite().all())
-    with pytest.raises(FloatingPointError, match=rf"sample \d is still near t=.* max_steps={n - 1} steps; raise"):
+    with pytest.raises(FloatingPointError, match=rf"sample \d .*t=.*max_steps={n - 1} "):
         AdaptiveSDE(0.2, 0.2, max_steps=n - 1)(dynamics, x, noise)
     (marked,) = AdaptiveSDE(0.2, 0.2, max_steps=n - 1, on_failure="mark")(dynamics, x, noise)
     assert bool(marked.isnan().any())
@@ -309,12 +311,12 @@ def test_the_budget_may_be_spent_to_the_last_step(mixture: Mixture) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rtol": 0.0}, "rtol > 0"),
-        ({"atol": math.nan}, "atol > 0"),
-        ({"max_steps": 0}, "max_steps >= 1"),
-        ({"first_step": 0.0}, r"first_step in \(0, 1\]"),
-        ({"first_step": 1.5}, r"first_step in \(0, 1\]"),
-        ({"on_failure": "ignore"}, "on_failure is .*raise.*mark.*, got 'ignore'"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"atol": math.nan}, "atol=nan"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"first_step": 0.0}, "first_step=0.0"),
+        ({"first_step": 1.5}, "first_step=1.5"),
+        ({"on_failure": "ignore"}, "on_failure.*'ignore'"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:

@@ -174,32 +174,32 @@ class Untouched(Denoiser):
 
 def test_what_does_not_go_with_churn_is_refused() -> None:
     solver, d = Heun(5, churn=1.0), Untouched()
-    with pytest.raises(ValueError, match=r"noise runs from large times to small ones"):
+    with pytest.raises(ValueError, match=r"Heun.*noise.*start=.*stop="):
         encode(d, torch.zeros(2, 2), solver=solver)
-    with pytest.raises(ValueError, match=r"noise runs from large times|moves x alone"):
+    with pytest.raises(ValueError, match=r"Heun.*log-density"):
         log_prob(d, torch.zeros(2, 2), solver=solver)
-    with pytest.raises(ValueError, match="ordinary differential equations"):
+    with pytest.raises(ValueError, match=r"Heun.*noise.*eta=0"):
         sample(d, (2, 2), solver=solver, eta=1.0)
-    with pytest.raises(ValueError, match="needs noise=, got None"):
+    with pytest.raises(ValueError, match=r"Heun.*noise=.*None"):
         solver(Reverse(d, 0.0), (torch.zeros(2, 2),))
-    with pytest.raises(ValueError, match="corrects nothing itself, got Heun"):
+    with pytest.raises(ValueError, match=r"PredictorCorrector.*Heun"):
         PredictorCorrector(solver, Langevin(0.1))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"churn": -1.0}, "churn >= 0, got churn=-1.0"),
-        ({"churn": math.nan}, "churn >= 0"),
-        ({"churn": math.inf}, "churn >= 0"),
-        ({"churn_min": 2.0, "churn_max": 1.0}, "0 <= churn_min <= churn_max, got churn_min=2.0, churn_max=1.0"),
-        ({"churn_min": -1.0}, "0 <= churn_min"),
-        ({"churn_noise": -1.0}, "churn_noise >= 0"),
-        ({"churn_noise": math.nan}, "churn_noise >= 0"),
+        ({"churn": -1.0}, "churn=-1.0"),
+        ({"churn": math.nan}, "churn=nan"),
+        ({"churn": math.inf}, "churn=inf"),
+        ({"churn_min": 2.0, "churn_max": 1.0}, "churn_min=2.0, churn_max=1.0"),
+        ({"churn_min": -1.0}, "churn_min=-1.0"),
+        ({"churn_noise": -1.0}, "churn_noise=-1.0"),
+        ({"churn_noise": math.nan}, "churn_noise=nan"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=f"Heun needs {message}"):
+    with pytest.raises(ValueError, match=f"Heun.*{message}"):
         Heun(5, **settings)
 
 

@@ -44,7 +44,7 @@ def gaussian_flow(process: SDE, x: Tensor, start: float, stop: float) -> tuple[T
 
 
 @EACH
-@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize(("process", "direction"), [(VP(), "up"), (VE(), "down")], ids=["VP-up", "VE-down"])
 def test_order_on_a_gaussian(process: SDE, method: type[GridSteps], order: int, direction: str) -> None:
     """In x and in the log-density, sampling and encoding."""
     target = Gaussian(MEAN, COV)
@@ -65,18 +65,19 @@ def test_order_on_a_gaussian(process: SDE, method: type[GridSteps], order: int, 
         assert abs(math.log2(coarse / fine) - order) < 0.2, (errors(60), errors(120))
 
 
-@EACH
-@pytest.mark.parametrize("process", [VP(), SubVP(), VE()], ids=repr)
-def test_order_on_a_mixture(process: SDE, mixture: Mixture, method: type[GridSteps], order: int) -> None:
+def test_orders_on_a_mixture(mixture: Mixture) -> None:
+    process = SubVP()
     x = mixture.at(process, process.t_min).sample(6, generator=torch.Generator().manual_seed(3))
     start, stop = process.time(torch.tensor([4.0, -4.0], dtype=torch.float64)).tolist()
     dynamics, state = carried(Reverse(mixture.denoiser(process), 0.0), x)
     with torch.no_grad():
-        truth = ScipyODE("DOP853", rtol=1e-12, atol=1e-12)(dynamics, state, None, start, stop)
-        runs = [method(n, LogSNR())(dynamics, state, None, start, stop) for n in (160, 320)]
-    for entry, exact in enumerate(truth):
-        coarse, fine = (float((run[entry] - exact).norm()) for run in runs)
-        assert abs(math.log2(coarse / fine) - order) < 0.25, (coarse, fine)
+        truth = ScipyODE("DOP853", rtol=1e-11, atol=1e-11)(dynamics, state, None, start, stop)
+    for method, order in METHODS:
+        with torch.no_grad():
+            runs = [method(n, LogSNR())(dynamics, state, None, start, stop) for n in (160, 320)]
+        for entry, exact in enumerate(truth):
+            coarse, fine = (float((run[entry] - exact).norm()) for run in runs)
+            assert abs(math.log2(coarse / fine) - order) < 0.25, (method, coarse, fine)
 
 
 class Curved(Denoiser):
@@ -179,9 +180,10 @@ def test_calls_are_counted(mixture: Mixture, method: type[GridSteps], per_step: 
 
 
 @EACH
-def test_a_latent_comes_back(mixture: Mixture, process: SDE, method: type[GridSteps], order: int) -> None:
+def test_a_latent_comes_back(mixture: Mixture, method: type[GridSteps], order: int) -> None:
+    process = VP()
     x = mixture.at(process, process.t_min).sample(4, generator=torch.Generator().manual_seed(3))
-    d, solver = mixture.denoiser(process), method(400, LogSNR())
+    d, solver = mixture.denoiser(process), method(200, LogSNR())
     back = sample(d, x_T=encode(d, x, solver=solver), solver=solver).x
     torch.testing.assert_close(back, x, rtol=0.0, atol=1e-2)
 
@@ -190,9 +192,9 @@ def test_a_latent_comes_back(mixture: Mixture, process: SDE, method: type[GridSt
 def test_ends_without_noise_are_refused_before_the_first_call(method: type[GridSteps]) -> None:
     nfe = torch.zeros(2, dtype=torch.int64)
     flow = Reverse(Conditioned(Curved(VP(t_min=0.0)), None, nfe), 0.0)
-    with pytest.raises(ValueError, match=r"steps in log-SNR cannot begin or end at t=0, .*no noise.*such as Midpoint"):
+    with pytest.raises(ValueError, match=r"log-SNR.*t=0, .*Midpoint"):
         method(4).bind(flow)
-    with pytest.raises(ValueError, match=f"{method.__name__} needs a dynamics with the parts of Semilinear, got Clock"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*Semilinear.*Clock"):
         method(4).bind(Clock(1))
     assert nfe.tolist() == [0, 0]
     (y,) = Midpoint(4)(flow, (torch.ones(2, 2, dtype=torch.float64),), None, 1.0, 0.1)
@@ -201,7 +203,7 @@ def test_ends_without_noise_are_refused_before_the_first_call(method: type[GridS
 
 @EACH
 def test_noise_is_refused(method: type[GridSteps], order: int) -> None:
-    with pytest.raises(ValueError, match=f"{method.__name__} cannot serve this dynamics: .*ordinary differential"):
+    with pytest.raises(ValueError, match=f"{method.__name__}.*noise.*eta=0"):
         method(4).bind(Reverse(Curved(VP()), 1.0))
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from sde.dynamics import Reverse
 from sde.exact import Gaussian, Mixture
 from sde.noise import Noise, StepNoise, Stream
-from sde.processes import SDE, VE, VP, DiscreteChain
+from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 from sde.solvers import (
     Ancestral,
     Corrector,
@@ -240,6 +240,7 @@ def check_fixed_step(process: SDE, mixture: Mixture, name: str, corrector: str, 
     assert bool(((found[1] - goal).abs() < bound).all()), (found[1] - goal, bound)
 
 
+@pytest.mark.parametrize("process", [VP(), VE()], ids=["VP", "VE"])
 @pytest.mark.parametrize(("name", "corrector"), QUICK)
 def test_fixed_step_samplers_reach_a_mixture(process: SDE, mixture: Mixture, name: str, corrector: str) -> None:
     check_fixed_step(process, mixture, name, corrector, n=1000, steps=60, cap=0.5)
@@ -253,6 +254,7 @@ def test_every_predictor_with_every_corrector_reaches_a_mixture(
     check_fixed_step(process, mixture, name, corrector, n=3000, steps=120, cap=0.3)
 
 
+@pytest.mark.parametrize("process", [SubVP(), VE()], ids=["SubVP", "VE"])
 @pytest.mark.parametrize("solver", [RungeKutta(), ScipyODE(), ScipyODE("LSODA")], ids=["RungeKutta", "RK45", "LSODA"])
 def test_adaptive_solvers_reach_a_mixture(process: SDE, mixture: Mixture, solver: Solver) -> None:
     """Their bias is their tolerance, 1e-5 a step, which is no more than 1e-3 over all steps."""
@@ -268,13 +270,13 @@ def test_adaptive_solvers_reach_a_mixture(process: SDE, mixture: Mixture, solver
 
 def test_the_truth_is_the_truth(process: SDE, mixture: Mixture) -> None:
     """The closed-form moments and their errors, against plain draws of the marginal."""
-    n = 400_000
+    n = 100_000
     x = mixture.at(process, process.t_min).sample(n, generator=torch.Generator().manual_seed(2))
     goal, spread = truth(mixture, process, process.t_min)
     assert bool(((moments(x) - goal).abs() < 4.0 * spread / math.sqrt(n)).all())
     u = x - x.mean(0)
     one = torch.stack([u[:, 0], u[:, 1], u[:, 0] ** 2, u[:, 0] * u[:, 1], u[:, 1] ** 2], 1)
-    torch.testing.assert_close(one.std(0), spread, rtol=0.01, atol=0.0)
+    torch.testing.assert_close(one.std(0), spread, rtol=0.02, atol=0.0)
 
 
 # ---- single steps in closed form

@@ -39,7 +39,6 @@ from sde.solvers import (
     RungeKuttaStart,
     Solver,
     UniPC,
-    Variable,
 )
 from sde.solvers.coordinates import Coordinates, DataCoordinates, DriftCoordinates, NoiseCoordinates, Table
 from sde.trace import ExactTrace
@@ -55,7 +54,7 @@ def at(t: float) -> Tensor:
 # ---- the coefficients
 
 
-CLOCKS: dict[str, tuple[Coordinates, Callable[[float, float], float]]] = {
+DERIVATIVES: dict[str, tuple[Coordinates, Callable[[float, float], float]]] = {
     "drift": (DriftCoordinates(), lambda parameter, eta: 1.0),
     "noise": (NoiseCoordinates(), lambda parameter, eta: -(1.0 + eta**2) * math.exp(-parameter)),
     "data": (DataCoordinates(), lambda parameter, eta: (1.0 + eta**2) * math.exp((1.0 + eta**2) * parameter)),
@@ -68,15 +67,18 @@ CLOCKS: dict[str, tuple[Coordinates, Callable[[float, float], float]]] = {
     ("name", "eta"), [("drift", 0.0), ("noise", 0.0), ("noise", 0.7), ("data", 0.0), ("data", 1.0)]
 )
 @pytest.mark.parametrize("process", [VP(), VE()], ids=repr)
-def test_weights_integrate_polynomials(process: SDE, name: str, eta: float, variable: Variable, ahead: bool) -> None:
-    """A polynomial in the variable, of a degree below the number of values, is integrated against the clock exactly."""
-    coordinates, pace = CLOCKS[name]
-    table = Table(coordinates, variable, process, IRREGULAR, eta)
+def test_weights_integrate_polynomials(
+    process: SDE, name: str, eta: float, variable: LogNoise | Arcsinh, ahead: bool
+) -> None:
+    """A polynomial in the variable, of a degree below the number of values, is integrated exactly."""
+    coordinates, derivative = DERIVATIVES[name]
+    of = (lambda t: t) if name == "drift" else variable.of
+    table = Table(coordinates, of, process, IRREGULAR, eta)
     parameter = table.parameter
     scale = coordinates.log_scale(process, IRREGULAR, eta).exp()
 
     def w(p: float) -> float:
-        return float(coordinates.variable(variable, at(p)))
+        return float(of(at(p)))
 
     for k, row in enumerate(table.weights(3, ahead=ahead)):
         newest = k + 1 if ahead else k
@@ -84,14 +86,14 @@ def test_weights_integrate_polynomials(process: SDE, name: str, eta: float, vari
         for degree in range(len(row)):
             total = sum(weight * w(float(parameter[newest - j])) ** degree for j, weight in enumerate(row))
             a, b = float(parameter[k]), float(parameter[k + 1])
-            integral = quad(lambda p, m=degree: w(p) ** m * pace(p, eta), a, b, epsabs=0.0, epsrel=1e-12)[0]
+            integral = quad(lambda p, m=degree: w(p) ** m * derivative(p, eta), a, b, epsabs=0.0, epsrel=1e-12)[0]
             assert total == pytest.approx(float(scale[k + 1]) * integral, rel=1e-9, abs=1e-12)
 
 
 def test_adams_coefficients_on_an_even_grid_are_the_classical_ones() -> None:
     """Hairer, Nørsett and Wanner 1993, section III.1, (1.5)."""
     times = torch.linspace(1.0, 0.2, 9, dtype=torch.float64)
-    table = Table(DriftCoordinates(), LogNoise(), VP(), times)
+    table = Table(DriftCoordinates(), lambda t: t, VP(), times)
     classical = {
         1: [1.0],
         2: [3 / 2, -1 / 2],
@@ -109,12 +111,12 @@ def test_adams_coefficients_on_an_even_grid_are_the_classical_ones() -> None:
 @pytest.mark.parametrize("coordinates", [NoiseCoordinates(), DataCoordinates()], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_coordinates_have_no_linear_part(process: SDE, coordinates: Coordinates, eta: float) -> None:
-    """d log s / dt is what the drift multiplies x by once the score is a reading; the pace of the clock is the rest."""
+    """d log s / dt is the coefficient of x in the drift once the score is a prediction; dc / dt is the rest."""
     t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     ones = torch.ones_like(t)
     slope = torch.func.jvp(lambda u: coordinates.log_scale(process, u, eta), (t,), (ones,))[1]
     parameter, moving = torch.func.jvp(lambda u: coordinates.parameter(process, u), (t,), (ones,))
-    clock = coordinates.pace(parameter, eta) * moving
+    integral = coordinates.derivative(parameter, eta) * moving
     c = 0.5 * (1.0 + eta**2) * process.g2(t)
     alpha, sigma = process.alpha(t), process.sigma(t)
     if isinstance(coordinates, NoiseCoordinates):  # score = -noise / sigma
@@ -122,7 +124,7 @@ def test_coordinates_have_no_linear_part(process: SDE, coordinates: Coordinates,
     else:  # score = (alpha x0 - x) / sigma^2
         linear, rate = process.f(t) + c / sigma.square(), -c * alpha / sigma.square()
     torch.testing.assert_close(slope, linear, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(coordinates.log_scale(process, t, eta).exp() * clock, rate, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(coordinates.log_scale(process, t, eta).exp() * integral, rate, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("process", SMOOTH, ids=repr)
@@ -142,11 +144,22 @@ def test_the_noise_of_a_step_is_an_integral(process: SDE, coordinates: Coordinat
         assert float(variance[k]) == pytest.approx(scale * integral, rel=1e-6)
 
 
-@pytest.mark.parametrize("coordinates", [DriftCoordinates(), NoiseCoordinates(), DataCoordinates()])
-def test_the_middle_halves_the_clock(coordinates: Coordinates) -> None:
-    process, before, after = VP(), torch.tensor([0.9, 0.5]).double(), torch.tensor([0.6, 0.1]).double()
-    clocks = [coordinates.clock(process, t) for t in (before, coordinates.middle(process, before, after), after)]
-    torch.testing.assert_close(clocks[1], 0.5 * (clocks[0] + clocks[2]), rtol=1e-9, atol=0.0)
+@pytest.mark.parametrize(
+    ("coordinates", "variable"),
+    [
+        (DriftCoordinates(), lambda t: t),
+        (NoiseCoordinates(), lambda t: (-0.5 * VP().log_snr(t)).exp()),
+        (DataCoordinates(), lambda t: (0.5 * VP().log_snr(t)).exp()),
+    ],
+    ids=["drift", "noise", "data"],
+)
+def test_the_middle_halves_the_integration_variable(
+    coordinates: Coordinates, variable: Callable[[Tensor], Tensor]
+) -> None:
+    before, after = torch.tensor([0.9, 0.5]).double(), torch.tensor([0.6, 0.1]).double()
+    middle, change = coordinates.middle(VP(), before, after)
+    torch.testing.assert_close(variable(middle), 0.5 * (variable(before) + variable(after)), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(change, variable(after) - variable(before), rtol=1e-12, atol=0.0)
 
 
 # ---- published formulas, written down once more
@@ -351,43 +364,43 @@ def test_calls(mixture: Mixture, method: type[Multistep]) -> None:
 
 @pytest.mark.parametrize("method", [DEIS, DPMSolverPP])
 def test_a_runge_kutta_start_has_no_noise(method: type[Multistep]) -> None:
-    with pytest.raises(ValueError, match=r"RungeKuttaStart solves ordinary differential equations.*use Ramp\(\)"):
+    with pytest.raises(ValueError, match=r"RungeKuttaStart.*noise.*Ramp"):
         method(5, 2, RungeKuttaStart()).bind(Reverse(Point(VP(), 0.0), 1.0))
 
 
 @pytest.mark.parametrize("method", [AdamsBashforth, DEIS, DPMSolverPP, UniPC])
 @pytest.mark.parametrize("order", [0, -1, 6, 2.5, True])
 def test_orders_are_checked(method: type[Multistep], order: int) -> None:
-    with pytest.raises(ValueError, match=rf"{method.__name__} has orders 1 to 5, got order={order!r}"):
+    with pytest.raises(ValueError, match=rf"{method.__name__}.*1 to 5.*order={order!r}"):
         method(5, order)
 
 
 def test_unipc_has_four_orders() -> None:
-    with pytest.raises(ValueError, match="UniPC has orders 1 to 4, got order=5"):
+    with pytest.raises(ValueError, match=r"UniPC.*1 to 4.*order=5"):
         UniPC(5, 5)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, math.nan])
 def test_ddim_has_no_more_noise_than_the_ancestor(eta: float) -> None:
-    with pytest.raises(ValueError, match=r"DDIM needs eta in \[0, 1\].*got eta="):
+    with pytest.raises(ValueError, match=rf"DDIM.*\[0, 1\].*eta={eta}"):
         DDIM(5, eta=eta)
 
 
 def test_ddim_refuses_a_dynamics_of_more_noise() -> None:
-    with pytest.raises(ValueError, match="at most that of ancestral sampling"):
+    with pytest.raises(ValueError, match=r"DDIM.*eta=1, got eta=1\.2"):
         DDIM(5).bind(Reverse(Point(VP(), 0.0), 1.2))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
 def test_arcsinh_needs_a_scale(scale: float) -> None:
-    with pytest.raises(ValueError, match="Arcsinh needs data_std > 0"):
+    with pytest.raises(ValueError, match=f"Arcsinh.*data_std={scale}"):
         Arcsinh(scale)
 
 
 @pytest.mark.parametrize("method", [DEIS, DPMSolverPP, UniPC, DPMSolverPP2S])
 def test_a_time_without_noise_is_refused(method: type) -> None:
     process = VP(t_min=0.0)
-    with pytest.raises(ValueError, match=r"logarithm of the noise level|cannot reach t=0"):
+    with pytest.raises(ValueError, match=r"without noise.*0\.0|t=0"):
         method(5, grid=Uniform()).bind(Reverse(Point(process, 0.0), 0.0))
 
 

@@ -56,7 +56,7 @@ def test_a_spent_budget(mixture: Mixture, on_failure: str) -> None:
     assert bool(over.any())
     if on_failure == "raise":
         first = int(over.nonzero()[0])
-        with pytest.raises(FloatingPointError, match=rf"still at t=.* \(sample {first}\) after max_steps={budget} "):
+        with pytest.raises(FloatingPointError, match=rf"t=.*sample {first}\b.*max_steps={budget} "):
             sample(d, x_T=x, solver=solver)
         return
     r = sample(d, x_T=x, solver=solver)
@@ -66,11 +66,11 @@ def test_a_spent_budget(mixture: Mixture, on_failure: str) -> None:
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_a_failure_names_the_sample_and_the_time(per_sample: bool) -> None:
-    with pytest.raises(FloatingPointError, match=r"the drift is not finite at t=\S+ \(sample 5\); check"):
+    with pytest.raises(FloatingPointError, match=r"drift.*t=\S+ \(sample 5\)"):
         sample(Broken([5]), x_T=X, solver=ScipyODE(per_sample=per_sample), condition=ROWS)
     x = X.clone()
     x[3, 1] = math.inf
-    with pytest.raises(FloatingPointError, match=r"the state is not finite at t=1 \(sample 3\)"):
+    with pytest.raises(FloatingPointError, match=r"state.*t=1 \(sample 3\)"):
         sample(Broken([]), x_T=x, solver=ScipyODE(per_sample=per_sample), condition=ROWS)
 
 
@@ -91,7 +91,7 @@ def test_a_marked_sample_keeps_the_time_where_it_stopped(gaussian: Gaussian) -> 
 
 
 def test_the_whole_batch_cannot_be_marked() -> None:
-    with pytest.raises(ValueError, match=r"marks single samples.*one system.*set per_sample=True"):
+    with pytest.raises(ValueError, match=r"ScipyODE.*'mark'.*per_sample=True"):
         ScipyODE(on_failure="mark")
 
 
@@ -111,7 +111,7 @@ def test_a_state_that_asks_for_gradients_is_refused_before_the_first_call() -> N
         lambda: sample(d, x_T=x, solver=ScipyODE(), condition=ROWS, differentiable=True),
         lambda: log_prob(d, x, solver=ScipyODE(), condition=ROWS, differentiable=True),
     ):
-        with pytest.raises(ValueError, match=r"gradients do not pass through SciPy; use sde\.solvers\.RungeKutta"):
+        with pytest.raises(ValueError, match=r"ScipyODE.*gradients.*RungeKutta"):
             run()
     assert int(d.seen.sum()) == 0
     assert bool(sample(d, x_T=x, solver=ScipyODE(), condition=ROWS).x.isfinite().all())
@@ -122,7 +122,7 @@ def test_a_drift_that_asks_for_gradients_is_refused(gaussian: Gaussian) -> None:
     x = torch.ones(2, 2, dtype=torch.float64)
     dynamics = WithLogDensity(Reverse(gaussian.denoiser(VP()), 0.0), ExactTrace().bind(Noise(0), torch.arange(2), x))
     state = (x, x.new_zeros(2, 1))
-    with pytest.raises(ValueError, match=r"gradients do not pass through SciPy.*or torch\.no_grad"):
+    with pytest.raises(ValueError, match=r"ScipyODE.*gradients.*no_grad"):
         ScipyODE()(dynamics, state)
     with torch.no_grad():
         assert all(bool(entry.isfinite().all()) for entry in ScipyODE()(dynamics, state))

@@ -1,13 +1,11 @@
-"""Error for a budget of network calls, on the mixture fitted to digits that is kept beside the project."""
+"""Error for a budget of network calls, on the mixture fitted to digits of the published table."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from support.fixtures import DIGITS_MIXTURE, arrays
 from torch import Tensor
 
 from sde.exact import Mixture
@@ -16,7 +14,6 @@ from sde.sampling import sample
 from sde.solvers import Arcsinh, GridSteps, UniPC
 from sde.tuning import tune_grid
 
-FILE = Path(__file__).parents[2].parent / "shared" / "reference" / "digits_mixture.npz"
 PROCESS = VE(sigma_min=0.0104, sigma_max=152.0)
 
 # The lowest errors of k-diffusion, diffusers and azula, each on its best grid.
@@ -27,10 +24,7 @@ TRIAL = {5: 0.114, 8: 0.055, 10: 0.044, 15: 0.0115, 20: 0.0057, 30: 0.0029}
 
 @pytest.fixture(scope="module")
 def problem() -> dict[str, Tensor]:
-    if not FILE.exists():
-        pytest.skip("needs ../shared/reference/digits_mixture.npz, which is not there")
-    with np.load(FILE, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return arrays(DIGITS_MIXTURE)
 
 
 def mixture(problem: dict[str, Tensor]) -> Mixture:

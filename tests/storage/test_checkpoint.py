@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from sde.storage import checkpoint
-from sde.storage.checkpoint import checkpoints, load_checkpoint, resolve, run_directory, save_checkpoint
+from sde.storage.checkpoint import checkpoints, load_checkpoint, resolve, run_directory, save_checkpoint, write
 from sde.storage.files import sha256
 
 
@@ -83,11 +84,11 @@ def test_nothing_is_pruned_by_default(folder: Path) -> None:
 
 
 def refused(path: Path, sound: Path | None, match: str) -> None:
-    advice = f"the newest sound one beside it is {sound}" if sound else "no other sound checkpoint beside it"
     with pytest.raises(ValueError, match=match) as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
-    assert advice in str(caught.value)
+    others = [other for other in checkpoints(path.parent) if other != path]
+    assert [other for other in others if str(other) in str(caught.value)] == ([sound] if sound else [])
     assert "\n" not in str(caught.value)
 
 
@@ -96,11 +97,11 @@ def test_a_truncated_file_is_refused_at_any_length(folder: Path) -> None:
     whole = path.read_bytes()
     for length in sorted({*range(1, 9), *range(9, len(whole), 41), *range(len(whole) - 30, len(whole))}):
         path.write_bytes(whole[:length])
-        refused(path, folder / "step_00000002.pt", "truncated or altered")
+        refused(path, folder / "step_00000002.pt", "SHA-256")
     path.write_bytes(b"")
-    refused(path, folder / "step_00000002.pt", "is empty")
+    refused(path, folder / "step_00000002.pt", "empty")
     path.write_bytes(whole + b"\0")
-    refused(path, folder / "step_00000002.pt", "truncated or altered")
+    refused(path, folder / "step_00000002.pt", "SHA-256")
     path.write_bytes(whole)
     assert load_checkpoint(path)["step"] == 3
 
@@ -112,7 +113,7 @@ def test_every_single_bit_flip_is_refused(folder: Path) -> None:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        refused(path, folder / "step_00000002.pt", "truncated or altered")
+        refused(path, folder / "step_00000002.pt", "SHA-256")
 
 
 def test_a_flipped_bit_of_the_digest_is_refused(folder: Path) -> None:
@@ -122,14 +123,14 @@ def test_a_flipped_bit_of_the_digest_is_refused(folder: Path) -> None:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         digest.write_bytes(damaged)
-        refused(path, folder / "step_00000002.pt", "truncated or altered")
+        refused(path, folder / "step_00000002.pt", "SHA-256")
 
 
 def test_without_a_digest_a_damaged_file_is_refused_or_read_and_warned_of(folder: Path) -> None:
     """torch alone misses most flips; what it does notice is a ValueError like any other."""
     path = folder / "step_00000003.pt"
     (folder / "step_00000003.pt.sha256").unlink()
-    with pytest.warns(UserWarning, match=r"no step_00000003.pt.sha256 beside it"):
+    with pytest.warns(UserWarning, match=r"step_00000003\.pt\.sha256"):
         assert load_checkpoint(path)["step"] == 3
     whole, messages = path.read_bytes(), []
     for bit in random.Random(1).sample(range(8 * len(whole)), 400):
@@ -179,7 +180,7 @@ def test_a_pickle_that_runs_a_command_is_refused_and_runs_nothing(folder: Path, 
     beside.write_text(sha256(path)) if digest else beside.unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("default" if digest else "ignore")
-        refused(path, folder / "step_00000002.pt", "is not a checkpoint")
+        refused(path, folder / "step_00000002.pt", "not a checkpoint")
     assert not marker.exists()
     torch.load(path, weights_only=False) if zipped else pickle.loads(path.read_bytes())
     assert marker.exists()  # the command does run where it is let
@@ -190,7 +191,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(folder: Path, bad: bytes) -> No
     path = folder / "other.pt"
     path.write_bytes(bad)
     (folder / "other.pt.sha256").write_text(sha256(path))
-    refused(path, folder / "step_00000003.pt", "is not a checkpoint")
+    refused(path, folder / "step_00000003.pt", "not a checkpoint")
 
 
 @pytest.mark.parametrize("bad", [{"step": 1}, {"format": 2}, {"format": None}, [1, 2], torch.zeros(3)], ids=repr)
@@ -198,21 +199,21 @@ def test_another_format_is_refused(folder: Path, bad: Any) -> None:
     path = folder / "other.pt"
     torch.save(bad, path)
     (folder / "other.pt.sha256").write_text(sha256(path))
-    with pytest.raises(ValueError, match="no checkpoint of this library's format 1: found") as caught:
+    with pytest.raises(ValueError, match="format 1") as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
 
 
 def test_nothing_at_the_path(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         load_checkpoint(tmp_path / "gone.pt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty is a directory without checkpoints/last\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"empty.*checkpoints/last\.pt"):
         load_checkpoint(tmp_path / "empty")
 
 
 def test_a_missing_checkpoint_names_the_newest_sound_one(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"step_00000009\.pt.*newest sound one.*step_00000003\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"step_00000009\.pt.*step_00000003\.pt"):
         load_checkpoint(folder / "step_00000009.pt")
 
 
@@ -293,6 +294,21 @@ def test_two_failures_in_a_row_leave_the_checkpoint_that_stood_there(
             with pytest.raises(Crash):
                 save_checkpoint(folder, content(3, value))
     assert torch.equal(load_checkpoint(folder.parent)["weights"]["w"], content(3)["weights"]["w"])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_file_that_was_to_be_replaced_is_as_sound_as_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Its digest stays valid if the writer fails at the last moment, and a damaged file gets no digest of its own."""
+    path = folder / "step_00000003.pt"
+    with open(path, "ab") as file:
+        file.write(b"x" * damaged)
+    crash_at(monkeypatch, os, "replace", 3)
+    with pytest.raises(Crash):
+        write(path, content(3, 1.0))
+    with pytest.raises(ValueError, match="SHA-256") if damaged else contextlib.nullcontext():
+        load_checkpoint(path)
 
 
 def test_a_writer_that_fails_halfway_leaves_the_last_good_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from sde.storage.results import Job, Plain, encode, read, seal
+from sde.storage.hdf5 import with_checksum
+from sde.storage.results import Job, Plain, encode, read
 
 IDENTITY: dict[str, Plain] = {
     "config": "sde: vp\n" * 20_000,  # more than the 64 KiB that HDF5 keeps with the attribute itself
@@ -59,9 +60,9 @@ def test_other_programs_read_the_file_and_opening_it_for_writing_does_not_break_
 
 
 def test_a_missing_file_is_refused(path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected a result file"):
+    with pytest.raises(FileNotFoundError, match=r"a\.h5"):
         read(path)
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(ValueError, match=path.parent.name):
         read(path.parent)
 
 
@@ -69,7 +70,7 @@ def test_a_truncated_file_is_refused_at_every_length(path: Path) -> None:
     whole = encode(rows(), Job.of({"bits_per_dim": float}, {}, {}))
     for length in range(0, len(whole), 13):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="another format" if length < 8 else "cut short or altered"):
+        with pytest.raises(ValueError, match="SDERES1" if length < 8 else "SHA-256"):
             read(path)
 
 
@@ -79,17 +80,17 @@ def test_an_altered_byte_is_noticed_wherever_it_stands(path: Path) -> None:
         altered = bytearray(whole)
         altered[offset] ^= 1
         path.write_bytes(altered)
-        with pytest.raises(ValueError, match="cut short or altered"):
+        with pytest.raises(ValueError, match="SHA-256"):
             read(path)
 
 
 def test_foreign_files_are_refused(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["index"] = file["repeat"] = np.arange(3)
-    with pytest.raises(ValueError, match="has another format"):
+    with pytest.raises(ValueError, match="SDERES1"):
         read(path)
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="has another format"):
+    with pytest.raises(ValueError, match="SDERES1"):
         read(path)
 
 
@@ -176,22 +177,22 @@ def _missing_identity(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_external_link, "ExternalLink, and links are not followed"),
-        (_soft_link, "SoftLink, and links are not followed"),
-        (_external_storage, "in the file itself"),
-        (_virtual, "in the file itself"),
-        (_compressed, "without filters"),
-        (_huge, r"shape \(1000000000000,\) but 0 bytes of data"),
-        (_many_names, r"claim 336000 bytes, and the whole file has \d+"),
-        (_group, "not a data set"),
-        (_matrix, r"shape \(3, 2\) instead of"),
-        (_text, "instead of a bool, integer or float"),
-        (_other_length, "differ in length"),
-        (_no_repeat, "no column 'repeat'"),
-        (_float_index, "instead of int64"),
-        (_twice, "not sorted"),
-        (_unsorted, "not sorted"),
-        (_array_attribute, "'seed' is not a string, number"),
+        (_external_link, "nfe.*ExternalLink"),
+        (_soft_link, "nfe.*SoftLink"),
+        (_external_storage, "nfe.*file itself"),
+        (_virtual, "nfe.*file itself"),
+        (_compressed, "nfe.*filters"),
+        (_huge, r"index.*\(1000000000000,\).* 0 bytes"),
+        (_many_names, r" 336000 bytes.* \d+"),
+        (_group, "nfe.*not a data set"),
+        (_matrix, r"nfe.*\(3, 2\)"),
+        (_text, "nfe.*S1"),
+        (_other_length, r"\(3,\), \(4,\)"),
+        (_no_repeat, r"'repeat'.*\['index'\]"),
+        (_float_index, "int64.*index.*float64"),
+        (_twice, r"\(repeat, index\)"),
+        (_unsorted, r"\(repeat, index\)"),
+        (_array_attribute, "'seed' is not a"),
         (_no_identity, "identity_names"),
         (_missing_identity, "seed"),
     ],
@@ -200,11 +201,11 @@ def test_hostile_files_are_refused(path: Path, change: Callable[[h5py.File], Non
     with h5py.File(path, "w", userblock_size=512) as file:
         file["index"], file["repeat"] = np.arange(3), np.zeros(3, int)
         file.attrs["identity_names"] = ""
-    path.write_bytes(seal(path.read_bytes()[512:]))
+    path.write_bytes(with_checksum(path.read_bytes()[512:]))
     assert list(read(path).columns) == ["index", "repeat"]
     with h5py.File(path, "r+") as file:
         change(file)
-    path.write_bytes(seal(path.read_bytes()[512:]))
+    path.write_bytes(with_checksum(path.read_bytes()[512:]))
     with pytest.raises(ValueError, match=message):
         read(path)
 
@@ -217,35 +218,35 @@ def test_a_header_with_a_false_size_is_refused(path: Path) -> None:
     assert data.count((8 * n).to_bytes(8, "little")) >= 3
     data = data.replace(n.to_bytes(8, "little"), (10**12).to_bytes(8, "little"))
     data = data.replace((8 * n).to_bytes(8, "little"), (8 * 10**12).to_bytes(8, "little"))
-    path.write_bytes(seal(data))
-    with pytest.raises(ValueError, match="cannot be read as one"):
+    path.write_bytes(with_checksum(data))
+    with pytest.raises(ValueError, match=r"a\.h5.*checksum"):
         read(path)
 
 
 @pytest.mark.parametrize(
-    ("columns", "identity", "notes", "message"),
+    ("columns", "key", "metadata", "message"),
     [
-        ({"a/b": float}, {}, {}, "names are identifiers"),
-        ({"x": complex}, {}, {}, "instead of a bool, integer or float"),
-        ({"x": np.longdouble}, {}, {}, "instead of a bool, integer or float"),
-        ({"index": float}, {}, {}, "instead of int64"),
-        ({}, {"path": Path("a")}, {}, "expected a str, int, float or bool for attribute 'path', got "),
-        ({}, {"identity_names": "a"}, {}, "other than 'identity_names'"),
-        ({}, {"a\nb": 1}, {}, "printable"),
-        ({}, {"a": 2**64}, {}, "fit into 64 bits"),
-        ({}, {"a": "x\0y"}, {}, "NUL"),
-        ({}, {"a": 1}, {"a": 1}, r"got \['a'\] in both"),
+        ({"a/b": float}, {}, {}, "'a/b'"),
+        ({"x": complex}, {}, {}, "'x'.*complex128"),
+        ({"x": np.longdouble}, {}, {}, f"'x'.*{np.dtype(np.longdouble)}"),
+        ({"index": float}, {}, {}, "int64.*'index'.*float64"),
+        ({}, {"path": Path("a")}, {}, "'path'.*PosixPath"),
+        ({}, {"identity_names": "a"}, {}, "'identity_names'"),
+        ({}, {"a\nb": 1}, {}, r"a\\nb"),
+        ({}, {"a": 2**64}, {}, f"'a'.*64 bits.*{2**64}"),
+        ({}, {"a": "x\0y"}, {}, "NUL.*'a'"),
+        ({}, {"a": 1}, {"a": 1}, r"\['a'\]"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(
-    columns: dict[str, type], identity: dict[str, Plain], notes: dict[str, Plain], message: str
+    columns: dict[str, type], key: dict[str, Plain], metadata: dict[str, Plain], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Job.of(columns, identity, notes)
+        Job.of(columns, key, metadata)
 
 
 def test_numpy_scalars_are_plain_values() -> None:
-    assert Job.of({}, {"a": np.float32(0.5), "b": np.int64(3), "c": np.True_}, {}).identity == {
+    assert Job.of({}, {"a": np.float32(0.5), "b": np.int64(3), "c": np.True_}, {}).key == {
         "a": 0.5,
         "b": 3,
         "c": True,

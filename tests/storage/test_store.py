@@ -82,7 +82,7 @@ def test_snapshot_every_counts_rows_since_the_last_snapshot(path: Path, rows: in
             store.append(batch(index, index + 1))
             seen.append(len(keys(path)))
     assert seen == [0, 0, 4, 4, 8, 8]
-    with pytest.raises(ValueError, match="at least 1 row"):
+    with pytest.raises(ValueError, match="snapshot_every=0"):
         start(path, snapshot_every=0)
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_journal_is_refused_and_nothing_changed(path: Path) -> None:
     journal = bytearray(Path(f"{path}.journal").read_bytes())
     journal[70] ^= 1
     Path(f"{path}.journal").write_bytes(journal)
-    with pytest.raises(ValueError, match="damaged at byte 40"):
+    with pytest.raises(ValueError, match=r"journal.* byte 40"):
         start(path)
     assert Path(f"{path}.journal").read_bytes() == journal
     assert keys(path) == []
@@ -172,7 +172,7 @@ def test_duplicates_are_refused_before_anything_is_written(path: Path, rows: dic
         store.snapshot()
         store.append(batch(1))
         size = os.path.getsize(f"{path}.journal")
-        with pytest.raises(ValueError, match=r"each \(index, repeat\) once, got \(\d, 0\) again"):
+        with pytest.raises(ValueError, match=r"\(index, repeat\).* \([014], 0\)"):
             store.append(rows)
         assert os.path.getsize(f"{path}.journal") == size
         store.append(batch(0, 4, repeat=1))
@@ -182,19 +182,19 @@ def test_duplicates_are_refused_before_anything_is_written(path: Path, rows: dic
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": [1.0, 2.0]}, r"missing are \[\], unknown \['x'\]"),
-        ({"nfe": [1]}, r"one shape \(n,\) for all columns, got .*nfe \(1,\)"),
-        ({"nfe": [1.0, 2.0]}, "column 'nfe' that are int64 .* got float64"),
-        ({"bits_per_dim": ["a", "b"]}, "column 'bits_per_dim' that are float64"),
+        ({"x": [1.0, 2.0]}, r"unknown=\['x'\]"),
+        ({"nfe": [1]}, r"\(n,\).*nfe \(1,\)"),
+        ({"nfe": [1.0, 2.0]}, "int64.*'nfe'.*float64"),
+        ({"bits_per_dim": ["a", "b"]}, "float64.*'bits_per_dim'"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(path: Path, change: dict[str, Any], message: str) -> None:
     with start(path) as store:
         with pytest.raises(ValueError, match=message):
             store.append({**batch(0, 1), **change})
-        with pytest.raises(ValueError, match=r"missing are \['nfe'\]"):
+        with pytest.raises(ValueError, match=r"missing=\['nfe'\]"):
             store.append({name: values for name, values in batch(0).items() if name != "nfe"})
-        with pytest.raises(ValueError, match="one shape"):
+        with pytest.raises(ValueError, match=r"nfe \(\)"):
             store.append(dict.fromkeys(batch(0), 1))
         assert len(store) == 0
         store.append(batch())
@@ -217,16 +217,16 @@ def test_tensors_are_rows_too(path: Path) -> None:
 @pytest.mark.parametrize(
     ("identity", "message"),
     [
-        ({**IDENTITY, "seed": 2, "rtol": 1e-3}, "attribute 'seed' is 1 there and 2 here"),
-        ({**IDENTITY, "rtol": 1e-3}, "attribute 'rtol' is 1e-05 there and 0.001 here"),
-        ({**IDENTITY, "seed": True}, "attribute 'seed' is 1 there and True here"),
-        ({**IDENTITY, "guidance": 2.0}, "attribute 'guidance' is absent there and 2.0 here"),
-        ({"config": IDENTITY["config"], "seed": 1}, "attribute 'rtol' is 1e-05 there and absent here"),
+        ({**IDENTITY, "seed": 2, "rtol": 1e-3}, "'seed' is 1 .*2"),
+        ({**IDENTITY, "rtol": 1e-3}, r"'rtol' is 1e-05 .*0\.001"),
+        ({**IDENTITY, "seed": True}, "'seed' is 1 .*True"),
+        ({**IDENTITY, "guidance": 2.0}, r"'guidance' is absent .*2\.0"),
+        ({"config": IDENTITY["config"], "seed": 1}, "'rtol' is 1e-05 .*absent"),
         (
             {**IDENTITY, "config": "sde: vp\nsolver:\n  rtol: 1e-3\n"},
-            r"line 3 of attribute 'config' is '  rtol: 1e-5\\n' there and '  rtol: 1e-3\\n' here",
+            r"line 3 .*'config' is '  rtol: 1e-5\\n' .*'  rtol: 1e-3\\n'",
         ),
-        ({**IDENTITY, "config": "sde: vp\n"}, r"line 2 of attribute 'config' is 'solver:\\n' there and absent here"),
+        ({**IDENTITY, "config": "sde: vp\n"}, r"line 2 .*'config' is 'solver:\\n' .*absent"),
     ],
 )
 def test_another_job_is_refused_by_its_first_difference(path: Path, identity: dict[str, Plain], message: str) -> None:
@@ -241,9 +241,9 @@ def test_another_job_is_refused_by_its_first_difference(path: Path, identity: di
 
 def test_other_columns_are_another_job(path: Path) -> None:
     start(path).close()
-    with pytest.raises(ValueError, match="column 'nfe' is 'int64' there and 'int32' here"):
+    with pytest.raises(ValueError, match=r"'nfe' is 'int64' .*'int32'"):
         Store.open(path, {**COLUMNS, "nfe": np.int32}, identity=IDENTITY)
-    with pytest.raises(ValueError, match="column 'nfe' is 'int64' there and absent here"):
+    with pytest.raises(ValueError, match=r"'nfe' is 'int64' .*absent"):
         Store.open(path, {"bits_per_dim": float}, identity=IDENTITY)
 
 
@@ -261,7 +261,7 @@ def test_the_journal_of_another_job_is_refused_and_kept(path: Path) -> None:
     store.append(batch(0))
     kill(store)
     path.unlink()
-    with pytest.raises(ValueError, match="belongs to another job"):
+    with pytest.raises(ValueError, match=r"test\.h5\.journal.*digest"):
         start(path, {"seed": 2})
     assert not path.exists()
     with start(path) as store:
@@ -280,14 +280,14 @@ def test_a_file_that_is_not_ours_is_never_overwritten(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["index"] = np.arange(3)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="has another format"):
+    with pytest.raises(ValueError, match=r"test\.h5.*SDERES1"):
         start(path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["test.h5"]
 
 
 def test_a_missing_directory_is_named(path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing to exist: create it first"):
+    with pytest.raises(FileNotFoundError, match="missing"):
         start(path.parent / "missing" / "test.h5")
 
 
@@ -330,9 +330,9 @@ def test_a_closed_store_takes_no_rows(path: Path) -> None:
     store = start(path)
     store.close()
     store.close()
-    with pytest.raises(ValueError, match="is closed"):
+    with pytest.raises(ValueError, match=r"test\.h5.*Store\.open"):
         store.append(batch(0))
-    with pytest.raises(ValueError, match="is closed"):
+    with pytest.raises(ValueError, match=r"test\.h5.*Store\.open"):
         store.snapshot()
 
 

@@ -16,10 +16,10 @@ import torch
 
 import sde
 from sde.data import DataSet
-from sde.storage.checkpoint import load_checkpoint
+from sde.storage.checkpoint import load_checkpoint, save_checkpoint
 from sde.storage.files import sha256
 from sde.training import NonFiniteLoss, Report, Training, train
-from sde.training.run import FREE, Run, assemble, differences
+from sde.training.run import RESUMABLE_KEYS, Run, assemble, differences
 
 CONFIG: dict[str, Any] = {
     "sde": {"_target_": "sde.VP", "beta_min": 0.1, "beta_max": 20.0},
@@ -266,7 +266,7 @@ def test_another_config_is_refused_with_the_first_difference(
 ) -> None:
     go(tmp_path / "run", data, stop=0)
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=rf"run belongs to another config: {message}; give another run_dir="):
+    with pytest.raises(ValueError, match=rf"run .*{message}.*run_dir="):
         open_run(tmp_path / "run", changed(**change))
     assert snapshot(tmp_path) == before
 
@@ -275,7 +275,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, data: DataSet) -> Non
     go(tmp_path / "run", data, stop=0)
     other = {"steps": 9, "device": "auto", "log_every": 9, "save_every": 9, "validate_every": 9, "keep": 1}
     more = {"run_dir": "elsewhere", "trust": ["math"], "preview": {"n": 3}}
-    assert {*other, *more} == set(FREE)
+    assert {*other, *more} == set(RESUMABLE_KEYS)
     open_run(tmp_path / "run", changed(**other, **more)).start(data)
 
 
@@ -286,6 +286,37 @@ def test_differences_are_told_by_dotted_key() -> None:
     assert list(differences(CONFIG, json.loads(json.dumps(CONFIG)))) == []
 
 
+def test_a_run_of_version_0_1_0_goes_on(tmp_path: Path, data: DataSet, undisturbed: tuple[Path, list[Report]]) -> None:
+    """Its config and its checkpoint may name classes as that version did; what is written then is in public names."""
+    old = {
+        "sde.NoisePrediction": "sde.parametrisation.NoisePrediction",
+        "sde.LogSNRLevel": "sde.parametrisation.LogSNRLevel",
+    }
+    old |= {"sde.NetworkDenoiser": "sde.denoiser.NetworkDenoiser", "sde.networks.UNet": "sde.networks.unet.UNet"}
+
+    def renamed(text: str) -> str:
+        for new, name in old.items():
+            assert f'"{new}"' in text
+            text = text.replace(f'"{new}"', f'"{name}"')
+        return text
+
+    folder = tmp_path / "run"
+    go(folder, data, stop=3)
+    content = load_checkpoint(folder)
+    names = {key: renamed(content[key]) for key in ("config", "model")}
+    save_checkpoint(folder / "checkpoints", {**content, **names, "version": "0.1.0"})
+    (folder / "config.yaml").write_text(renamed((folder / "config.yaml").read_text()))
+    as_before = json.loads(renamed(json.dumps(CONFIG)))
+    assert go(folder, data)[0] == undisturbed[1][3:]
+    assert_same_bits(folder, undisturbed[0])
+    go(tmp_path / "new", data, as_before, stop=0)
+    content = load_checkpoint(tmp_path / "new")
+    assert "sde.parametrisation" not in content["config"] + content["model"]
+    assert sde.load(tmp_path / "new").shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=r"sde\.beta_max.*20\.0.*9\.0"):
+        open_run(folder, changed(sde__beta_max=9.0))
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -294,7 +325,7 @@ def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path, data: 
     (tmp_path / "run").mkdir()
     open_run(tmp_path / "run")  # an empty one is welcome
     (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match=r"run is not empty and holds no config\.yaml"):
+    with pytest.raises(ValueError, match=r"run .*config\.yaml.*run_dir="):
         open_run(tmp_path / "run")
     assert os.listdir(tmp_path / "run") == ["thesis.tex"]
 
@@ -305,7 +336,7 @@ def test_other_data_is_refused(tmp_path: Path, data: DataSet) -> None:
     values = data.train.values.clone()
     values[3, 0, 2, 2] ^= 1
     other = DataSet(data.name, data.scaling, sde.data.Split(values, data.train.labels), data.test, data.valid)
-    with pytest.raises(ValueError, match="run was trained on other data than what few digits holds now"):
+    with pytest.raises(ValueError, match=r"run .*few digits.*run_dir="):
         open_run(tmp_path / "run").start(other)
     assert snapshot(tmp_path) == before
 
@@ -316,7 +347,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_sound_one_before_it_named(tmp_p
     newest = tmp_path / "run" / "checkpoints" / "step_00000002.pt"
     newest.write_bytes(newest.read_bytes()[:-5])
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=r"step_00000002\.pt is truncated.*sound one beside it is .*step_00000001\.pt"):
+    with pytest.raises(ValueError, match=r"step_00000002\.pt .*SHA-256.*step_00000001\.pt"):
         open_run(tmp_path / "run").start(data)
     assert snapshot(tmp_path) == before
 
@@ -341,15 +372,15 @@ def test_a_run_whose_newest_checkpoint_was_taken_away_does_not_silently_start_an
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sde__beta_mix": 1.0}, "takes no argument 'beta_mix'"),
-        ({"optimizer__lrr": 1.0}, "takes no argument 'lrr'"),
-        ({"objective__weighting": {"_target_": "sde.objective.Likely"}}, "'sde.objective.Likely' is not known"),
+        ({"sde__beta_mix": 1.0}, "'beta_mix'"),
+        ({"optimizer__lrr": 1.0}, "'lrr'"),
+        ({"objective__weighting": {"_target_": "sde.objective.Likely"}}, "'sde.objective.Likely'"),
         ({"network": {"_target_": "sde.networks.MLP", "features": 3}}, "3 entries per sample"),
         ({"conditional": True}, "label"),
         ({"network__classes": 10}, "label"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"device": "cuda:77"}, "device='cuda:77'"),
-        ({"device": "gpu"}, "device='gpu' is not a device"),
+        ({"device": "gpu"}, "device='gpu'"),
         ({"ema": 1.0}, "decay=1.0"),
     ],
 )
@@ -384,7 +415,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
         run.log(report, training)
         run.save(training)
     weights = copy.deepcopy(training.denoiser.state_dict())
-    with pytest.raises(NonFiniteLoss, match="step 3: the loss is nan"):
+    with pytest.raises(NonFiniteLoss, match=r"step 3.*nan"):
         next(train(training, STEPS))
     content = load_checkpoint(tmp_path / "run")
     assert content["step"] == 2

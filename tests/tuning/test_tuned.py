@@ -27,24 +27,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from support.fixtures import DIGITS_MIXTURE, arrays
 
 import sde
 from sde.solvers import Arcsinh, UniPC
 from sde.tuning import Gradient
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference" / "digits_mixture.npz"
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REFERENCE.exists(), reason="needs the reference mixture")
 def test_45_calls_for_a_thousandth_of_a_bit() -> None:
-    content = np.load(REFERENCE)
-    target = sde.exact.Mixture(*(torch.from_numpy(content[name]) for name in ("weights", "means", "covs")))
+    content = arrays(DIGITS_MIXTURE)
+    target = sde.exact.Mixture(*(content[name] for name in ("weights", "means", "covs")))
     process = sde.VP()
     d, clean = target.denoiser(process), target.at(process, process.t_min)
     pilot, x = (clean.sample(n, generator=torch.Generator().manual_seed(seed)) for n, seed in ((64, 1), (32, 0)))

@@ -1,0 +1,107 @@
+"""Files of version 0.1.0 open, and answer what that version answered; the names in them and in configs resolve."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from support.fixtures import OLD, arrays
+from torch import Tensor
+
+import sde
+from sde.evaluation import load_dequantiser
+from sde.instantiate import find, public
+from sde.model import from_checkpoint
+from sde.noise import Noise
+from sde.storage.checkpoint import load_checkpoint
+
+MODELS = ["vp", "subvp_v", "ve", "chain", "labels", "moons", "diffusers_clip"]
+NAMES = (OLD / "names.txt").read_text().split()
+
+GRID = sde.grids.LogSNR()
+
+
+@pytest.fixture(params=MODELS)
+def old(request: pytest.FixtureRequest) -> tuple[sde.Model, dict[str, Tensor], dict[str, Tensor]]:
+    """A model of version 0.1.0, what that version answered, and the condition of its questions."""
+    model = sde.load(OLD / f"{request.param}.pt")
+    condition = {"label": torch.tensor([0, 3, 7, 9])} if model.classes else {}
+    return model, arrays(OLD / f"{request.param}.npz"), condition
+
+
+def test_the_score(old: tuple[sde.Model, dict[str, Tensor], dict[str, Tensor]]) -> None:
+    model, recorded, condition = old
+    with torch.no_grad():
+        score = model.denoiser.score(recorded["x"], recorded["t"], **condition)
+    error = (score - recorded["score"]).flatten(1).abs().amax(1) / recorded["score"].flatten(1).abs().amax(1)
+    assert error.max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("key", "solver"),
+    [
+        ("sample_heun6_seed3", sde.solvers.Heun(6, grid=GRID)),
+        ("sample_em20_seed3", sde.solvers.EulerMaruyama(20, grid=GRID)),
+    ],
+    ids=["Heun", "EulerMaruyama"],
+)
+def test_samples(
+    old: tuple[sde.Model, dict[str, Tensor], dict[str, Tensor]], key: str, solver: sde.solvers.Solver
+) -> None:
+    model, recorded, condition = old
+    x = model.sample(4, solver=solver, seed=3, condition=condition or None)
+    assert x.dtype == recorded[key].dtype
+    assert x.shape == recorded[key].shape
+    # Rounding decides which of two neighbouring levels a value on their border gets.
+    allowed = 1e-3 if x.dtype == torch.float32 else 1
+    assert (x.double() - recorded[key].double()).abs().max() <= allowed
+
+
+def test_bits_per_dim(old: tuple[sde.Model, dict[str, Tensor], dict[str, Tensor]]) -> None:
+    model, recorded, condition = old
+    bits = model.bits_per_dim(
+        recorded["data"],
+        solver=sde.solvers.Heun(20, grid=GRID),
+        trace=sde.Hutchinson(probes=2),
+        seed=1,
+        condition=condition or None,
+    )
+    assert (bits - recorded["bits_per_dim_heun20_seed1"]).abs().max() < 1e-3
+
+
+def test_the_dequantiser() -> None:
+    recorded, index = arrays(OLD / "vp_dequantiser.npz"), torch.arange(4)
+    dequantiser = load_dequantiser(OLD / "vp_dequantiser.pt", shape=(1, 8, 8), scaling=sde.load(OLD / "vp.pt").scaling)
+    u, log_q = dequantiser.draw(recorded["values"], Noise(1), index, torch.zeros_like(index))
+    torch.testing.assert_close(u, recorded["u"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(log_q, recorded["log_q"], rtol=0, atol=1e-3 * 64 * math.log(2.0))
+
+
+def test_every_name_of_0_1_0_resolves() -> None:
+    for name in NAMES:
+        assert find(name), name
+
+
+def test_files_name_what_users_name() -> None:
+    """At most one room deep: `sde.VP`, `sde.networks.UNet`, `sde.DiscreteChain.linear`."""
+    for name in NAMES:
+        new = public({"_target_": name})["_target_"]
+        rooms = [part for part in new.split(".")[1:-1] if part.islower()]
+        assert len(rooms) <= 1 or not new.startswith("sde."), (name, new)
+        assert find(new) == find(name)
+        assert public({"_target_": new})["_target_"] == new
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_tree_with_the_new_names_is_the_same_model(name: str) -> None:
+    content, recorded = load_checkpoint(OLD / f"{name}.pt"), arrays(OLD / f"{name}.npz")
+    tree = public(json.loads(content["model"]))
+    assert "parametrisation.Noise" not in json.dumps(tree)
+    models = [from_checkpoint(content), from_checkpoint({**content, "model": json.dumps(tree)})]
+    condition = {"label": torch.tensor([0, 3, 7, 9])} if models[0].classes else {}
+    with torch.no_grad():
+        scores = [model.denoiser.score(recorded["x"], recorded["t"], **condition) for model in models]
+    assert torch.equal(*scores)
+    assert models[0].scaling == models[1].scaling
