@@ -215,7 +215,9 @@ def test_the_error_budget_is_that_of_its_own_log_densities() -> None:
     seen = ((draws[0] - fine).abs() * 10.0 / 9.0)[one.rows]
     assert len(one.rows) == 2
     assert bool((one.solver[one.rows] >= 0.999 * seen).all())
-    assert bool((one.solver >= 9.9 * (seen.square().mean().sqrt())).all())
+    # The 0.995 quantile with 2 degrees of freedom is 9.925.
+    pooled = seen.square().mean().sqrt()
+    assert bool(((one.solver >= 9.9 * pooled) & (one.solver <= 9.95 * pooled)).all())
     assert torch.equal(one.solver, five.solver)
     with pytest.raises(ValueError, match="repeats=0"):
         model.error_budget(x, repeats=0, **call)
