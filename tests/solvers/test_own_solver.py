@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import sde
+from sde.brownian import BrownianPath
 from sde.denoisers import Denoiser
 from sde.dynamics import Dynamics, Reverse, State
 from sde.exact import Gaussian, Mixture
@@ -110,8 +111,9 @@ def test_the_order_of_a_step(gaussian: Gaussian) -> None:
 @pytest.mark.parametrize("solver", [Noisy(7), OldSampler(7)], ids=["OneStep", "0.1.0"])
 def test_it_draws_what_the_others_draw(process: SDE, mixture: Mixture, solver: GridSteps) -> None:
     d = mixture.denoiser(process)
-    drawn, same = (sample(d, (3, 2), solver=s, seed=3, first=5).x for s in (solver, EulerMaruyama(7)))
-    torch.testing.assert_close(drawn, same, rtol=1e-12, atol=1e-12)
+    for noise in (None, BrownianPath(2)):  # the one goes by the number of the step, the other by its times
+        drawn, same = (sample(d, (3, 2), solver=s, seed=3, first=5, noise=noise).x for s in (solver, EulerMaruyama(7)))
+        torch.testing.assert_close(drawn, same, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
