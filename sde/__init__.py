@@ -58,6 +58,7 @@ __all__ = [
     "XTrace",
     "Trace",
     "data",
+    "evaluation",
     "exact",
     "grids",
     "likelihood",
@@ -69,7 +70,7 @@ __all__ = [
     "tuning",
 ]
 
-from . import data, exact, grids, likelihood, networks, objective, plots, solvers, training, tuning
+from . import data, evaluation, exact, grids, likelihood, networks, objective, plots, solvers, training, tuning
 from .brownian import BrownianPath
 from .denoisers import (
     EDM,
@@ -103,3 +104,6 @@ from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
 from .tuning import tune_grid
 from .version import __version__
+
+# The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.
+vars(likelihood).update(Paired=evaluation.Paired, paired=evaluation.paired)

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["check_condition", "check_count", "check_event", "event_dims", "expand", "sum_event"]
 
 import math
+import numbers
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -45,7 +46,7 @@ def check_event(x: Tensor, shape: tuple[int, ...], owner: str = "this model") ->
 
 def check_count(owner: str, argument: str, value: int, minimum: int = 1) -> None:
     """Refuses a value that is not a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         raise ValueError(f"{owner} needs a whole number {argument} >= {minimum}, got {argument}={value!r}")
 
 

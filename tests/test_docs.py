@@ -103,6 +103,7 @@ PUBLIC = (
     "sde",
     "sde.comparison",
     "sde.data",
+    "sde.evaluation",
     "sde.exact",
     "sde.grids",
     "sde.interop",

@@ -318,9 +318,9 @@ def test_a_condition_is_cut_into_batches_with_the_samples() -> None:
             model.sample(7, condition={"label": wrong, "shift": shift}, **settings)
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(0, None), (3, 0), (-1, 2)])
-def test_numbers_of_samples_are_positive(n: int, batch_size: int | None) -> None:
-    with pytest.raises(ValueError, match=f"n={n}, batch_size={batch_size}"):
+@pytest.mark.parametrize(("n", "batch_size", "name"), [(0, None, "n=0"), (3, 0, "batch_size=0"), (-1, 2, "n=-1")])
+def test_numbers_of_samples_are_positive(n: int, batch_size: int | None, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
         gaussian(Scaling.identity()).sample(n, batch_size=batch_size)
 
 
@@ -475,7 +475,7 @@ def test_a_grid_for_likelihoods_is_tuned_on_data(tmp_path: Path, monkeypatch: py
         pilots.append(settings["data"])
         return sde.tune_grid(denoiser, **settings, tuning=sde.tuning.EqualError())
 
-    monkeypatch.setattr("sde.model.tune_grid", quick)
+    monkeypatch.setattr("sde.model.model.tune_grid", quick)
     model, x, solver = gaussian(Scaling.interval(17)), values(17, 4), sde.solvers.Heun(3)
     settings: dict[str, Any] = {"data": x, "trace": sde.ExactTrace(), "seed": 2}
     tuned = model.tuned(solver, tmp_path, **settings, save=False)

@@ -84,6 +84,15 @@ def test_every_name_of_0_1_0_resolves() -> None:
         assert find(name), name
 
 
+def test_what_the_modules_of_0_1_0_exported_is_still_there() -> None:
+    """As attributes in Python, for the modules that `sde` itself exports."""
+    rooms = [room for room in sde.__all__ if room.islower()]
+    exported = [name.split(".")[1:] for name in NAMES if len(name.split(".")) == 3 and name.split(".")[1] in rooms]
+    gone = [f"{room}.{name}" for room, name in exported if not hasattr(getattr(sde, room), name)]
+    assert ["likelihood", "paired"] in exported
+    assert gone == []
+
+
 def test_files_name_what_users_name() -> None:
     """At most one room deep: `sde.VP`, `sde.networks.UNet`, `sde.DiscreteChain.linear`."""
     for name in NAMES:
