@@ -17,35 +17,20 @@ from torch import Tensor
 
 from ..networks.embedding import split
 from .formats import LazyTensor, largest_size
+from .matching import Tree, node
 from .validated import ValidatedSettings
 
 # The arguments of the networks with their defaults.
 _COMMON: dict[str, Any] = {"label_dim": 0, "use_fp16": False, "augment_dim": 0, "label_dropout": 0, "dropout": 0.1}
 _COMMON |= {"channel_mult_emb": 4}
-UNETS: dict[str, dict[str, Any]] = {
-    "SongUNet": _COMMON
-    | {
-        "model_channels": 128,
-        "channel_mult": [1, 2, 2, 2],
-        "num_blocks": 4,
-        "attn_resolutions": [16],
-        "embedding_type": "positional",
-        "channel_mult_noise": 1,
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "resample_filter": [1, 1],
-    },
-    "DhariwalUNet": _COMMON
-    | {
-        "model_channels": 192,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attn_resolutions": [32, 16, 8],
-    },
-}
+_SONG = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
+_SONG |= {"embedding_type": "positional", "channel_mult_noise": 1, "encoder_type": "standard"}
+_SONG |= {"decoder_type": "standard", "resample_filter": [1, 1]}
+_DHARIWAL = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
+UNETS: dict[str, dict[str, Any]] = {"SongUNet": _COMMON | _SONG, "DhariwalUNet": _COMMON | _DHARIWAL}
 
 
-def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
+def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> Tree:
     """The tree of the U-Net, whose sizes do not exceed those in the file."""
     maximum = largest_size(state)
     width, size = s.integer("model_channels", maximum), s["img_resolution"]
@@ -69,28 +54,25 @@ def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int 
         return common | {
             "inlet": width * multipliers[0],
             "head_channels": 64,
-            "norm": {"_target_": "sde.networks.Normalisation", "eps": 1e-5},
+            "norm": node("networks.Normalisation", eps=1e-5),
             "scale_shift": True,
-            "resampling": {"_target_": "sde.networks.InResidual"},
-            "embedding": {"_target_": "sde.networks.Positional", "dim": width, "shift": 0, "cosine_first": True},
+            "resampling": node("networks.InResidual"),
+            "embedding": node("networks.Positional", dim=width, shift=0, cosine_first=True),
         }
     taps, dim = s.sequence("resample_filter", int | float, 16), width * s.integer("channel_mult_noise", maximum)
-    fir, conv = {"_target_": "sde.networks.FIR", "taps": taps}, {"_target_": "sde.networks.FilteredConv", "taps": taps}
+    fir, conv = node("networks.FIR", taps=taps), node("networks.FilteredConv", taps=taps)
     fourier = s.choice("embedding_type", "positional", "fourier") == "fourier"
     inputs = {
-        "standard": {"_target_": "sde.networks.NoInputs"},
-        "skip": {"_target_": "sde.networks.InputSkip", "filter": fir},
-        "residual": {"_target_": "sde.networks.InputResidual", "resampling": conv},
+        "standard": node("networks.NoInputs"),
+        "skip": node("networks.InputSkip", filter=fir),
+        "residual": node("networks.InputResidual", resampling=conv),
     }
-    outputs = {
-        "standard": {"_target_": "sde.networks.NoOutputs"},
-        "skip": {"_target_": "sde.networks.OutputSkip", "filter": fir},
-    }
+    outputs = {"standard": node("networks.NoOutputs"), "skip": node("networks.OutputSkip", filter=fir)}
     return common | {
         "attention_last": True,
         "skip_scale": math.sqrt(0.5),
-        "resampling": {"_target_": "sde.networks.InResidual", "filter": fir, "projection": True},
-        "embedding": {"_target_": f"sde.networks.{'Fourier' if fourier else 'Positional'}", "dim": dim},
+        "resampling": node("networks.InResidual", filter=fir, projection=True),
+        "embedding": node("networks.Fourier" if fourier else "networks.Positional", dim=dim),
         "input_pyramid": inputs[s.choice("encoder_type", *inputs)],
         "output_pyramid": outputs[s.choice("decoder_type", *outputs)],
         "label_first": True,

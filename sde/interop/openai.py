@@ -29,43 +29,23 @@ from torch import Tensor
 
 from ..processes import SDE
 from .formats import LazyTensor, Source, largest_size
-from .matching import content, image_model
+from .matching import Tree, content, image_model, node
 from .validated import ValidatedSettings
 
 WHAT = "a U-Net of improved-diffusion or guided-diffusion: its state dict, with the flags of its training"
 
 # The flags of both projects with their defaults; those in the last two lines do not affect the model.
-_FLAGS: dict[str, Any] = {
-    "image_size": 64,
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "num_head_channels": -1,
-    "attention_resolutions": "16,8",
-    "channel_mult": "",
-    "dropout": 0.0,
-    "learn_sigma": False,
-    "class_cond": False,
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "predict_xstart": False,
-    "rescale_timesteps": None,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-    **dict.fromkeys(("timestep_respacing", "sigma_small", "use_kl", "rescale_learned_sigmas")),
-    **dict.fromkeys(("use_checkpoint", "use_fp16")),
-}
+_FLAGS: dict[str, Any] = {"image_size": 64, "num_channels": 128, "num_res_blocks": 2}
+_FLAGS |= {"num_heads": 4, "num_heads_upsample": -1, "num_head_channels": -1, "attention_resolutions": "16,8"}
+_FLAGS |= {"channel_mult": "", "dropout": 0.0, "learn_sigma": False, "class_cond": False}
+_FLAGS |= {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False, "rescale_timesteps": None}
+_FLAGS |= {"use_scale_shift_norm": True, "resblock_updown": False, "use_new_attention_order": False}
+_FLAGS |= dict.fromkeys(("timestep_respacing", "sigma_small", "use_kl", "rescale_learned_sigmas"))
+_FLAGS |= dict.fromkeys(("use_checkpoint", "use_fp16"))
 
 # The channels of the levels by the size of the images, for an empty `channel_mult`.
-_MULTIPLIERS: dict[int, list[float]] = {
-    512: [0.5, 1, 1, 2, 2, 4, 4],
-    256: [1, 1, 2, 2, 4, 4],
-    128: [1, 1, 2, 3, 4],
-    64: [1, 2, 3, 4],
-    32: [1, 2, 2, 2],
-}
+_MULTIPLIERS: dict[int, list[float]] = {512: [0.5, 1, 1, 2, 2, 4, 4], 256: [1, 1, 2, 2, 4, 4]}
+_MULTIPLIERS |= {128: [1, 1, 2, 3, 4], 64: [1, 2, 3, 4], 32: [1, 2, 2, 2]}
 
 
 def recognises(source: Source) -> bool:
@@ -88,12 +68,11 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{source.path}: {unknown[0]!r} is not a flag of a model: expected {', '.join(_FLAGS)}")
     s = ValidatedSettings(source, {**_FLAGS, **flags})
-    chain, level = _chain(s)
-    trained = {"_target_": "sde.ChainSDE", "chain": chain}
+    trained, level = _process(s)
     table = state.get("label_emb.weight")
     if s.flag("class_cond") and table is None:
         raise s.error("class_cond", "false for a file without label_emb.weight")
-    prediction = {"_target_": "sde.DataPrediction" if s.flag("predict_xstart") else "sde.NoisePrediction"}
+    prediction = node("DataPrediction" if s.flag("predict_xstart") else "NoisePrediction")
     network = _network(s, state, table.shape[0] if table is not None and table.shape else None)
     shape = [network["channels"], s["image_size"], s["image_size"]]
     learned, matched = s.flag("learn_sigma"), process is not None
@@ -101,8 +80,8 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     return content(source, tree, _rename_weights(s, state, network))
 
 
-def _chain(s: ValidatedSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The trees of the chain and of the noise conditioning."""
+def _process(s: ValidatedSettings) -> tuple[Tree, Tree]:
+    """The trees of the process and of the noise conditioning."""
     steps = s.integer("diffusion_steps", 10**5)
     if s["rescale_timesteps"] is None and steps != 1000:
         raise s.error(
@@ -113,8 +92,8 @@ def _chain(s: ValidatedSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     schedule = s.choice("noise_schedule", "linear", "cosine")
     if schedule == "linear" and steps <= 20:
         raise s.error("diffusion_steps", "more than 20 for the linear schedule, whose betas otherwise reach 1")
-    chain = {"_target_": f"sde.DiscreteChain.{schedule}", "n": steps}
-    return chain, {"_target_": "sde.TimeLevel", "scale": steps * scale, "offset": -scale}
+    chain = node(f"DiscreteChain.{schedule}", n=steps)
+    return node("ChainSDE", chain=chain), node("TimeLevel", scale=steps * scale, offset=-scale)
 
 
 def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
@@ -129,7 +108,7 @@ def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int
     if s["num_heads_upsample"] not in (-1, heads) and not by_channels:
         raise s.error("num_heads_upsample", f"num_heads={heads}, or -1 for that number")
     channels = state["input_blocks.0.0.weight"].shape[1:2] or (1,)
-    resampling = {"_target_": "sde.networks.StridedConv", "symmetric": True}
+    convolution = node("networks.StridedConv", symmetric=True)
     return {
         "_target_": "sde.networks.UNet",
         "channels": channels[0],
@@ -142,10 +121,10 @@ def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int
         "heads": heads,
         "head_channels": s.integer("num_head_channels", maximum) if by_channels else None,
         "dropout": s.number("dropout"),
-        "norm": {"_target_": "sde.networks.Normalisation", "groups": 32, "least": 1, "eps": 1e-5},
+        "norm": node("networks.Normalisation", groups=32, least=1, eps=1e-5),
         "scale_shift": s.flag("use_scale_shift_norm"),
-        "resampling": {"_target_": "sde.networks.InResidual"} if s.flag("resblock_updown") else resampling,
-        "embedding": {"_target_": "sde.networks.Positional", "dim": width, "shift": 0, "cosine_first": True},
+        "resampling": node("networks.InResidual") if s.flag("resblock_updown") else convolution,
+        "embedding": node("networks.Positional", dim=width, shift=0, cosine_first=True),
         "classes": classes if s["class_cond"] else None,
         "null_class": False,
     }
