@@ -143,7 +143,5 @@ def _check_constants(s: ValidatedSettings, weights: dict[str, Tensor], trained: 
     for name, constant in constants.items():
         stored = weights.pop(name, constant)
         if stored.shape != constant.shape or not torch.allclose(stored.double(), constant.double(), rtol=1e-3):
-            raise ValueError(
-                f"{s.source.path}: {name} does not agree with the settings: check "
-                + ("M, C_1 and C_2" if name == "u" else "resample_filter")
-            )
+            settings = "M, C_1 and C_2" if name == "u" else "resample_filter"
+            raise ValueError(f"{s.source.path}: {name} does not agree with the settings: check {settings}")

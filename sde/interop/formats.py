@@ -88,10 +88,8 @@ class Source:
             )
         missing = [name for name in names if name not in self.settings]
         if missing:
-            raise ValueError(
-                f"{self.path}: its settings lack {', '.join(map(repr, missing))}; "
-                f"they have {', '.join(map(repr, self.settings)) or 'nothing'}"
-            )
+            lacking, present = (", ".join(map(repr, names)) for names in (missing, self.settings))
+            raise ValueError(f"{self.path}: its settings lack {lacking}; they have {present or 'nothing'}")
         return self.settings
 
 

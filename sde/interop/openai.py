@@ -84,10 +84,8 @@ def _process(s: ValidatedSettings) -> tuple[Tree, Tree]:
     """The trees of the process and of the noise conditioning."""
     steps = s.integer("diffusion_steps", 10**5)
     if s["rescale_timesteps"] is None and steps != 1000:
-        raise s.error(
-            "rescale_timesteps",
-            f"true (the default of improved-diffusion) or false (of guided-diffusion) for diffusion_steps={steps}",
-        )
+        defaults = "true (the default of improved-diffusion) or false (of guided-diffusion)"
+        raise s.error("rescale_timesteps", f"{defaults} for diffusion_steps={steps}")
     scale = 1000.0 / steps if s.flag("rescale_timesteps") else 1.0
     schedule = s.choice("noise_schedule", "linear", "cosine")
     if schedule == "linear" and steps <= 20:

@@ -80,11 +80,9 @@ def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(shadow) != len(names):
         raise ValueError(f"{source.path}: ema lists {len(shadow)} parameters, and model has {len(names)} trained ones")
     for name, value in zip(names, shadow):
-        if value.shape != tuple(raw[name].shape):
-            raise ValueError(
-                f"{source.path}: ema has a parameter of shape {value.shape} for {name}: expected "
-                f"{tuple(raw[name].shape)}"
-            )
+        shape = tuple(raw[name].shape)
+        if value.shape != shape:
+            raise ValueError(f"{source.path}: ema has a parameter of shape {value.shape} for {name}: expected {shape}")
     return {name: value.read() for name, value in zip(names, shadow)}
 
 

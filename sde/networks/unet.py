@@ -250,10 +250,8 @@ def _widths(width: int, multipliers: Sequence[float]) -> list[int]:
 def _check_levels(levels: int, **named: Sequence[int]) -> None:
     for name, numbers in named.items():
         if not set(numbers) <= set(range(levels)):
-            raise ValueError(
-                f"expected levels from 0 (finest) to {levels - 1} (coarsest) for {levels} multipliers, got "
-                f"{name}={tuple(numbers)}"
-            )
+            expected = f"levels from 0 (finest) to {levels - 1} (coarsest) for {levels} multipliers"
+            raise ValueError(f"expected {expected}, got {name}={tuple(numbers)}")
 
 
 def _number_of_heads(heads: int, head_channels: int | None, channels: int) -> int:
