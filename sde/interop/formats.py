@@ -54,7 +54,7 @@ class Source:
 
     @functools.cached_property
     def content(self) -> Any:
-        """The tree in a file, with tensors as :class:`LazyTensor`; None for a directory."""
+        """The tree in a file, with tensors as :class:`sde.interop.pickles.LazyTensor`; None for a directory."""
         return None if self.path.is_dir() else _open(self.path)
 
     @functools.cached_property
