@@ -27,15 +27,13 @@ from __future__ import annotations
 __all__ = ["MEASURES", "MeasureSummary", "columns_of", "summarise_measures", "table"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .pairing import Paired, paired
-from .summary import Summary, summarise
+from .summary import Columns, Summary, summarise
 
 # The measures, and the three terms of each: the prior, the path, and the data or its weight.
 MEASURES: dict[str, tuple[str, str, str]] = {
@@ -88,12 +86,12 @@ class MeasureSummary:
     difference: Paired | None
 
 
-def summarise_measures(columns: Mapping[str, NDArray[Any]]) -> list[MeasureSummary]:
+def summarise_measures(columns: Columns) -> list[MeasureSummary]:
     """The results of the measures in a bounds file, in the order flow, density, continuous, chain."""
     return [_summarise(columns, name) for name in MEASURES if name in columns]
 
 
-def _summarise(columns: Mapping[str, NDArray[Any]], name: str) -> MeasureSummary:
+def _summarise(columns: Columns, name: str) -> MeasureSummary:
     keys = {key: columns[key] for key in ("index", "repeat")}
     whole = {**keys, "bits_per_dim": columns[name], "nfe": columns[f"{name}_nfe"]}
     good = np.isfinite(columns[name])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ["BoundDensity", "Density", "FlowDensity", "Gain", "bits", "fit"]
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,16 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Split
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..likelihood.bounds import density_bound
-from ..likelihood.dequantisation import Dequantiser
-from ..likelihood.flow import log_prob
-from ..likelihood.variational import VariationalDequantiser, train_dequantiser
+from ..likelihood import Dequantiser, VariationalDequantiser, density_bound, log_prob, train_dequantiser
 from ..model import Model
 from ..noise import Noise, Stream
 from ..sampling import state_like
@@ -37,8 +34,7 @@ from ..solvers import Solver
 from ..trace import Hutchinson, Trace
 from .likelihood_job import batch_states, check_data, condition_of
 from .pairing import Paired, paired
-
-Columns = Mapping[str, NDArray[Any]]
+from .summary import Columns
 
 
 class Density(ABC):
@@ -143,20 +139,15 @@ def fit(
         bits = noise.bits(Stream.ORDER, torch.arange(batch_size), torch.tensor(step), 1)[:, 0]
         return bits.remainder(len(split))
 
-    def batches() -> Iterator[Tensor]:
-        step = 0
-        while True:
-            yield split.values[samples(step)]
-            step += 1
-
     def log_density(x: Tensor, step: int) -> Tensor:
         keys = step * batch_size + torch.arange(batch_size, device=reference.device)
         condition = condition_of(model, split, samples(step))
         call: dict[str, Any] = {"seed": seed, "index": keys, "condition": condition, "differentiable": True}
         return density(model.denoiser, x.to(reference.device), **call).to(x.device)
 
+    batches = (split.values[samples(step)] for step in itertools.count())
     optimiser, dtype = torch.optim.Adam(dequantiser.parameters(), lr=lr), reference.dtype
-    losses = train_dequantiser(dequantiser, log_density, batches(), model.scaling, optimiser, seed=seed, dtype=dtype)
+    losses = train_dequantiser(dequantiser, log_density, batches, model.scaling, optimiser, seed=seed, dtype=dtype)
     return (nats_to_bits(-loss, math.prod(model.shape)) for loss in losses)
 
 

@@ -16,14 +16,12 @@ import torch
 
 from ..data import DataSet, Split, arrays
 from ..instantiate import build, find, public
-from ..likelihood.dequantisation import Dequantiser
-from ..likelihood.variational import VariationalDequantiser
+from ..likelihood import Dequantiser, VariationalDequantiser
 from ..model import Model, from_checkpoint
 from ..runtime import choose_device
 from ..sampling import state_like
 from ..shapes import check_event
-from ..solvers import Solver
-from ..solvers.base import FixedStep
+from ..solvers import FixedStep, Solver
 from ..storage.checkpoint import load_checkpoint, resolve, run_directory
 from ..storage.files import sha256
 from ..storage.results import Plain
@@ -179,12 +177,8 @@ def _split(model: Model, data: DataSet, name: str) -> Split:
     split, (expected, levels) = data.split(name), (model.scaling.levels, data.scaling.levels)
     check_event(split.values, model.shape)
     if levels != expected:
+        ours, theirs = ("continuous values" if n is None else f"values with {n} levels" for n in (expected, levels))
         raise ValueError(
-            f"this model is for {_kind(expected)}, and {data.name} has {_kind(levels)}: give the data with "
-            f"levels={expected}"
+            f"this model is for {ours}, and {data.name} has {theirs}: give the data with levels={expected}"
         )
     return split
-
-
-def _kind(levels: int | None) -> str:
-    return "continuous values" if levels is None else f"values with {levels} levels"

@@ -5,17 +5,14 @@ from __future__ import annotations
 __all__ = ["against_flow"]
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .bounds_table import MEASURES
-from .summary import means_over_repeats
+from .summary import Columns, means_over_repeats
 
 
-def against_flow(path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any]]) -> bool:
+def against_flow(path: str | os.PathLike[str], columns: Columns) -> bool:
     """Plots the bounds over the flow as a PNG, in bits/dim, with the line of equality.
 
     Each sample is one point per bound, at its means over the repeats in which both are finite. Without the flow, or

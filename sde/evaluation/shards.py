@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from ..instantiate import public
 from ..storage.results import Plain
 from ..storage.store import Store, read
 from .sharding import WHOLE, Done, Shard
+from .summary import Columns
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Target:
 
     store: Store
     done: Done
-    rows: Mapping[str, NDArray[Any]]
+    rows: Columns
 
 
 def done_in(path: Path) -> Done:

@@ -37,8 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Scaling
-from ..data.scaling import nats_to_bits
+from ..data.scaling import Scaling, nats_to_bits
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
@@ -276,8 +275,7 @@ def _times(
     if stratified:
         u = (torch.arange(draws, device=u.device) + u) / draws
     rule, span = UniformLogSNR() if times is None else times, process.t_max - process.t_min
-    pairs = [rule(process, one) for one in u.unbind(1)]
-    return [(t, factor * span / draws) for t, factor in pairs]
+    return [(t, factor * span / draws) for t, factor in (rule(process, one) for one in u.unbind(1))]
 
 
 def _normal(noise: Noise, index: Tensor, repeat: int, counter: int, x: Tensor) -> Tensor:

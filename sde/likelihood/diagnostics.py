@@ -41,6 +41,7 @@ __all__ = ["Calibration", "RoundTrip", "calibration", "round_trip"]
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,11 +102,10 @@ def round_trip(
         solver, trace, seed, index, condition, atol: as in :func:`sde.log_prob`; both ways use the same probes.
     """
     process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
+    call: dict[str, Any] = {"seed": seed, "index": index, "condition": condition, "atol": atol}
     with exact_float32(), torch.no_grad(), evaluating(denoiser):
-        forward = log_prob(
-            denoiser, x, solver=solver, trace=trace, seed=seed, index=index, condition=condition, atol=atol
-        )
-        flow = DensityFlow(denoiser, forward.latent, trace, seed=seed, index=index, condition=condition, atol=atol)
+        forward = log_prob(denoiser, x, solver=solver, trace=trace, **call)
+        flow = DensityFlow(denoiser, forward.latent, trace, **call)
         back, change = solver.bind(flow.dynamics, process.t_max, process.t_min)(flow.start)
     error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
     return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + flow.nfe)
