@@ -1,10 +1,10 @@
 r"""Training of a dequantiser for a fixed model, and its gain on other data.
 
-The loss is :math:`-E[\log p(x) + w]` (:mod:`sde.likelihood.variational`), with one of two log-densities of states at
-`t_min`: the continuous-time bound, estimated by a few draws, or the density along the flow, through whose solution the
-gradient is computed. The first is a lower bound on the log-density of the reverse SDE, cheap and unbiased with any
-number of draws; with the true scores the two agree. Along the flow the steps have to be fine enough for the density
-itself, because noise that is fitted to the error of a solver gains nothing.
+The loss is :math:`-E[\log p(x) + w]` (:func:`sde.likelihood.train_dequantiser`), with one of two log-densities of
+states at `t_min`: the continuous-time bound, estimated by a few draws, or the density along the flow, through whose
+solution the gradient is computed. The first is a lower bound on the log-density of the reverse SDE, cheap and unbiased
+with any number of draws; with the true scores the two agree. Along the flow the steps have to be fine enough for the
+density itself, because noise that is fitted to the error of a solver gains nothing.
 """
 
 from __future__ import annotations

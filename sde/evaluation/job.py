@@ -64,6 +64,7 @@ class Progress:
     means: str
 
 
+#: The kind of :class:`Scorer` that a job has.
 AnyScorer = TypeVar("AnyScorer", bound=Scorer, covariant=True)
 
 

@@ -41,10 +41,9 @@ def against_flow(path: str | os.PathLike[str], columns: Columns) -> bool:
     for name, (flow, bound) in points.items():
         axes.scatter(flow, bound, s=8, alpha=0.6, linewidths=0, label=name)
     ends = [float(f(flow)) for f in (np.min, np.max) for flow, _ in points.values()]
-    low, high = min(ends), max(ends)
-    axes.plot([low, high], [low, high], color="0.4", linewidth=1.0, label="equal")
-    axes.set_xlabel("flow (bits/dim)")
-    axes.set_ylabel("bound (bits/dim)")
+    line = [min(ends), max(ends)]
+    axes.plot(line, line, color="0.4", linewidth=1.0, label="equal")
+    axes.set(xlabel="flow (bits/dim)", ylabel="bound (bits/dim)")
     axes.legend()
     figure.savefig(path)
     return True

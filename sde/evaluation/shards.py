@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike
 from ..instantiate import public
 from ..storage.results import Plain
 from ..storage.store import Store, read
-from .sharding import WHOLE, Done, Shard
+from .sharding import WHOLE, Done, Shard, nothing_done
 from .summary import Columns
 
 
@@ -49,12 +49,10 @@ class Target:
 
 def done_in(path: Path) -> Done:
     """The finished rows in the snapshot of a file, none if there is no file; nothing is written."""
-    done: dict[int, set[int]] = {}
-    if path.exists():
-        columns = read(path).columns
-        for index, repeat in zip(columns["index"].tolist(), columns["repeat"].tolist()):
-            done.setdefault(repeat, set()).add(index)
-    return lambda repeat: frozenset(done.get(repeat, ()))
+    if not path.exists():
+        return nothing_done
+    columns = read(path).columns
+    return lambda repeat: frozenset(columns["index"][columns["repeat"] == repeat].tolist())
 
 
 @contextlib.contextmanager
