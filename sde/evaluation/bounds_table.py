@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .pairing import Paired, paired
-from .summary import Columns, Summary, summarise
+from .summary import Columns, Summary, mean_and_error, means_over_repeats, summarise
 
 # The measures, and the three terms of each: the prior, the path, and the data or its weight.
 MEASURES: dict[str, tuple[str, str, str]] = {
@@ -95,12 +95,9 @@ def _summarise(columns: Columns, name: str) -> MeasureSummary:
     keys = {key: columns[key] for key in ("index", "repeat")}
     whole = {**keys, "bits_per_dim": columns[name], "nfe": columns[f"{name}_nfe"]}
     good = np.isfinite(columns[name])
-    terms = {
-        term: summarise({**whole, "bits_per_dim": np.where(good, columns[f"{name}_{term}"], np.nan)}).bits_per_dim
-        for term in MEASURES[name]
-    }
-    errors = columns[f"{name}_standard_error"][good]
-    draws = float(np.sqrt(np.square(errors).mean())) if len(errors) else math.nan
+    _, *values = means_over_repeats(keys["index"][good], *(columns[f"{name}_{term}"][good] for term in MEASURES[name]))
+    terms = {term: mean_and_error(value)[0] for term, value in zip(MEASURES[name], values)}
+    draws = math.sqrt(mean_and_error(np.square(columns[f"{name}_standard_error"][good]))[0])
     difference = None
     if name != "flow" and "flow" in columns:
         flow = {**keys, "bits_per_dim": columns["flow"]}

@@ -80,9 +80,17 @@ class JobSetup:
         """The object that the config describes by a key."""
         return build(self.config[key], trust=self.config["trust"])
 
-    def split(self, name: str) -> Split:
-        """A split of the data, with the shape and the levels of the model's data."""
-        return _split(self.model, self.data, name)
+    def split(self, name: str, data: DataSet | None = None) -> Split:
+        """A split of the data, or of another data set, with the shape and the levels of the model's data."""
+        data = self.data if data is None else data
+        split, (expected, levels) = data.split(name), (self.model.scaling.levels, data.scaling.levels)
+        check_event(split.values, self.model.shape)
+        if levels != expected:
+            ours, theirs = ("continuous values" if n is None else f"values with {n} levels" for n in (expected, levels))
+            raise ValueError(
+                f"this model is for {ours}, and {data.name} has {theirs}: give the data with levels={expected}"
+            )
+        return split
 
     def other_data(self) -> dict[str, Split]:
         """Out-of-distribution data for the same model, by the name `ood NAME`; none if the config has no `ood`.
@@ -95,11 +103,11 @@ class JobSetup:
             return {}
         if not isinstance(source, str):
             data = build(source, rooms=("sde.data",), trust=self.config["trust"])
-            return {f"ood {data.name} {name}": _split(self.model, data, name)}
+            return {f"ood {data.name} {name}": self.split(name, data)}
         # An .npy file has no names.
         array = "x_train" if Path(source).suffix.lower() == ".npy" else self.config["ood_array"]
         data = arrays(source, train=array, test=array, levels=self.model.scaling.levels, standardise=False)
-        return {f"ood {data.name}": _split(self.model, data, "test")}
+        return {f"ood {data.name}": self.split("test", data)}
 
     @cached_property
     def dequantiser(self) -> Dequantiser | None:
@@ -170,15 +178,3 @@ def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
     if isinstance(atol, str):
         raise ValueError(f"expected atol to be auto, a number of nats or null, got {atol!r}")
     return atol
-
-
-def _split(model: Model, data: DataSet, name: str) -> Split:
-    """A split whose values have the shape and the levels of the model's data."""
-    split, (expected, levels) = data.split(name), (model.scaling.levels, data.scaling.levels)
-    check_event(split.values, model.shape)
-    if levels != expected:
-        ours, theirs = ("continuous values" if n is None else f"values with {n} levels" for n in (expected, levels))
-        raise ValueError(
-            f"this model is for {ours}, and {data.name} has {theirs}: give the data with levels={expected}"
-        )
-    return split

@@ -95,8 +95,7 @@ def opened(
             if shard.world == 1:
                 yield Target(store, store.done, rows)
                 return
-            part = store_at(store.path.with_name(f"{store.path.stem}.part{shard.rank}.h5"))
-            stack.enter_context(part)
+            part = stack.enter_context(store_at(store.path.with_name(f"{store.path.stem}.part{shard.rank}.h5")))
         yield Target(part, store.done, rows)
     with _wait_for(store_at, path, patience) as store:
         _merge(store, store_at, alone=False)
