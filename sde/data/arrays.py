@@ -41,6 +41,7 @@ from .dataset import DataSet, Split, hold_out, split_off
 from .scaling import Scaling
 
 Array = NDArray[Any]
+Reader = Callable[[Path, Iterable[str]], dict[str, Array]]  # the arrays of a file with the given names
 
 
 def arrays(
@@ -260,9 +261,4 @@ def _dataset_names(file: h5py.File) -> list[str]:
     return names
 
 
-_READERS: dict[str, Callable[[Path, Iterable[str]], dict[str, Array]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
-}
+_READERS: dict[str, Reader] = {".npy": _read_npy, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}

@@ -159,11 +159,8 @@ def _columns(file: h5py.File, size: int) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{name!r} is not a data set")
         values = file[name]
         storage = values.id.get_create_plist()
-        if (
-            storage.get_layout() != h5py.h5d.CONTIGUOUS
-            or storage.get_nfilters() > 0
-            or storage.get_external_count() > 0
-        ):
+        layout = storage.get_layout(), storage.get_nfilters(), storage.get_external_count()
+        if layout != (h5py.h5d.CONTIGUOUS, 0, 0):
             raise ValueError(f"{name!r} is not stored contiguously, without filters, in the file itself")
         if len(values.shape or ()) != 1:
             raise ValueError(f"expected {name!r} to have shape (N,), got {values.shape}")

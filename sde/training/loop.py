@@ -176,12 +176,9 @@ class Training:
         if ema is not None:
             denoiser.load_state_dict(self.ema[ema].weights)
         denoiser.zero_grad(set_to_none=True)
-        return Model(
-            denoiser.eval().requires_grad_(False),
-            scaling or self.scaling or Scaling.identity(),
-            tuple(self.batches[max(self.step - 1, 0)].values.shape[1:] if shape is None else shape),
-            classes,
-        )
+        event = self.batches[max(self.step - 1, 0)].values.shape[1:] if shape is None else shape
+        scaling = scaling or self.scaling or Scaling.identity()
+        return Model(denoiser.eval().requires_grad_(False), scaling, tuple(event), classes)
 
     def state(self) -> dict[str, Any]:
         """The state of the training as tensors and plain values: not copies, and to be saved at once."""
