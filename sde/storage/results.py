@@ -139,8 +139,7 @@ def encode(rows: NDArray[Any], job: Job) -> bytes:
 def _content(file: h5py.File, size: int) -> tuple[NDArray[Any], Job]:
     """The rows and the job in a file of `size` bytes."""
     attributes = {name: _attribute(file, name) for name in file.attrs}
-    names = str(attributes.pop(_KEY_NAMES)).splitlines()
-    key = {name: attributes.pop(name) for name in names}
+    key = {name: attributes.pop(name) for name in str(attributes.pop(_KEY_NAMES)).splitlines()}
     columns = _columns(file, size)
     job = Job(_row_type({name: values.dtype for name, values in columns.items()}), key, attributes)
     rows = np.empty(len(columns["index"]), job.row_type)

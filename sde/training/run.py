@@ -151,17 +151,16 @@ class Run:
 
         That one is not rewritten, because results that were computed from it name it by its digest.
         """
-        if self._newest is not None and self._newest[0] == training.step:
-            return self._newest[1]
-        content = {
-            "version": __version__,
-            "config": json.dumps(public({k: v for k, v in self.config.items() if k != "run_dir"}), indent=1),
-            "model": json.dumps(self._model, indent=1),
-            "data": self.data.fingerprint,
-            "losses": list(self._losses),
-            **training.state(),
-        }
-        self._newest = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        if self._newest is None or self._newest[0] != training.step:
+            content = {
+                "version": __version__,
+                "config": json.dumps(public({k: v for k, v in self.config.items() if k != "run_dir"}), indent=1),
+                "model": json.dumps(self._model, indent=1),
+                "data": self.data.fingerprint,
+                "losses": list(self._losses),
+                **training.state(),
+            }
+            self._newest = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
         return self._newest[1]
 
     def log(self, report: Report, training: Training) -> dict[str, float]:
@@ -187,10 +186,9 @@ class Run:
     def valid_loss(self, training: Training) -> float:
         """The loss of the averaged weights on the validation split, with the same noise at every call."""
         batches = Batches(self.data.split("valid"), self.config["batch_size"], seed=self.config["seed"])
-        with training.ema["default"].applied_to(training.denoiser):
-            return validate(
-                training.denoiser, self.objective, batches, training.scaling, conditions=training.conditions
-            )
+        denoiser, scaling = training.denoiser, training.scaling
+        with training.ema["default"].applied_to(denoiser):
+            return validate(denoiser, self.objective, batches, scaling, conditions=training.conditions)
 
     def _drop_metrics_after(self, step: int) -> None:
         """Deletes the metrics of steps that will be taken again."""
