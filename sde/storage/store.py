@@ -27,7 +27,6 @@ __all__ = ["Results", "Store", "read"]
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,8 @@ class Store:
         self._lock = lock
         self._open = True
         self._done: set[tuple[int, int]] = set()
-        exists, rows = os.path.lexists(path), np.empty(0, job.row_type)
+        rows = np.empty(0, job.row_type)
+        exists = os.path.lexists(path)
         if exists:
             rows, stored = load(path)
             job.check_same(path, stored)
@@ -127,9 +127,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except OSError:

@@ -59,9 +59,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
             "classes": data.classes if config["conditional"] else None,
         }
     )
-    process = build(tree["process"], trust=trust)
-    network = build(network_tree, trust=trust)
-    return build(tree["denoiser"], trust=trust, network=network, process=process), tree
+    parts = {"process": build(tree["process"], trust=trust), "network": build(network_tree, trust=trust)}
+    return build(tree["denoiser"], trust=trust, **parts), tree
 
 
 def differences(
