@@ -15,11 +15,7 @@ equation 15.
 
 from __future__ import annotations
 
-__all__ = [
-    "LearnedVarianceDenoiser",
-    "NetworkDenoiser",
-    "PredictingDenoiser",
-]
+__all__ = ["LearnedVarianceDenoiser", "NetworkDenoiser", "PredictingDenoiser"]
 
 from abc import abstractmethod
 from collections.abc import Mapping

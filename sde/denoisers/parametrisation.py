@@ -104,11 +104,8 @@ class Parametrisation(ABC):
 
     def coefficients(self, what: Prediction, process: SDE, t: Tensor) -> Coefficients:
         """The coefficients of the prediction `what`."""
-        if what is Prediction.X0:
-            return self.x0(process, t)
-        if what is Prediction.NOISE:
-            return self.noise(process, t)
-        return self.score(process, t) if what is Prediction.SCORE else self.velocity(process, t)
+        methods = {Prediction.X0: self.x0, Prediction.NOISE: self.noise, Prediction.SCORE: self.score}
+        return methods.get(what, self.velocity)(process, t)
 
     def input_scale(self, process: SDE, t: Tensor) -> Tensor | None:
         r"""The factor of :math:`x_t` at the input of the network, or None for 1."""
