@@ -234,7 +234,7 @@ PARAMETRISATION = Group(
         ("network.py", r"torch\.promote_types\(dtype, torch\.float32\)", "dtype"),
         ("network.py", r" if value\.is_floating_point\(\) else value", ""),
         ("network.py", r"\*\*cast\)\.to\(x_t\.dtype\)", "**cast)"),
-        ("network.py", r"if out\.shape != x_t\.shape", "if False"),
+        ("network.py", r"if tuple\(out\.shape\) != expected", "if False"),
         ("base.py", r"check_condition\(self\.condition, .*?\)\)", "pass"),
         ("base.py", r"value\[index\] if value\.ndim else value", "value"),
         ("base.py", r"index if self\.rows is None else self\.rows\[index\]", "index"),

@@ -202,13 +202,11 @@ class VelocityPrediction(Parametrisation):
     data_std: float | None = 1.0
 
     def x0(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        norm = alpha.square() + sigma.square()
+        alpha, sigma, norm = _scales(process, t)
         return alpha / norm, -sigma / norm
 
     def noise(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        norm = alpha.square() + sigma.square()
+        alpha, sigma, norm = _scales(process, t)
         return sigma / norm, alpha / norm
 
     def velocity(self, process: SDE, t: Tensor) -> Coefficients:
@@ -229,18 +227,20 @@ class EDM(Parametrisation):
     data_std: float = 0.5
 
     def x0(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma, norm = self._norm(process, t)
+        alpha, sigma, norm = _scales(process, t, self.data_std)
         return alpha * self.data_std**2 / norm, sigma * self.data_std * norm.rsqrt()
 
     def noise(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma, norm = self._norm(process, t)
+        alpha, sigma, norm = _scales(process, t, self.data_std)
         return sigma / norm, -alpha * self.data_std * norm.rsqrt()
 
     def velocity(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma, norm = self._norm(process, t)
+        alpha, sigma, norm = _scales(process, t, self.data_std)
         a = alpha * sigma * (1.0 - self.data_std**2) / norm
         return a, -(alpha.square() + sigma.square()) * self.data_std * norm.rsqrt()
 
-    def _norm(self, process: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        return alpha, sigma, sigma.square() + (alpha * self.data_std).square()
+
+def _scales(process: SDE, t: Tensor, data_std: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha, sigma, and the variance of the state for data of a standard deviation."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    return alpha, sigma, sigma.square() + (alpha * data_std).square()
