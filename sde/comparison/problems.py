@@ -101,6 +101,10 @@ class ExactProblem(Problem):
         self.denoiser = target.denoiser(process).to(device)
         self.shape = tuple(target.means.shape[1:])
         self.truth = "closed forms of the mixture; its flow by Runge-Kutta in float64"
+        self._mean = target.weights @ target.means
+        centred = target.means - self._mean
+        covs = (target.basis * target.eigenvalues[:, None]) @ target.basis.mT + centred[:, :, None] * centred[:, None]
+        self._cov = torch.einsum("k,kij->ij", target.weights, covs)
 
     def condition(self, first: int, n: int) -> dict[str, Tensor]:
         return {}
@@ -121,16 +125,6 @@ class ExactProblem(Problem):
     def scale(self, ends: Tensor) -> float:
         # The variance over all coordinates includes that of their means.
         return float((self._cov.diagonal().mean() + self._mean.var(correction=0)).sqrt())
-
-    @cached_property
-    def _mean(self) -> Tensor:
-        return self.target.weights @ self.target.means
-
-    @cached_property
-    def _cov(self) -> Tensor:
-        basis, centred = self.target.basis, self.target.means - self._mean
-        covs = (basis * self.target.eigenvalues[:, None]) @ basis.mT + centred[:, :, None] * centred[:, None]
-        return torch.einsum("k,kij->ij", self.target.weights, covs)
 
 
 class TrainedProblem(Problem):

@@ -138,20 +138,15 @@ def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Setti
     if not bool(x.isfinite().all()):
         return replace(row, status=FAILED, reason="some results are not finite")
     if experiment.stochastic:
-        errors = truth.distances(x[: settings.draws])
+        columns = truth.distances(x[: settings.draws])
     else:
         rms, median = strong(x, truth.ends, truth.scale)
-        errors = {**_columns("strong", rms), **_columns("median", median)}
-    return replace(
-        row,
-        nfe=result.nfe.double().mean().item(),
-        nfe_max=int(result.nfe.max()),
-        seconds=statistics.median(total for total, _ in times),
-        network_seconds=statistics.median(network_time for _, network_time in times),
-        memory=memory.peak,
-        own_memory=memory.own,
-        **errors,
-    )
+        columns = {**_columns("strong", rms), **_columns("median", median)}
+    columns |= {"nfe": result.nfe.double().mean().item(), "nfe_max": int(result.nfe.max())}
+    seconds, network_seconds = (statistics.median(values) for values in zip(*times))
+    columns |= {"seconds": seconds, "network_seconds": network_seconds}
+    columns |= {"memory": memory.peak, "own_memory": memory.own}
+    return replace(row, **columns)
 
 
 def _timed(run: Callable[[int, int], Samples], network: Metered, n: int) -> tuple[float, float]:
