@@ -15,7 +15,6 @@ from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 pytest.register_assert_rewrite("support")
 
 
-
 def pytest_collection_finish() -> None:
     """What collecting the tests has made stays to the end, so the garbage collector need not walk through it."""
     gc.collect()

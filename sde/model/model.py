@@ -205,32 +205,53 @@ class Model:
             log_weight = s.log_weight.to(r.nats)
             return replace(r, nats=r.nats + log_weight, log_weight=log_weight)
 
-    def bits_per_dim(self, x: Tensor, **arguments: Any) -> Tensor:
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        *,
+        solver: Solver | None = None,
+        trace: Trace | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+        condition: Mapping[str, Tensor] | None = None,
+        prior: Any = None,
+        atol: float | None = None,
+        dequantiser: Dequantiser | None = None,
+        differentiable: bool = False,
+    ) -> Tensor:
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
-        return nats_to_bits(self.log_prob(x, **arguments).nats, math.prod(self.shape))
+        draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
+        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        nats = self.log_prob(x, differentiable=differentiable, **draw, **flow).nats
+        return nats_to_bits(nats, math.prod(self.shape))
 
     def error_budget(
         self,
         x: Tensor,
         *,
+        solver: Solver | None = None,
+        trace: Trace | None = None,
         seed: int = 0,
         index: Tensor | None = None,
         repeats: int = 1,
         rows: Tensor | int = 16,
+        condition: Mapping[str, Tensor] | None = None,
+        prior: Any = None,
+        atol: float | None = None,
         dequantiser: Dequantiser | None = None,
-        **flow: Any,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
         Args:
             x: data values, with shape (B, \*).
-            seed, index, dequantiser: as in :meth:`log_prob`.
+            solver, trace, seed, index, condition, prior, atol, dequantiser: as in :meth:`log_prob`.
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
-            flow: `solver`, `trace`, `condition`, `prior` and `atol`, as in :meth:`log_prob`.
         """
         check_count("error_budget", "repeats", repeats)
+        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
         results = [self.log_prob(x, repeat=k, **draw, **flow) for k in range(repeats)]
         nats = torch.stack([result.nats for result in results]) if repeats > 1 else None
