@@ -45,6 +45,7 @@ __all__ = [
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,8 @@ from ..processes import SDE
 from ..runtime import exact_float32
 from ..sampling import state_like
 from ..shapes import check_count, event_dims, sum_event
+from ..solvers import Solver
+from ..trace import Trace
 from .flow import log_prob
 
 
@@ -285,7 +288,11 @@ def discrete_log_prob(
     seed: int = 0,
     index: Tensor | None = None,
     repeat: int = 0,
-    **flow: Any,
+    solver: Solver | None = None,
+    trace: Trace | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    prior: Any = None,
+    atol: float | None = None,
 ) -> DiscreteLogProb:
     r"""A lower bound on the log-probability of levels, by the density of the probability flow.
 
@@ -300,13 +307,14 @@ def discrete_log_prob(
         seed: the seed of dequantisation and probes.
         index: as in :func:`dequantise`.
         repeat: the number of the K draws.
-        flow: `solver`, `trace`, `condition`, `prior` and `atol` as in :func:`sde.log_prob`.
+        solver, trace, condition, prior, atol: as in :func:`sde.log_prob`.
 
     Raises:
         ValueError: if `draws` is not positive, or :func:`dequantise` or :func:`sde.log_prob` refuses an argument.
     """
     check_count("discrete_log_prob", "draws", draws)
     rule = UniformDequantiser() if dequantiser is None else dequantiser
+    flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
     bounds, nfe = [], torch.zeros(len(values), dtype=torch.int64)
     for k in range(repeat * draws, (repeat + 1) * draws):
         with torch.no_grad():

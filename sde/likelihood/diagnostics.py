@@ -52,6 +52,7 @@ from ..runtime import exact_float32
 from ..sampling import evaluating
 from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Solver
+from ..trace import Trace
 from .bounds import normal_like
 from .flow import DensityFlow, default_solver, log_prob
 
@@ -83,17 +84,26 @@ class RoundTrip:
         )
 
 
-def round_trip(denoiser: Denoiser, x: Tensor, *, solver: Solver | None = None, **flow: Any) -> RoundTrip:
+def round_trip(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    solver: Solver | None = None,
+    trace: Trace | None = None,
+    seed: int = 0,
+    index: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    atol: float | None = None,
+) -> RoundTrip:
     r"""Encodes data and decodes it again, with the log-density along both ways.
 
     Args:
         denoiser: the model.
         x: data in the model's range, with shape (B, \*).
-        solver: as in :func:`sde.log_prob`.
-        flow: `trace`, `seed`, `index`, `condition` and `atol` as in :func:`sde.log_prob`; both ways use the same
-            probes.
+        solver, trace, seed, index, condition, atol: as in :func:`sde.log_prob`; both ways use the same probes.
     """
     process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
+    flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
     with exact_float32(), torch.no_grad(), evaluating(denoiser):
         forward = log_prob(denoiser, x, solver=solver, **flow)
         backward = DensityFlow(denoiser, forward.latent, **flow)
