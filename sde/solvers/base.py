@@ -35,7 +35,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import torch
@@ -128,7 +128,7 @@ class Solver(ABC):
 
     @abstractmethod
     def prepare(self, dynamics: Any, start: float, stop: float) -> Run:
-        """The run between two times; called by :meth:`bind`."""
+        """The run between two times; called by :meth:`Solver.bind`."""
 
     def incompatibility(self, dynamics: Any) -> str | None:
         """Why this method cannot serve a dynamics, or None; a method with reasons of its own extends it."""
@@ -324,17 +324,11 @@ def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Te
 
 def linear_combination(*terms: tuple[float | Tensor, State]) -> State:
     """The linear combination of states, entry by entry: linear_combination((a, x), (b, y)) = a x + b y."""
-    return tuple(_sum([c * entry for (c, _), entry in zip(terms, entries)]) for entries in zip(*(s for _, s in terms)))
+    columns = zip(*(state for _, state in terms))
+    return tuple(reduce(torch.add, (c * entry for (c, _), entry in zip(terms, entries))) for entries in columns)
 
 
 combine = linear_combination  # the name of version 0.1.0
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 def rows(x: State, index: Tensor) -> State:
