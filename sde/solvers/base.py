@@ -325,7 +325,7 @@ def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Te
 def linear_combination(*terms: tuple[float | Tensor, State]) -> State:
     """The linear combination of states, entry by entry: linear_combination((a, x), (b, y)) = a x + b y."""
     columns = zip(*(state for _, state in terms))
-    return tuple(reduce(torch.add, (c * entry for (c, _), entry in zip(terms, entries))) for entries in columns)
+    return tuple(reduce(torch.add, [c * entry for (c, _), entry in zip(terms, entries)]) for entries in columns)
 
 
 combine = linear_combination  # the name of version 0.1.0

@@ -109,9 +109,13 @@ class Multistep(GridSteps):
             second = predict(move(dynamics, state, b - a, [(halves[k], prediction, a - b)]), middle)
             third = predict(move(dynamics, state, b - a, [(halves[k], second, 0.0)]), middle)
             fourth = predict(move(dynamics, state, c - a, [(wholes[k], third, b - c)]), end)
-            outer = wholes[k] / 6.0
-            inner = 2.0 * outer
-            terms = [(outer, prediction, a - c), (inner, second, b - c), (inner, third, b - c), (outer, fourth, 0.0)]
+            sixth = wholes[k] / 6.0
+            terms = [
+                (sixth, prediction, a - c),
+                (2.0 * sixth, second, b - c),
+                (2.0 * sixth, third, b - c),
+                (sixth, fourth, 0.0),
+            ]
             return move(dynamics, state, c - a, terms)
 
         return step

@@ -84,14 +84,12 @@ class _System:
         self.dynamics, self.steps, self.finished = run.dynamics.select(index), 0, False
         y = _flat(x)
         self._check("state", run.start, x)
-        atol = [
-            np.full(entry.numel(), run.solver.atol if tolerance is None else tolerance)
-            for entry, tolerance in zip(x, run.dynamics.tolerances)
-        ]
+        tolerances = [run.solver.atol if tolerance is None else tolerance for tolerance in run.dynamics.tolerances]
+        atol = np.repeat(tolerances, [entry.numel() for entry in x])
         import scipy.integrate  # slow to import, and only this solver needs it
 
         method = getattr(scipy.integrate, self.name)
-        self.ode = method(self._drift, run.start, y, run.stop, rtol=run.solver.rtol, atol=np.concatenate(atol))
+        self.ode = method(self._drift, run.start, y, run.stop, rtol=run.solver.rtol, atol=atol)
 
     def step(self) -> tuple[float, State]:
         message = self.ode.step()
