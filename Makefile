@@ -57,6 +57,8 @@ types: .venv/.test
 
 docs: .venv/.docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@! grep -rlE '<(script|link)[^>]+(src|href)="(https?:)?//[^"]+\.(js|css)' --include=*.html docs/_build/html || \
+		{ echo "these pages load a script or a style from the network: they must work without one"; exit 1; }
 
 check: lint types test docs
 

@@ -234,12 +234,12 @@ PARAMETRISATION = Group(
         ("network.py", r"torch\.promote_types\(dtype, torch\.float32\)", "dtype"),
         ("network.py", r" if value\.is_floating_point\(\) else value", ""),
         ("network.py", r"\*\*cast\)\.to\(x_t\.dtype\)", "**cast)"),
-        ("network.py", r"if out\.shape != x_t\.shape", "if False"),
+        ("network.py", r"if tuple\(out\.shape\) != expected", "if False"),
         ("base.py", r"check_condition\(self\.condition, .*?\)\)", "pass"),
         ("base.py", r"value\[index\] if value\.ndim else value", "value"),
         ("base.py", r"index if self\.rows is None else self\.rows\[index\]", "index"),
         ("base.py", r"count \+= each", "count += 1"),
-        ("base.py", r"self\.calls = inner\.calls", "self.calls = 1"),
+        ("base.py", r"inner\.calls, inner\.vjps", "1, inner.vjps"),
     ),
 )
 
@@ -289,7 +289,7 @@ DYNAMICS = Group(
         ("dynamics.py", r"\* divergence \+ event_dims", "* divergence - event_dims"),
         ("dynamics.py", r"return value, -divergence", "return value, divergence"),
         ("dynamics.py", r"log_density - event_dims\(x\) \* change", "log_density - change"),
-        ("dynamics.py", r"divergence\) \* divergence,", "divergence) / divergence,"),
+        ("dynamics.py", r"factor \* divergence", "factor / divergence"),
         ("dynamics.py", r"\(\*self\.flow\.tolerances, self\.atol\)", "(*self.flow.tolerances, None)"),
         ("dynamics.py", r"flow=self\.flow\.select\(index\), trace", "trace"),
         ("dynamics.py", r", trace=self\.trace\.select\(index\)", ""),

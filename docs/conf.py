@@ -27,6 +27,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # MathJax with the pages, so that formulas are shown without a network
 ]
 exclude_patterns = ["_build", "_generated"]
 default_role = "literal"

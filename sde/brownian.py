@@ -139,26 +139,24 @@ class BrownianNoise(StepNoise):
             integral = torch.where(before, integral + width * (w + mean + 0.5 * step), integral)
             w = torch.where(before, w + step, w)
 
-        descent = _Descent.to(t, *_root_cell(tree), self.levels)
-        increment, area, lengths = (
-            terms.to(w.device).reshape(*terms.shape, *(1,) * (w.ndim - 1))
-            for terms in (descent.increment, descent.area, descent.lengths)
-        )
+        cells, offset, *coefficients = _descent(t, *_root_cell(tree), self.levels)
+        any_right = coefficients[-1][:, 0].any(1).tolist()
+        increment, area, lengths = (c.to(w.device).reshape(*c.shape, *(1,) * (w.ndim - 1)) for c in coefficients)
         block = max(1, _BLOCK // max(1, w.numel()))
         for level in range(self.levels + 1):
             if level % block == 0:
-                z = self._normals(tree[:, None], descent.cells[level : level + block].T).double()
+                z = self._normals(tree[:, None], cells[level : level + block].T).double()
             z1, z2 = z[:, level % block].unbind(1)
             (a, b, c), (e, f, g) = increment[level], area[level]
             part_d, part_h = a * d + b * h + c * z1, e * h + f * z1 + g * z2
-            if descent.any_right[level]:
+            if any_right[level]:
                 # Where the descent goes right, `part_d` and `part_h` belong to the right part: add the left part.
                 right, whole, part = lengths[level]
                 left_integral = whole * (h + 0.5 * d) - part * (part_h + 0.5 * part_d) - part * (d - part_d)
                 integral = integral + right * ((whole - part) * w + left_integral)
                 w = w + right * (d - part_d)
             d, h = part_d, part_h
-        return _Point(w + d, integral + _align(descent.offset, w) * (w + h + 0.5 * d), dtype)
+        return _Point(w + d, integral + _align(offset, w) * (w + h + 0.5 * d), dtype)
 
     def _normals(self, tree: Tensor, cell: Tensor) -> Tensor:
         """The two normals of each cell, float with shape (B, n, 2, *) for cells of shape (1, n) or (B, n)."""
@@ -176,55 +174,34 @@ class _Point:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True)
-class _Descent:
+def _descent(t: Tensor, left: Tensor, width: Tensor, levels: int) -> tuple[Tensor, ...]:
     """The descent of a tree to a time: one step for each level and one within the leaf, L = levels + 1.
 
-    Attributes:
-        cells: the cells of the descent, int64 (L, n), numbered from 1 level by level.
-        increment: the coefficients of D, H and z_1 in the increment of the next part, (L, 3, n).
-        area: the coefficients of H, z_1 and z_2 in the area of the next part, (L, 3, n).
-        lengths: 1 where the next part is the right one, the length of the cell, that of its right part, (L, 3, n).
-        any_right: for each level, whether any sample goes right.
-        offset: the distance of the time from the left end of its leaf, (n,).
+    Returns:
+        The cells of the descent, int64 (L, n), numbered from 1 level by level; the distance of the time from the left
+        end of its leaf, (n,); the coefficients of D, H and z_1 in the increment of the next part, (L, 3, n), and those
+        of H, z_1 and z_2 in its area, (L, 3, n); and 1 where the next part is the right one, the length of the cell and
+        that of its right part, (L, 3, n).
     """
+    root = ((t - left) / width).clamp(0.0, 1.0).sqrt()
+    leaf = (root * 2.0**levels).long().clamp(max=2**levels - 1)
+    level = torch.arange(levels + 1, device=t.device)[:, None]
+    cell, size = leaf >> (levels - level), 0.5**level
+    low, middle, high = (left + width * ((cell + u) * size).square() for u in (0.0, 0.5, 1.0))
+    middle[-1] = torch.minimum(torch.maximum(t, low[-1]), high[-1])
+    right = torch.cat([cell[1:] & 1, torch.zeros_like(cell[:1])]).bool()
 
-    cells: Tensor
-    increment: Tensor
-    area: Tensor
-    lengths: Tensor
-    any_right: list[bool]
-    offset: Tensor
-
-    @classmethod
-    def to(cls, t: Tensor, left: Tensor, width: Tensor, levels: int) -> _Descent:
-        root = ((t - left) / width).clamp(0.0, 1.0).sqrt()
-        leaf = (root * 2.0**levels).long().clamp(max=2**levels - 1)
-        level = torch.arange(levels + 1, device=t.device)[:, None]
-        cell, size = leaf >> (levels - level), 0.5**level
-        low, middle, high = (left + width * ((cell + u) * size).square() for u in (0.0, 0.5, 1.0))
-        middle[-1] = torch.minimum(torch.maximum(t, low[-1]), high[-1])
-        goes_right = torch.cat([cell[1:] & 1, torch.zeros_like(cell[:1])])
-
-        a, b, h = middle - low, high - middle, high - low
-        q = a * a - a * b + b * b
-        d_z1 = (a * b * q / h**3).sqrt()
-        h_z1, h_z2 = 0.5 * (a**5 * b / (h**3 * q)).sqrt(), (a * b**3 / (12.0 * h * q)).sqrt()
-        to_left = [a / h, 6.0 * a * b / h**2, d_z1, (a / h) ** 2, -h_z1, h_z2]
-        # H_2 = (h H - a H_1) / b + (a D - h D_1) / (2 b). The last row never goes right, and its b may be 0.
-        c = b.clone()
-        c[-1] = 1.0
-        to_right = [b / h, -to_left[1], -d_z1, (b / h) ** 2, (a * h_z1 - 0.5 * h * d_z1) / c, -a * h_z2 / c]
-        right = goes_right.bool()
-        terms = torch.stack([torch.where(right, x, y) for x, y in zip(to_right, to_left)], 1)
-        return cls(
-            cells=(1 << level) + cell,
-            increment=terms[:, :3],
-            area=terms[:, 3:],
-            lengths=torch.stack([right.double(), h, b], 1),
-            any_right=right.any(1).tolist(),
-            offset=a[-1],
-        )
+    a, b, h = middle - low, high - middle, high - low
+    q = a * a - a * b + b * b
+    d_z1 = (a * b * q / h**3).sqrt()
+    h_z1, h_z2 = 0.5 * (a**5 * b / (h**3 * q)).sqrt(), (a * b**3 / (12.0 * h * q)).sqrt()
+    to_left = [a / h, 6.0 * a * b / h**2, d_z1, (a / h) ** 2, -h_z1, h_z2]
+    # H_2 = (h H - a H_1) / b + (a D - h D_1) / (2 b). The last row never goes right, and its b may be 0.
+    c = b.clone()
+    c[-1] = 1.0
+    to_right = [b / h, -to_left[1], -d_z1, (b / h) ** 2, (a * h_z1 - 0.5 * h * d_z1) / c, -a * h_z2 / c]
+    terms = torch.stack([torch.where(right, x, y) for x, y in zip(to_right, to_left)], 1)
+    return (1 << level) + cell, a[-1], terms[:, :3], terms[:, 3:], torch.stack([right.double(), h, b], 1)
 
 
 def _root_cell(tree: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,6 +127,8 @@ class Reverse(Semilinear):
     denoiser: Denoiser
     eta: float = 1.0
 
+    tolerances = (None,)
+
     def __post_init__(self) -> None:
         if not self.eta >= 0.0:
             raise ValueError(f"Reverse needs eta >= 0 (1 for the reverse SDE, 0 for the flow), got eta={self.eta}")
@@ -138,10 +140,6 @@ class Reverse(Semilinear):
     @property
     def stochastic(self) -> bool:
         return self.eta > 0.0
-
-    @property
-    def tolerances(self) -> tuple[float | None, ...]:
-        return (None,)
 
     def linear(self, t: Tensor) -> Tensor:
         return self.process.f(t)
@@ -190,6 +188,9 @@ class WithLogDensity(Semilinear):
     trace: BoundTrace
     atol: float | None = None
 
+    eta = 0.0
+    stochastic = False
+
     def __post_init__(self) -> None:
         if self.flow.stochastic:
             raise ValueError(
@@ -200,14 +201,6 @@ class WithLogDensity(Semilinear):
     @property
     def process(self) -> SDE:  # type: ignore[override]
         return self.flow.process
-
-    @property
-    def eta(self) -> float:  # type: ignore[override]
-        return 0.0
-
-    @property
-    def stochastic(self) -> bool:
-        return False
 
     @property
     def tolerances(self) -> tuple[float | None, ...]:
@@ -226,10 +219,8 @@ class WithLogDensity(Semilinear):
         x, log_density = state
         score, divergence = self.trace(lambda y: self.flow.predict(Prediction.SCORE, (y,), t)[0], x)
         f, c = self.linear(t), self.score_coefficient(t)
-        return (
-            expand(f, x) * x + expand(c, x) * score,
-            -(expand(c, log_density) * divergence + event_dims(x) * expand(f, log_density)),
-        )
+        change = expand(c, log_density) * divergence + event_dims(x) * expand(f, log_density)
+        return expand(f, x) * x + expand(c, x) * score, -change
 
     def predict(self, what: Prediction, state: State, t: Tensor) -> State:
         value, divergence = self.trace(lambda x: self.flow.predict(what, (x,), t)[0], state[0])
@@ -242,10 +233,8 @@ class WithLogDensity(Semilinear):
 
     def rate(self, prediction: State, scale: Tensor | float) -> State:
         value, divergence = prediction
-        return (
-            *self.flow.rate((value,), scale),
-            expand(torch.as_tensor(scale, dtype=torch.float64), divergence) * divergence,
-        )
+        factor = expand(torch.as_tensor(scale, dtype=torch.float64), divergence)
+        return (*self.flow.rate((value,), scale), factor * divergence)
 
     def select(self, index: Tensor) -> WithLogDensity:
         return replace(self, flow=self.flow.select(index), trace=self.trace.select(index))

@@ -212,13 +212,8 @@ def _check_arguments(name: str, target: Callable[..., Any], values: Mapping[str,
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    unknown = [key for key in values if key not in parameters]
-    if unknown:
+    if unknown := [key for key in values if key not in parameters]:
         raise ValueError(f"{name} takes no argument {unknown[0]!r}: expected {', '.join(parameters)}")
-    missing = [
-        key
-        for key, p in parameters.items()
-        if p.default is p.empty and p.kind is not p.VAR_POSITIONAL and key not in values
-    ]
-    if missing:
+    required = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if missing := [key for key in required if key not in values]:
         raise ValueError(f"{name} needs the argument {missing[0]!r}, which the config does not set")

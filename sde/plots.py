@@ -56,7 +56,7 @@ def samples(x: Tensor, scaling: Scaling | None = None) -> Any:
     """
     x = x.detach().cpu()
     if x.ndim == 4:
-        return _image_figure(_enlarged(image_grid(x, None if scaling is None else scaling.levels)))
+        return _image_figure(_enlarged_grid(x, scaling))
     figure, axes = _figure()
     if x.ndim == 2 and x.shape[1] == 2:
         axes.scatter(*x.numpy().T, s=3, alpha=0.5, linewidths=0)
@@ -76,7 +76,7 @@ def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling | Non
         scaling: as in :func:`samples`.
     """
     if x.ndim == 4:
-        _enlarged(image_grid(x, None if scaling is None else scaling.levels)).save(path)
+        _enlarged_grid(x, scaling).save(path)
     else:
         samples(x, scaling).savefig(path)
 
@@ -130,19 +130,17 @@ def trajectory(
     t = np.array([time for time, _ in points])
     states = torch.stack([x if scaling is None else scaling.to_data(x) for _, x in points], 1)  # (B, times, *)
     if states.ndim == 5:
-        grid = image_grid(states.flatten(0, 1), None if scaling is None else scaling.levels, columns=len(t))
-        return _image_figure(_enlarged(grid), [f"{time:.1g}" for time in t])
+        return _image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
     if states.ndim == 4:
-        figure = _figure_class()(figsize=(6.4, 1.2 * len(t) + 0.4), dpi=DPI, layout="constrained")
-        for axes, time, x in zip(figure.subplots(len(t), 1, sharex=True, squeeze=False)[:, 0], t, states.movedim(1, 0)):
+        figure, panels = _figure((6.4, 1.2 * len(t) + 0.4), nrows=len(t), sharex=True, squeeze=False)
+        for axes, time, x in zip(panels[:, 0], t, states.movedim(1, 0)):
             axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
             axes.set_ylabel(f"t = {time:.2g}")
         axes.set_xlabel("dimension")
         return figure
     figure, axes = _figure()
     if states.shape[2] == 2:
-        for x in states.numpy():
-            axes.plot(x[:, 0], x[:, 1], linewidth=0.8, alpha=0.6)
+        axes.plot(*states.permute(2, 1, 0).numpy(), linewidth=0.8, alpha=0.6)
         axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
         axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
         axes.set_aspect("equal")
@@ -176,11 +174,10 @@ def save_losses(path: str | os.PathLike[str], metrics: str | os.PathLike[str]) -
     """
     source = Path(metrics)
     lines = [json.loads(line) for line in (source.read_text() if source.exists() else "").splitlines()]
-    training, validation = ([(line["step"], line[key]) for line in lines if key in line] for key in _LOSSES)
+    training, validation = (
+        [(line["step"], line[key]) for line in lines if key in line] for key in ("loss", "valid_loss")
+    )
     _loss_figure(training, validation).savefig(path)
-
-
-_LOSSES = ("loss", "valid_loss")
 
 
 def _loss_figure(training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> Any:
@@ -188,9 +185,8 @@ def _loss_figure(training: Sequence[tuple[int, float]], validation: Sequence[tup
     for points, label, style in ((training, "training", "-"), (validation, "validation (EMA)", "o-")):
         if points:
             axes.plot(*zip(*points), style, label=label, linewidth=1.0, markersize=3)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.set_yscale("log" if all(loss > 0 for _, loss in training) else "linear")
+    scale = "log" if all(loss > 0 for _, loss in training) else "linear"
+    axes.set(xlabel="step", ylabel="loss", yscale=scale)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
@@ -212,8 +208,7 @@ def bits_histogram(sets: Mapping[str, NDArray[np.float64]]) -> Any:
     for i, (name, bits) in enumerate(sets.items()):
         axes.hist(bits, edges, density=True, alpha=0.5, color=f"C{i}", label=f"{name} ({len(bits)})")
         axes.axvline(bits.mean(), color=f"C{i}", linewidth=1.0)
-    axes.set_xlabel("bits/dim")
-    axes.set_ylabel("density")
+    axes.set(xlabel="bits/dim", ylabel="density")
     axes.legend()
     return figure
 
@@ -234,17 +229,13 @@ def typicality(sets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]
     axes.axvline(mean, color="0.4", linewidth=1.0)
     for name, (norms, nats) in sets.items():
         axes.scatter(norms, nats, s=6, alpha=0.6, linewidths=0, label=name)
-    axes.set_xlabel("norm of the latent")
-    axes.set_ylabel("log p (nats)")
+    axes.set(xlabel="norm of the latent", ylabel="log p (nats)")
     axes.legend()
     return figure
 
 
 def save_likelihoods(
-    path: str | os.PathLike[str],
-    process: SDE,
-    dims: int,
-    tables: Mapping[str, Mapping[str, NDArray[Any]]],
+    path: str | os.PathLike[str], process: SDE, dims: int, tables: Mapping[str, Mapping[str, NDArray[Any]]]
 ) -> list[Path]:
     """Writes the plots of likelihood files: NAME-bits.png (histogram) and NAME-typicality.png.
 
@@ -281,18 +272,15 @@ def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure = _figure_class()(figsize=(10.0, 4.0), dpi=DPI, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _figure((10.0, 4.0), ncols=2)
     snr = [c.log_snr for c in times]
     errors = [2.0 * c.standard_error for c in times]
     left.errorbar(snr, [c.measured for c in times], yerr=errors, fmt="o-", markersize=3, label="measured")
     left.plot(snr, [c.predicted for c in times], "x--", label="predicted")
-    left.set_xlabel("log-SNR")
-    left.set_ylabel("mean square error of the noise")
+    left.set(xlabel="log-SNR", ylabel="mean square error of the noise")
     left.legend()
     right.scatter(trip.error.cpu().numpy(), (trip.backward - trip.forward).cpu().numpy(), s=8)
-    right.set_xlabel("error of data -> latent -> data, per dimension")
-    right.set_ylabel("log p backward - forward (nats)")
+    right.set(xlabel="error of data -> latent -> data, per dimension", ylabel="log p backward - forward (nats)")
     return figure
 
 
@@ -301,9 +289,10 @@ def save_diagnostics(path: str | os.PathLike[str], trip: RoundTrip, times: Seque
     diagnostics(trip, times).savefig(path)
 
 
-def _enlarged(image: Image.Image, least: int = 512) -> Image.Image:
-    """Small images, such as 8x8 digits, at a multiple of their size."""
-    factor = max(1, least // max(image.size))
+def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = None) -> Image.Image:
+    """The grid of images; small ones, such as 8x8 digits, at a multiple of their size."""
+    image = image_grid(x, None if scaling is None else scaling.levels, columns)
+    factor = max(1, 512 // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
@@ -319,9 +308,10 @@ def _image_figure(image: Image.Image, times: Sequence[str] = ()) -> Any:
     return figure
 
 
-def _figure() -> tuple[Any, Any]:
-    figure = _figure_class()(figsize=(6.4, 4.0), dpi=DPI, layout="constrained")
-    return figure, figure.add_subplot()
+def _figure(size: tuple[float, float] = (6.4, 4.0), **panels: Any) -> tuple[Any, Any]:
+    """A figure of a size in inches, and its axes: one, or those of `Figure.subplots`."""
+    figure = _figure_class()(figsize=size, dpi=DPI, layout="constrained")
+    return figure, figure.subplots(**panels)
 
 
 @functools.cache

@@ -76,9 +76,8 @@ class Memory(TorchDispatchMode):
 
     def __init__(self, metered: Metered) -> None:
         super().__init__()
-        self.peak = self.own = 0
+        self.peak = self.own = self._alive = 0
         self._clock = metered.clock
-        self._alive = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(

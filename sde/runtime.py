@@ -28,9 +28,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device={name!r} is not a device: expected auto, cpu, cuda, cuda:0, ...") from error
-    available = {"cpu": 1, "cuda": torch.cuda.device_count()}
-    if device.type == "mps" and torch.backends.mps.is_available():
-        return device
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= available.get(device.type, 0):
         raise ValueError(
             f"device={name!r} is not available: this machine has {available['cuda']} CUDA devices; "

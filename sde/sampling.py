@@ -149,11 +149,9 @@ def encode(
     """
     nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
+    solver, process = default_solver() if solver is None else solver, denoiser.process
     with torch.set_grad_enabled(differentiable), evaluating(denoiser):
-        run = (default_solver() if solver is None else solver).bind(
-            dynamics, denoiser.process.t_min, denoiser.process.t_max
-        )
-        (latent,) = run((x,))
+        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((x,))
     return latent
 
 

@@ -18,14 +18,13 @@ from torch import Tensor
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
     """Values of shape () or (B,), reshaped to broadcast against `x` (B, *), in its dtype and on its device."""
-    if values.ndim == 0:
-        return values.to(device=x.device, dtype=x.dtype)
-    if values.ndim != 1 or values.shape[0] != x.shape[0]:
+    if values.ndim and values.shape != x.shape[:1]:
         raise ValueError(
             f"expected a scalar or one time per sample, of shape () or ({x.shape[0]},), "
             f"got {tuple(values.shape)} for data of shape {tuple(x.shape)}"
         )
-    return values.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    values = values.to(device=x.device, dtype=x.dtype)
+    return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values
 
 
 def sum_event(x: Tensor) -> Tensor:

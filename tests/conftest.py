@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,13 @@ from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
 
 # The helpers' assertions show their values, as those of test files do.
 pytest.register_assert_rewrite("support")
+
+
+def pytest_collection_finish() -> None:
+    """What collecting the tests has made stays to the end, so the garbage collector need not walk through it."""
+    gc.collect()
+    gc.freeze()
+
 
 PROCESSES: dict[str, SDE] = {
     "VP": VP(),

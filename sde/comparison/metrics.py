@@ -42,6 +42,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 GROUPS = 20
 # The two-sided 95 % quantile of Student's t distribution with GROUPS - 1 degrees of freedom.
@@ -96,12 +97,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, scale: float, directions: int = 128
     theta = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
     theta = theta / theta.norm(dim=0)
     sides = [(side @ theta).T.sort(dim=1) for side in (x, y)]
-    square = _mean_square(sides[0].values, sides[1].values)
     # The jackknife omits a group on both sides. The indices of the sort give the group of each sorted value.
     omitted = []
     for group in range(GROUPS):
         others = [values[order % GROUPS != group].reshape(directions, -1) for values, order in sides]
-        omitted.append(_mean_square(*others))
+        omitted.append(mse_loss(*others))
+    square = mse_loss(sides[0].values, sides[1].values)
     return _jackknife(square / scale**2, torch.stack(omitted) / scale**2)
 
 
@@ -118,15 +119,11 @@ def moments(x: Tensor, mean: Tensor, cov: Tensor, scale: float) -> tuple[Estimat
     # Centred at the exact mean, because a large mean would cancel digits of the covariance.
     centred = x.double().flatten(1) - mean
     groups = [centred[group::GROUPS] for group in range(GROUPS)]
-    first = torch.stack([g.sum(0) for g in groups])
-    second = centred.T @ centred
-    squares = _moment_squares(len(x), first.sum(0), second, cov, scale)
-    omitted = torch.stack(
-        [
-            _moment_squares(len(x) - len(g), first.sum(0) - group_sum, second - g.T @ g, cov, scale)
-            for g, group_sum in zip(groups, first)
-        ]
-    )
+    sums = torch.stack([g.sum(0) for g in groups])
+    n, first, second = len(x), sums.sum(0), centred.T @ centred
+    squares = _moment_squares(n, first, second, cov, scale)
+    others = [(n - len(g), first - group_sum, second - g.T @ g) for g, group_sum in zip(groups, sums)]
+    omitted = torch.stack([_moment_squares(*rest, cov, scale) for rest in others])
     return _jackknife(squares[0], omitted[:, 0]), _jackknife(squares[1], omitted[:, 1])
 
 
@@ -141,10 +138,6 @@ def _moment_squares(n: int, first: Tensor, second: Tensor, cov: Tensor, scale: f
     shift = first / n
     sample_cov = (second - n * torch.outer(shift, shift)) / (n - 1)
     return torch.stack([shift.square().mean() / scale**2, (sample_cov - cov).square().sum() / cov.square().sum()])
-
-
-def _mean_square(x: Tensor, y: Tensor) -> Tensor:
-    return (x - y).square().mean()
 
 
 def _jackknife(square: Tensor, omitted: Tensor) -> Estimate:

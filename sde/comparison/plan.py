@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "Entry", "Experiment", "plan"]
 
+import bisect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..denoisers import Denoiser
 from ..dynamics import Reverse
+from ..exact import Empirical
 from ..instantiate import build
 from ..processes import SDE
 from ..sampling import sample
@@ -78,15 +78,8 @@ class Experiment(Entry):
 Cell = Experiment  # the name in version 0.1.0
 
 
-class _ZeroDenoiser(Denoiser):
-    """The exact denoiser of data that is always 0, with negligible cost."""
-
-    def __init__(self, process: SDE) -> None:
-        super().__init__()
-        self.process = process
-
-    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        return torch.zeros_like(x_t)
+# Data that is always 0: its exact denoiser has a negligible cost.
+_ZERO = Empirical(torch.zeros(1, 1))
 
 
 def plan(
@@ -146,19 +139,17 @@ def _with_budget(
 
     def calls(steps: int) -> int:
         try:
-            return _calls(build(config(steps), trust=trust), process)
+            solver = build(config(steps), trust=trust)
+            return int(sample(_ZERO.denoiser(process), (1, 1), solver=solver, dtype=torch.float64).nfe.max())
         except ValueError:
             return 0  # a refused solver makes no calls; _check_fit reports the reason
 
-    # Bisection. A method may have up to two steps without a call, at its first and last time.
-    low, high = 0, experiment.calls + 2
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if calls(middle) <= experiment.calls else (low, middle - 1)
-    if low == 0:
+    # A method may have up to two steps without a call, at its first and last time.
+    steps = bisect.bisect_right(range(1, experiment.calls + 3), experiment.calls, key=calls)
+    if steps == 0:
         reason = f"one step takes {calls(1)} calls"
         return replace(experiment, config=_to_json(config(1)), status=TOO_SMALL, reason=reason)
-    return _check_fit(replace(experiment, steps=low), config(low), process, trust)
+    return _check_fit(replace(experiment, steps=steps), config(steps), process, trust)
 
 
 def _check_fit(experiment: Experiment, tree: Mapping[str, Any], process: SDE, trust: Sequence[str]) -> Experiment:
@@ -166,15 +157,10 @@ def _check_fit(experiment: Experiment, tree: Mapping[str, Any], process: SDE, tr
     experiment = replace(experiment, config=_to_json(tree))
     try:
         solver = build(tree, trust=trust)
-        solver.bind(Reverse(_ZeroDenoiser(process), eta=solver.eta))
+        solver.bind(Reverse(_ZERO.denoiser(process), eta=solver.eta))
     except ValueError as error:
         return replace(experiment, status=REFUSED, reason=str(error))
     return replace(experiment, method=solver)
-
-
-def _calls(solver: Solver, process: SDE) -> int:
-    """The number of network calls of a solver with fixed steps."""
-    return int(sample(_ZeroDenoiser(process), (1, 1), solver=solver, dtype=torch.float64).nfe.max())
 
 
 def _has_grid(tree: Any) -> bool:

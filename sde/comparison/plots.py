@@ -88,8 +88,7 @@ def _panel(axes: Any, rows: Sequence[Row], name: str, styles: dict[str, tuple[st
         value, low, high = ([getattr(row, name + end) for row in curve] for end in ("", "_low", "_high"))
         axes.plot(x, value, color=colour, marker=marker, markersize=3.5, linewidth=1.2)
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     axes.grid(which="major", alpha=0.35, linewidth=0.6)
     axes.tick_params(labelsize=8, which="both")
     # The budgets span little more than a decade, so they are better ticks than powers of ten.

@@ -30,7 +30,7 @@ from ..instantiate import build
 from ..model import Model, load
 from ..noise import Noise, Stream
 from ..processes import SDE, VP
-from ..sampling import sample, state_like
+from ..sampling import Samples, sample, state_like
 from ..solvers import RungeKutta
 from ..storage.checkpoint import resolve, run_directory
 from ..storage.files import sha256
@@ -56,6 +56,15 @@ class Problem(ABC):
     def process(self) -> SDE:
         """The process of the denoiser."""
         return self.denoiser.process
+
+    def sample(self, denoiser: Denoiser, n: int, *, first: int = 0, **arguments: Any) -> Samples:
+        """Samples `first` to `first + n - 1` of a denoiser, with their conditions, by :func:`sde.sample`."""
+        return sample(denoiser, (n, *self.shape), first=first, condition=self.condition(first, n), **arguments)
+
+    def flow(self, denoiser: Denoiser, n: int, seed: int, tolerance: float, first: int = 0) -> Tensor:
+        """The final states of the flow of a denoiser from prior samples `first` to `first + n - 1`, in float64."""
+        solver = RungeKutta(rtol=tolerance, atol=tolerance, max_steps=_MAX_STEPS)
+        return self.sample(denoiser, n, first=first, solver=solver, seed=seed, dtype=torch.float64).x.cpu()
 
     @abstractmethod
     def condition(self, first: int, n: int) -> dict[str, Tensor]:
@@ -92,12 +101,16 @@ class ExactProblem(Problem):
         self.denoiser = target.denoiser(process).to(device)
         self.shape = tuple(target.means.shape[1:])
         self.truth = "closed forms of the mixture; its flow by Runge-Kutta in float64"
+        self._mean = target.weights @ target.means
+        centred = target.means - self._mean
+        covs = (target.basis * target.eigenvalues[:, None]) @ target.basis.mT + centred[:, :, None] * centred[:, None]
+        self._cov = torch.einsum("k,kij->ij", target.weights, covs)
 
     def condition(self, first: int, n: int) -> dict[str, Tensor]:
         return {}
 
     def ends(self, n: int, seed: int, tolerance: float) -> Tensor:
-        return _flow(self.denoiser, (n, *self.shape), seed, tolerance)
+        return self.flow(self.denoiser, n, seed, tolerance)
 
     def samples(self, n: int, seed: int, which: int) -> Tensor:
         source = Noise(seed).generator(Stream.PERTURB, which)
@@ -112,16 +125,6 @@ class ExactProblem(Problem):
     def scale(self, ends: Tensor) -> float:
         # The variance over all coordinates includes that of their means.
         return float((self._cov.diagonal().mean() + self._mean.var(correction=0)).sqrt())
-
-    @cached_property
-    def _mean(self) -> Tensor:
-        return self.target.weights @ self.target.means
-
-    @cached_property
-    def _cov(self) -> Tensor:
-        basis, centred = self.target.basis, self.target.means - self._mean
-        covs = (basis * self.target.eigenvalues[:, None]) @ basis.mT + centred[:, :, None] * centred[:, None]
-        return torch.einsum("k,kij->ij", self.target.weights, covs)
 
 
 class TrainedProblem(Problem):
@@ -143,17 +146,13 @@ class TrainedProblem(Problem):
         return {"label": torch.arange(first, first + n, device=state_like(self.denoiser).device) % classes}
 
     def ends(self, n: int, seed: int, tolerance: float) -> Tensor:
-        return _flow(self._exact, (n, *self.shape), seed, tolerance, condition=self.condition(0, n))
+        return self.flow(self._exact, n, seed, tolerance)
 
     def samples(self, n: int, seed: int, which: int) -> Tensor:
         # The indices are beyond those of all runs. The tolerance is far below what distances of samples can resolve.
-        begin = (which + 1) * 2**32
-        parts = []
-        for first in range(begin, begin + n, 128):
-            size = min(128, begin + n - first)
-            condition = self.condition(first, size)
-            parts.append(_flow(self._exact, (size, *self.shape), seed, 1e-6, first=first, condition=condition))
-        return torch.cat(parts)
+        begin, end = (which + 1) * 2**32, (which + 1) * 2**32 + n
+        firsts = range(begin, end, 128)
+        return torch.cat([self.flow(self._exact, min(128, end - first), seed, 1e-6, first) for first in firsts])
 
     def moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         flat = samples.flatten(1)
@@ -165,19 +164,6 @@ class TrainedProblem(Problem):
     @cached_property
     def _exact(self) -> Denoiser:
         return copy.deepcopy(self.denoiser).double()
-
-
-def _flow(
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    seed: int,
-    tolerance: float,
-    first: int = 0,
-    condition: dict[str, Tensor] | None = None,
-) -> Tensor:
-    solver = RungeKutta(rtol=tolerance, atol=tolerance, max_steps=_MAX_STEPS)
-    settings = {"seed": seed, "first": first, "condition": condition, "dtype": torch.float64}
-    return sample(denoiser, shape, solver=solver, **settings).x.cpu()  # type: ignore[arg-type]
 
 
 def digits_mixture(components: int = 20) -> Mixture:

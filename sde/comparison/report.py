@@ -7,7 +7,7 @@ __all__ = ["csv_text", "markdown", "write_report"]
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -30,19 +30,10 @@ def markdown(rows: Sequence[Row]) -> str:
     deterministic = [row for row in rows if row.calls and not row.stochastic]
     stochastic = [row for row in rows if (row.calls and row.stochastic) or row.solver == "exact"]
     adaptive = [row for row in ok if row.tolerance]
-    parts = []
-    if any(row.status == OK for row in deterministic):
-        for name, title in (("strong", "Strong error"), ("median", "Median error")):
-            parts.append(
-                f"**{title} of deterministic solvers, by calls**\n\n{_by_budget(deterministic, budgets, name)}"
-            )
-    if any(row.status == OK for row in stochastic):
-        for name, title in (
-            ("sliced", "Sliced Wasserstein distance"),
-            ("mean", "Error of the mean"),
-            ("covariance", "Error of the covariance"),
-        ):
-            parts.append(f"**{title} of stochastic solvers, by calls**\n\n{_by_budget(stochastic, budgets, name)}")
+    distances = {"sliced": "Sliced Wasserstein distance", "mean": "Error of the mean"}
+    distances["covariance"] = "Error of the covariance"
+    parts = _tables("deterministic", deterministic, budgets, {"strong": "Strong error", "median": "Median error"})
+    parts += _tables("stochastic", stochastic, budgets, distances)
     if adaptive:
         parts.append(f"**Adaptive solvers, by tolerance**\n\n{_by_tolerance(adaptive)}")
     if ok:
@@ -66,9 +57,8 @@ def write_report(rows: Sequence[Row], folder: Path, title: str) -> str:
         The tables, and a last line with the names of the files.
     """
     text = f"{title}\n\n{markdown(rows)}"
-    names = {"compare.md": text, "compare.csv": csv_text(rows)}
-    for name, content in names.items():
-        data = content.encode()
+    names = {"compare.md": text.encode(), "compare.csv": csv_text(rows).encode()}
+    for name, data in names.items():
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
     files = ["compare.h5", *names]
     if any(row.status == OK and row.nfe > 0 for row in rows):
@@ -84,6 +74,14 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
+
+
+def _tables(kind: str, rows: Sequence[Row], budgets: Sequence[int], titles: Mapping[str, str]) -> list[str]:
+    """The tables of the solvers of one kind, one for each error in `titles`; none if there are no results."""
+    if not any(row.status == OK for row in rows):
+        return []
+    tables = {title: _by_budget(rows, budgets, name) for name, title in titles.items()}
+    return [f"**{title} of {kind} solvers, by calls**\n\n{table}" for title, table in tables.items()]
 
 
 def _by_budget(rows: Sequence[Row], budgets: Sequence[int], name: str) -> str:

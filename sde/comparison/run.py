@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
-from ..sampling import Samples, sample, state_like
+from ..sampling import Samples, state_like
+from ..shapes import check_count
 from .metrics import GROUPS, Estimate, moments, sliced_wasserstein, strong
 from .plan import FAILED, OK, Entry, Experiment
 from .problems import Problem
@@ -49,9 +50,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, minimum in {"n": 2, "draws": 2 * GROUPS, "repeats": 1, "directions": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ValueError(f"a comparison needs a whole number {name} >= {minimum}, got {name}={value!r}")
+            check_count("a comparison", name, getattr(self, name), minimum)
         if not isinstance(self.tolerance, int | float) or not self.tolerance > 0.0:
             raise ValueError(f"a comparison needs a number tolerance > 0, got tolerance={self.tolerance!r}")
 
@@ -84,6 +83,10 @@ class _Truth:
         sliced = sliced_wasserstein(x, self.samples, self.scale, self._settings.directions)
         return {**_columns("sliced", sliced), **_columns("mean", mean), **_columns("covariance", covariance)}
 
+    def floor(self) -> dict[str, Any]:
+        """The distances of a second set of exact samples: the Monte-Carlo floor."""
+        return self.distances(self._problem.samples(self._settings.draws, self._settings.seed, which=1))
+
 
 def compare(
     problem: Problem,
@@ -105,17 +108,11 @@ def compare(
     truth, floor = _Truth(problem, settings), None
     for experiment in experiments:
         if experiment.method is not None and experiment.stochastic and floor is None:
-            floor = Row("exact", stochastic=True)
-            yield previous.get(floor.key) or _measure_floor(floor, problem, settings, truth)
+            floor = Row("exact", nfe=0.0, stochastic=True)
+            yield previous.get(floor.key) or replace(floor, **truth.floor())
         row = Row(**{f.name: getattr(experiment, f.name) for f in fields(Entry)})
         old = previous.get(row.key)
         yield old if old is not None and old.status == OK else _measure(row, experiment, problem, settings, truth)
-
-
-def _measure_floor(row: Row, problem: Problem, settings: Settings, truth: _Truth) -> Row:
-    """The row of the Monte-Carlo floor: the distances of a second set of exact samples."""
-    samples = problem.samples(settings.draws, settings.seed, which=1)
-    return replace(row, nfe=0.0, **truth.distances(samples))
 
 
 def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Settings, truth: _Truth) -> Row:
@@ -125,9 +122,7 @@ def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Setti
     network = Metered(problem.denoiser)
 
     def run(first: int, n: int) -> Samples:
-        condition = problem.condition(first, n)
-        shape = (n, *problem.shape)
-        return sample(network, shape, solver=experiment.method, seed=settings.seed, first=first, condition=condition)
+        return problem.sample(network, n, first=first, solver=experiment.method, seed=settings.seed)
 
     try:
         with exact_float32():
@@ -143,20 +138,15 @@ def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Setti
     if not bool(x.isfinite().all()):
         return replace(row, status=FAILED, reason="some results are not finite")
     if experiment.stochastic:
-        errors = truth.distances(x[: settings.draws])
+        columns = truth.distances(x[: settings.draws])
     else:
         rms, median = strong(x, truth.ends, truth.scale)
-        errors = {**_columns("strong", rms), **_columns("median", median)}
-    return replace(
-        row,
-        nfe=result.nfe.double().mean().item(),
-        nfe_max=int(result.nfe.max()),
-        seconds=statistics.median(total for total, _ in times),
-        network_seconds=statistics.median(network_time for _, network_time in times),
-        memory=memory.peak,
-        own_memory=memory.own,
-        **errors,
-    )
+        columns = {**_columns("strong", rms), **_columns("median", median)}
+    columns |= {"nfe": result.nfe.double().mean().item(), "nfe_max": int(result.nfe.max())}
+    seconds, network_seconds = (statistics.median(values) for values in zip(*times))
+    columns |= {"seconds": seconds, "network_seconds": network_seconds}
+    columns |= {"memory": memory.peak, "own_memory": memory.own}
+    return replace(row, **columns)
 
 
 def _timed(run: Callable[[int, int], Samples], network: Metered, n: int) -> tuple[float, float]:

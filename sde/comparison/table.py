@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -127,9 +126,7 @@ class Table:
     def __enter__(self) -> Table:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._lock.release()
 
     def add(self, row: Row) -> None:
@@ -151,10 +148,9 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[Row], dict[str, Any]]
     """
 
     def content(file: h5py.File, size: int) -> tuple[list[Row], dict[str, Any]]:
-        columns = [
-            file[f.name].asstr()[:].tolist() if f.type == "str" else file[f.name][:].tolist() for f in fields(Row)
-        ]
-        return [Row(*values) for values in zip(*columns, strict=True)], json.loads(file.attrs["settings"])
+        columns = [file[f.name].asstr() if f.type == "str" else file[f.name] for f in fields(Row)]
+        rows = [Row(*values) for values in zip(*(column[:].tolist() for column in columns), strict=True)]
+        return rows, json.loads(file.attrs["settings"])
 
     return hdf5.decode(Path(path), content)
 

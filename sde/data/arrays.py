@@ -41,6 +41,7 @@ from .dataset import DataSet, Split, hold_out, split_off
 from .scaling import Scaling
 
 Array = NDArray[Any]
+Reader = Callable[[Path, Iterable[str]], dict[str, Array]]  # the arrays of a file with the given names
 
 
 def arrays(
@@ -140,14 +141,11 @@ def _number_of_levels(array: Array, levels: int | None, name: str) -> int | None
 def _values(array: Array, levels: int | None, name: str) -> torch.Tensor:
     """The values as a tensor with shape (N, C, *spatial) or (N, D), in the dtype of the scaling."""
     array = _channels_first(array, name)
-    if levels is None:
-        with np.errstate(over="ignore"):  # overflow gives inf, which the check refuses
-            values = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-        Scaling.identity().check(values, name)
-        return values
-    dtype = np.float64 if array.dtype.kind == "f" else np.uint8 if array.dtype == np.uint8 else np.int64
-    scaling = Scaling.interval(levels)
-    values = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+    scaling = Scaling.identity() if levels is None else Scaling.interval(levels)
+    floating = np.float32 if levels is None else np.float64
+    dtype = floating if array.dtype.kind == "f" else np.uint8 if array.dtype == np.uint8 else np.int64
+    with np.errstate(over="ignore"):  # overflow gives inf, which the check refuses
+        values = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
     scaling.check(values, name)
     return values.to(scaling.dtype)
 
@@ -260,9 +258,4 @@ def _dataset_names(file: h5py.File) -> list[str]:
     return names
 
 
-_READERS: dict[str, Callable[[Path, Iterable[str]], dict[str, Array]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
-}
+_READERS: dict[str, Reader] = {".npy": _read_npy, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}

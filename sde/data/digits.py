@@ -34,5 +34,4 @@ def digits(*, low: float = -1.0, high: float = 1.0, holdout: float = 0) -> DataS
     values = torch.from_numpy(bunch.images.astype(np.uint8)[permutation, None])
     labels = torch.from_numpy(bunch.target.astype(np.int64)[permutation])
     train, valid = hold_out(Split(values[:1500], labels[:1500]), holdout)
-    test = Split(values[1500:], labels[1500:])
-    return DataSet("digits", Scaling.interval(17, low, high), train, test, valid)
+    return DataSet("digits", Scaling.interval(17, low, high), train, Split(values[1500:], labels[1500:]), valid)

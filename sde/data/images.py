@@ -107,17 +107,14 @@ def _target_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
 def _image_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise NotADirectoryError(f"the folder {path} does not exist")
-    files, others = [], 0
+    found: list[Path] = []
     for folder, folders, names in os.walk(path):
         folders[:] = [each for each in folders if not each.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(_SUFFIXES):
-                files.append(Path(folder, name))
-            else:
-                others += 1
+        found += [Path(folder, name) for name in names]
+    files = [file for file in found if file.name.lower().endswith(_SUFFIXES) and not file.name.startswith(".")]
     if not files:
         raise ValueError(
-            f"{path} contains no image: expected files that end in {', '.join(_SUFFIXES)}, got {others} other files"
+            f"{path} contains no image: expected files that end in {', '.join(_SUFFIXES)}, got {len(found)} other files"
         )
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 

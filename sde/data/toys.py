@@ -72,12 +72,7 @@ def _gaussians(n: int, random: RandomState) -> Points:
 
 
 def _data_set(
-    name: str,
-    sample: Callable[[int, RandomState], Points],
-    n_train: int,
-    n_test: int,
-    seed: int,
-    holdout: float,
+    name: str, sample: Callable[[int, RandomState], Points], n_train: int, n_test: int, seed: int, holdout: float
 ) -> DataSet:
     def split(n: int, stream: int) -> Split:
         if n < 1:

@@ -26,12 +26,8 @@ from .parametrisation import Prediction, from_score, from_x0
 Self = TypeVar("Self", bound="Wrapper")
 
 # The hooks of version 0.1.0, and what a class defines instead.
-_REPLACED = {
-    "score": "predict(what, x_t, t, **condition)",
-    "noise": "predict(what, x_t, t, **condition)",
-    "velocity": "predict(what, x_t, t, **condition)",
-    "posterior": "score_and_variance(x_t, t, **condition)",
-}
+_REPLACED = dict.fromkeys(("score", "noise", "velocity"), "predict(what, x_t, t, **condition)")
+_REPLACED["posterior"] = "score_and_variance(x_t, t, **condition)"
 
 
 class Denoiser(nn.Module, ABC):
@@ -138,9 +134,7 @@ class Wrapper(Denoiser):
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
         self.inner = inner
-        self.process = inner.process
-        self.calls = inner.calls
-        self.vjps = inner.vjps
+        self.process, self.calls, self.vjps = inner.process, inner.calls, inner.vjps
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -2,12 +2,7 @@ r"""Noise conditioning: the number that tells a network how noisy its input is."
 
 from __future__ import annotations
 
-__all__ = [
-    "NoiseLevel",
-    "TimeLevel",
-    "LogSNRLevel",
-    "MatchedLevel",
-]
+__all__ = ["NoiseLevel", "TimeLevel", "LogSNRLevel", "MatchedLevel"]
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

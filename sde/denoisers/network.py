@@ -15,11 +15,7 @@ equation 15.
 
 from __future__ import annotations
 
-__all__ = [
-    "LearnedVarianceDenoiser",
-    "NetworkDenoiser",
-    "PredictingDenoiser",
-]
+__all__ = ["LearnedVarianceDenoiser", "NetworkDenoiser", "PredictingDenoiser"]
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -97,11 +93,7 @@ class NetworkDenoiser(PredictingDenoiser):
     """
 
     def split(self, out: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        if out.shape != x_t.shape:
-            raise ValueError(
-                "the output of a network has the shape of its input: "
-                f"expected {tuple(x_t.shape)}, got {tuple(out.shape)}"
-            )
+        _check_output("the output of a network has the shape of its input", out, tuple(x_t.shape))
         return out, None
 
 
@@ -117,10 +109,12 @@ class LearnedVarianceDenoiser(PredictingDenoiser):
 
     def split(self, out: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
         batch, channels, *sizes = x_t.shape
-        if tuple(out.shape) != (batch, 2 * channels, *sizes):
-            raise ValueError(
-                "a network with a learned variance has twice as many output channels as input channels: "
-                f"expected {(batch, 2 * channels, *sizes)}, got {tuple(out.shape)}"
-            )
+        rule = "a network with a learned variance has twice as many output channels as input channels"
+        _check_output(rule, out, (batch, 2 * channels, *sizes))
         prediction, u = out.chunk(2, dim=1)
         return prediction, (u + 1.0) / 2.0
+
+
+def _check_output(rule: str, out: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(out.shape) != expected:
+        raise ValueError(f"{rule}: expected {expected}, got {tuple(out.shape)}")

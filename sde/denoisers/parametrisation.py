@@ -104,11 +104,8 @@ class Parametrisation(ABC):
 
     def coefficients(self, what: Prediction, process: SDE, t: Tensor) -> Coefficients:
         """The coefficients of the prediction `what`."""
-        if what is Prediction.X0:
-            return self.x0(process, t)
-        if what is Prediction.NOISE:
-            return self.noise(process, t)
-        return self.score(process, t) if what is Prediction.SCORE else self.velocity(process, t)
+        methods = {Prediction.X0: self.x0, Prediction.NOISE: self.noise, Prediction.SCORE: self.score}
+        return methods.get(what, self.velocity)(process, t)
 
     def input_scale(self, process: SDE, t: Tensor) -> Tensor | None:
         r"""The factor of :math:`x_t` at the input of the network, or None for 1."""
@@ -205,13 +202,11 @@ class VelocityPrediction(Parametrisation):
     data_std: float | None = 1.0
 
     def x0(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        norm = alpha.square() + sigma.square()
+        alpha, sigma, norm = _scales(process, t)
         return alpha / norm, -sigma / norm
 
     def noise(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        norm = alpha.square() + sigma.square()
+        alpha, sigma, norm = _scales(process, t)
         return sigma / norm, alpha / norm
 
     def velocity(self, process: SDE, t: Tensor) -> Coefficients:
@@ -232,18 +227,20 @@ class EDM(Parametrisation):
     data_std: float = 0.5
 
     def x0(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma, norm = self._norm(process, t)
+        alpha, sigma, norm = _scales(process, t, self.data_std)
         return alpha * self.data_std**2 / norm, sigma * self.data_std * norm.rsqrt()
 
     def noise(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma, norm = self._norm(process, t)
+        alpha, sigma, norm = _scales(process, t, self.data_std)
         return sigma / norm, -alpha * self.data_std * norm.rsqrt()
 
     def velocity(self, process: SDE, t: Tensor) -> Coefficients:
-        alpha, sigma, norm = self._norm(process, t)
+        alpha, sigma, norm = _scales(process, t, self.data_std)
         a = alpha * sigma * (1.0 - self.data_std**2) / norm
         return a, -(alpha.square() + sigma.square()) * self.data_std * norm.rsqrt()
 
-    def _norm(self, process: SDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        return alpha, sigma, sigma.square() + (alpha * self.data_std).square()
+
+def _scales(process: SDE, t: Tensor, data_std: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha, sigma, and the variance of the state for data of a standard deviation."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    return alpha, sigma, sigma.square() + (alpha * data_std).square()

@@ -142,8 +142,7 @@ def from_checkpoint(
     trust: Sequence[str] = (),
 ) -> Model:
     """The model of a checkpoint's content; the arguments are those of :func:`load`."""
-    missing = {"model", "weights", "ema"} - content.keys()
-    if missing:
+    if missing := {"model", "weights", "ema"} - content.keys():
         raise ValueError(f"this checkpoint is not of a model: it lacks {', '.join(sorted(missing))}")
     if ema is not None and ema not in content["ema"]:
         raise ValueError(

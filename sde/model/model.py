@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Model"]
 
 import copy
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -84,25 +85,14 @@ class Model:
         batch_size = n if batch_size is None else batch_size
         check_count("sample", "n", n)
         check_count("sample", "batch_size", batch_size)
-        reference = state_like(self.denoiser)
-        condition = {
-            name: torch.as_tensor(value, device=reference.device)
-            for name, value in (self._labelled(condition, first, n) or {}).items()
-        }
+        condition = self._labelled(condition, first, n)
         check_condition(condition, n)
+        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise, dtype=self._dtype)
         batches = []
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
-            result = sample(
-                self.denoiser,
-                (rows.stop - start, *self.shape),
-                solver=solver,
-                seed=seed,
-                first=first + start,
-                condition={name: value[rows] if value.ndim else value for name, value in condition.items()},
-                denoise=denoise,
-                dtype=torch.promote_types(reference.dtype, torch.float32),  # whatever the precision of the network
-            )
+            part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
+            result = draw((rows.stop - start, *self.shape), first=first + start, condition=part)
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
 
@@ -121,9 +111,8 @@ class Model:
             condition: as in :func:`sde.sample`.
         """
         check_event(x, self.shape)
-        reference = state_like(self.denoiser)
-        y = self.scaling.to_model(x.cpu(), dtype=torch.promote_types(reference.dtype, torch.float32))
-        return encode(self.denoiser, y.to(reference.device), solver=solver, condition=condition)
+        y = self.scaling.to_model(x.cpu(), dtype=self._dtype).to(state_like(self.denoiser).device)
+        return encode(self.denoiser, y, solver=solver, condition=condition)
 
     def tuned(
         self,
@@ -166,12 +155,18 @@ class Model:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
 
-    def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> Mapping[str, Tensor] | None:
-        """The condition, with the classes in turn as labels if the model has classes and no label is given."""
-        if self.classes is None or "label" in (condition or {}):
-            return condition
-        label = torch.arange(first, first + n, device=state_like(self.denoiser).device) % self.classes
-        return {**(condition or {}), "label": label}
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype of states: at least float32, whatever the precision of the network."""
+        return torch.promote_types(state_like(self.denoiser).dtype, torch.float32)
+
+    def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> dict[str, Tensor]:
+        """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
+        named = dict(condition or {})
+        if self.classes is not None:
+            named.setdefault("label", torch.arange(first, first + n) % self.classes)
+        device = state_like(self.denoiser).device
+        return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
 
     def log_prob(
         self,
@@ -266,15 +261,7 @@ class Model:
                 self.denoiser, s.x, results[0], seed=seed, index=s.keys, rows=rows, repeats=nats, **flow
             )
 
-    def _states(
-        self,
-        x: Tensor,
-        *,
-        dequantiser: Dequantiser | None = None,
-        seed: int = 0,
-        index: Tensor | None = None,
-        repeat: int = 0,
-    ) -> States:
-        """Data values of the model's shape as states, log-weights and keys."""
+    def _states(self, x: Tensor, **draw: Any) -> States:
+        """The :func:`states` of data values of the model's shape."""
         check_event(x, self.shape)
-        return states(self.denoiser, self.scaling, x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
+        return states(self.denoiser, self.scaling, x, **draw)

@@ -180,6 +180,8 @@ class ChainSDE(SDE):
 
     chain: DiscreteChain
 
+    t_max = 1.0
+
     def __post_init__(self) -> None:
         if len(self.chain) < 2:
             raise ValueError("ChainSDE needs n >= 2 steps, because time runs from t_min = 1/n to t_max = 1; got n=1")
@@ -187,10 +189,6 @@ class ChainSDE(SDE):
     @property
     def t_min(self) -> float:  # type: ignore[override]
         return 1.0 / len(self.chain)
-
-    @property
-    def t_max(self) -> float:  # type: ignore[override]
-        return 1.0
 
     @functools.cached_property
     def _cubics(self) -> Tensor:

@@ -139,8 +139,7 @@ def encode(rows: NDArray[Any], job: Job) -> bytes:
 def _content(file: h5py.File, size: int) -> tuple[NDArray[Any], Job]:
     """The rows and the job in a file of `size` bytes."""
     attributes = {name: _attribute(file, name) for name in file.attrs}
-    names = str(attributes.pop(_KEY_NAMES)).splitlines()
-    key = {name: attributes.pop(name) for name in names}
+    key = {name: attributes.pop(name) for name in str(attributes.pop(_KEY_NAMES)).splitlines()}
     columns = _columns(file, size)
     job = Job(_row_type({name: values.dtype for name, values in columns.items()}), key, attributes)
     rows = np.empty(len(columns["index"]), job.row_type)
@@ -159,11 +158,8 @@ def _columns(file: h5py.File, size: int) -> dict[str, NDArray[Any]]:
             raise ValueError(f"{name!r} is not a data set")
         values = file[name]
         storage = values.id.get_create_plist()
-        if (
-            storage.get_layout() != h5py.h5d.CONTIGUOUS
-            or storage.get_nfilters() > 0
-            or storage.get_external_count() > 0
-        ):
+        layout = storage.get_layout(), storage.get_nfilters(), storage.get_external_count()
+        if layout != (h5py.h5d.CONTIGUOUS, 0, 0):
             raise ValueError(f"{name!r} is not stored contiguously, without filters, in the file itself")
         if len(values.shape or ()) != 1:
             raise ValueError(f"expected {name!r} to have shape (N,), got {values.shape}")

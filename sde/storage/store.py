@@ -27,7 +27,6 @@ __all__ = ["Results", "Store", "read"]
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -97,17 +96,16 @@ class Store:
         self._snapshot_every = snapshot_every
         self._lock = lock
         self._open = True
-        self._done: dict[int, set[int]] = {}
+        self._done: set[tuple[int, int]] = set()
+        rows = np.empty(0, job.row_type)
         exists = os.path.lexists(path)
         if exists:
             rows, stored = load(path)
             job.check_same(path, stored)
             job = Job(job.row_type, job.key, {**stored.metadata, **job.metadata})
-        else:
-            rows = np.empty(0, job.row_type)
         self._job = job
         self._rows = [rows]
-        self._mark_done(rows)
+        self._done.update(_keys(rows))
         journal_path = f"{path}.journal"
         self._journal = Journal(journal_path, job.digest())
         try:
@@ -115,9 +113,9 @@ class Store:
             remove_temporaries(journal_path)
             journalled = np.frombuffer(b"".join(self._journal.records), job.row_type)
             self._journal.records.clear()
-            new = journalled[[not self._has(*key) for key in _keys(journalled)]]
+            new = journalled[[key not in self._done for key in _keys(journalled)]]
             self._rows.append(new)
-            self._mark_done(new)
+            self._done.update(_keys(new))
             self.recovered = self._pending = len(new)
             self.torn = self._journal.torn
             if not exists:
@@ -129,9 +127,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except OSError:
@@ -144,7 +140,7 @@ class Store:
 
     def done(self, repeat: int = 0) -> frozenset[int]:
         """The indices of all acknowledged rows with the given `repeat`, in a snapshot or not."""
-        return frozenset(self._done.get(repeat, ()))
+        return frozenset(index for index, other in self._done if other == repeat)
 
     def append(self, rows: Mapping[str, ArrayLike]) -> None:
         """Adds all of the rows or none, and returns when they are on the disk.
@@ -161,7 +157,7 @@ class Store:
         block = _block(rows, self._job.row_type)
         new: set[tuple[int, int]] = set()
         for index, repeat in _keys(block):
-            if (index, repeat) in new or self._has(index, repeat):
+            if (index, repeat) in new or (index, repeat) in self._done:
                 raise ValueError(
                     f"expected each (index, repeat) once, got ({index}, {repeat}) again: skip the indices in "
                     f"done({repeat}) when resuming"
@@ -174,7 +170,7 @@ class Store:
             self.snapshot()
         self._journal.append(block.tobytes())
         self._rows.append(block)
-        self._mark_done(block)
+        self._done |= new
         self._pending += len(block)
 
     def snapshot(self) -> None:
@@ -210,13 +206,6 @@ class Store:
         image = encode(rows, self._job)
         write_atomically(self.path, lambda file: file.write(image))
         self._rows = [rows]
-
-    def _mark_done(self, rows: NDArray[Any]) -> None:
-        for index, repeat in _keys(rows):
-            self._done.setdefault(repeat, set()).add(index)
-
-    def _has(self, index: int, repeat: int) -> bool:
-        return index in self._done.get(repeat, ())
 
     def _check_open(self) -> None:
         if not self._open:

@@ -141,12 +141,10 @@ class Iterated(BatchSource):
 
 def _parsed(batch: Any, number: int) -> Batch:
     """A batch of an iterable; its keys are the place in the batch and the number of the batch."""
-    values, condition = batch, None
-    if isinstance(batch, tuple | list):
-        if len(batch) not in (1, 2):
-            raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(batch)} parts")
-        values, condition = batch if len(batch) == 2 else (*batch, None)
-    values = torch.as_tensor(values)
+    parts = batch if isinstance(batch, tuple | list) else [batch]
+    if len(parts) not in (1, 2):
+        raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(parts)} parts")
+    values, condition = torch.as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
     if values.ndim < 2 or len(values) == 0:
         raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
     if condition is not None and not isinstance(condition, Mapping):

@@ -176,12 +176,9 @@ class Training:
         if ema is not None:
             denoiser.load_state_dict(self.ema[ema].weights)
         denoiser.zero_grad(set_to_none=True)
-        return Model(
-            denoiser.eval().requires_grad_(False),
-            scaling or self.scaling or Scaling.identity(),
-            tuple(self.batches[max(self.step - 1, 0)].values.shape[1:] if shape is None else shape),
-            classes,
-        )
+        event = self.batches[max(self.step - 1, 0)].values.shape[1:] if shape is None else shape
+        scaling = scaling or self.scaling or Scaling.identity()
+        return Model(denoiser.eval().requires_grad_(False), scaling, tuple(event), classes)
 
     def state(self) -> dict[str, Any]:
         """The state of the training as tensors and plain values: not copies, and to be saved at once."""
@@ -267,11 +264,10 @@ def _prepared(
 
 def _draws(noise: Noise, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:
     """The uniforms of the times, spread evenly over the batch with one random offset, and the noise of one step."""
-    batch = len(x0)
-    place = torch.arange(batch, device=x0.device)
+    place = torch.arange(len(x0), device=x0.device)
     counter = torch.tensor(step, device=x0.device)
     offset = noise.uniform(Stream.TIME, counter, torch.zeros_like(counter), (), torch.float64)
-    u = ((offset + place / batch) % 1.0).to(x0.dtype)
+    u = ((offset + place / len(x0)) % 1.0).to(x0.dtype)
     # Rounding to float32 may give 1, which is not a time of a chain.
     u = u.clamp(max=1.0 - torch.finfo(x0.dtype).eps)
     return u, noise.normal(Stream.PERTURB, place, counter, x0.shape[1:], x0.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences"]
 
+import contextlib
 import inspect
 import json
 import math
@@ -58,9 +59,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
             "classes": data.classes if config["conditional"] else None,
         }
     )
-    process = build(tree["process"], trust=trust)
-    network = build(network_tree, trust=trust)
-    return build(tree["denoiser"], trust=trust, network=network, process=process), tree
+    parts = {"process": build(tree["process"], trust=trust), "network": build(network_tree, trust=trust)}
+    return build(tree["denoiser"], trust=trust, **parts), tree
 
 
 def differences(
@@ -85,6 +85,10 @@ class Run:
         text: the config as text for `config.yaml`.
         stored: the config in the directory, if there is one.
 
+    Attributes:
+        checkpoints: the directory of the checkpoints.
+        metrics: the file of the metrics, one JSON object a line.
+
     Raises:
         ValueError: if the directory belongs to another config, or contains something else.
     """
@@ -93,6 +97,7 @@ class Run:
         self, directory: str | os.PathLike[str], config: Mapping[str, Any], text: str, stored: Mapping[str, Any] | None
     ) -> None:
         self.directory = Path(directory)
+        self.checkpoints, self.metrics = self.directory / "checkpoints", self.directory / "metrics.jsonl"
         _check_numbers(config)
         self.config = config
         self._text = text
@@ -110,16 +115,6 @@ class Run:
         self._losses: list[float] = []
         self._newest: tuple[int, Path] | None = None  # the step and the path of the newest checkpoint
 
-    @property
-    def checkpoints(self) -> Path:
-        """The directory of the checkpoints."""
-        return self.directory / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """The file of the metrics, one JSON object a line."""
-        return self.directory / "metrics.jsonl"
-
     def start(self, data: DataSet) -> Training:
         """The training of the config, restored from the newest checkpoint of the directory, if there is one.
 
@@ -130,18 +125,11 @@ class Run:
         denoiser, self._model = assemble(config, data)
         denoiser.to(device)
         self.data, self.objective = data, build(config["objective"], trust=trust)
-        training = Training(
-            denoiser,
-            Batches(data.train, config["batch_size"], seed=config["seed"]),
-            data.scaling,
-            self.objective,
-            build(config["optimizer"], params=denoiser.parameters()),
-            config["ema"],
-            warmup=config["warmup"],
-            clip=config["clip"],
-            seed=config["seed"],
-            conditions=["label"] if config["conditional"] else [],
-        )
+        batches = Batches(data.train, config["batch_size"], seed=config["seed"])
+        optimizer = build(config["optimizer"], params=denoiser.parameters())
+        settings = {key: config[key] for key in ("ema", "warmup", "clip", "seed")}
+        names = ["label"] if config["conditional"] else []
+        training = Training(denoiser, batches, data.scaling, self.objective, optimizer, conditions=names, **settings)
         if os.path.lexists(self.checkpoints / "last.pt"):
             content = load_checkpoint(self.directory)
             if content["data"] != data.fingerprint:
@@ -162,17 +150,16 @@ class Run:
 
         That one is not rewritten, because results that were computed from it name it by its digest.
         """
-        if self._newest is not None and self._newest[0] == training.step:
-            return self._newest[1]
-        content = {
-            "version": __version__,
-            "config": json.dumps(public({k: v for k, v in self.config.items() if k != "run_dir"}), indent=1),
-            "model": json.dumps(self._model, indent=1),
-            "data": self.data.fingerprint,
-            "losses": list(self._losses),
-            **training.state(),
-        }
-        self._newest = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+        if self._newest is None or self._newest[0] != training.step:
+            content = {
+                "version": __version__,
+                "config": json.dumps(public({k: v for k, v in self.config.items() if k != "run_dir"}), indent=1),
+                "model": json.dumps(self._model, indent=1),
+                "data": self.data.fingerprint,
+                "losses": list(self._losses),
+                **training.state(),
+            }
+            self._newest = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
         return self._newest[1]
 
     def log(self, report: Report, training: Training) -> dict[str, float]:
@@ -198,23 +185,20 @@ class Run:
     def valid_loss(self, training: Training) -> float:
         """The loss of the averaged weights on the validation split, with the same noise at every call."""
         batches = Batches(self.data.split("valid"), self.config["batch_size"], seed=self.config["seed"])
-        with training.ema["default"].applied_to(training.denoiser):
-            return validate(
-                training.denoiser, self.objective, batches, training.scaling, conditions=training.conditions
-            )
+        denoiser, scaling = training.denoiser, training.scaling
+        with training.ema["default"].applied_to(denoiser):
+            return validate(denoiser, self.objective, batches, scaling, conditions=training.conditions)
 
     def _drop_metrics_after(self, step: int) -> None:
         """Deletes the metrics of steps that will be taken again."""
         if not self.metrics.exists():
             return
-        lines = []
-        for line in self.metrics.read_text().splitlines():
-            try:
+        lines, kept = self.metrics.read_text().splitlines(), []
+        with contextlib.suppress(ValueError):  # at a line cut off by a kill; nothing after it counts
+            for line in lines:
                 if json.loads(line)["step"] <= step:
-                    lines.append(line)
-            except ValueError:
-                break  # a line cut off by a kill; nothing after it counts
-        write_atomically(self.metrics, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
+                    kept.append(line + "\n")
+        write_atomically(self.metrics, lambda file: file.write("".join(kept).encode()))
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

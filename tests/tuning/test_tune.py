@@ -54,7 +54,7 @@ def errors(mixture: Mixture, process: SDE, solver: GridSteps, grids: Sequence[Gr
 )
 def test_a_tuned_grid_is_better_than_the_standard_grids(process: SDE, solver: GridSteps, mixture: Mixture) -> None:
     """For samples that are not among those of the pilot. All seeds are fixed."""
-    grid = tune_grid(mixture.denoiser(process), (256, 2), solver, tuning=Gradient(40))
+    grid = tune_grid(mixture.denoiser(process), (64, 2), solver, tuning=Gradient(20))
     assert (grid.points[0], grid.points[-1]) == (process.t_max, process.t_min)
     assert len(grid.points) == 9
     tuned, *usual = errors(mixture, process, solver, [grid, LogSNR(), Karras(), Quadratic(), Uniform()])
@@ -77,7 +77,7 @@ def test_a_grid_for_likelihoods(mixture: Mixture) -> None:
     d, generator = mixture.denoiser(process), torch.Generator().manual_seed(0)
     pilot, x = mixture.at(process, process.t_min).sample(88, generator=generator).split([24, 64])
     prior = mixture.at(process, process.t_max)
-    grid = tune_grid(d, data=pilot, solver=solver, trace=ExactTrace(), tuning=Gradient(20))
+    grid = tune_grid(d, data=pilot, solver=solver, trace=ExactTrace(), tuning=Gradient(10), tolerance=1e-6)
     exact = mixture.log_prob(x, process, process.t_min)
 
     def mean_error(solver: GridSteps) -> float:
