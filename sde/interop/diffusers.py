@@ -39,16 +39,33 @@ from .validated import ValidatedSettings
 WHAT = "a diffusers pipeline or UNet2DModel: a directory with model_index.json or config.json, and its weights"
 
 # The settings of a scheduler that define the model, with the defaults of DDPMScheduler.
-_SCHEDULER: dict[str, Any] = {"_class_name": "DDPMScheduler", "num_train_timesteps": 1000}
-_SCHEDULER |= {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None}
-_SCHEDULER |= {"rescale_betas_zero_snr": False, "prediction_type": "epsilon", "variance_type": "fixed_small"}
-_SCHEDULER |= {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_SCHEDULER |= {"clip_sample": True, "clip_sample_range": 1.0}
+_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+}
 
 # The schedulers of a discrete chain that clip, and all schedulers of a discrete chain.
 _CLIPPING = ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler")
-_CHAINS: tuple[str, ...] = (*_CLIPPING, "PNDMScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
-_CHAINS += ("DEISMultistepScheduler", "UniPCMultistepScheduler")
+_CHAINS = (
+    *_CLIPPING,
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
 
 _SCHEDULER_FILE = "scheduler_config.json"
 _PREDICTIONS = {"epsilon": "NoisePrediction", "sample": "DataPrediction", "v_prediction": "VelocityPrediction"}

@@ -16,15 +16,36 @@ from .matching import Tree, node
 from .validated import ValidatedSettings
 
 # The arguments of UNet2DModel with their defaults, which a config may omit.
-NETWORK: dict[str, Any] = {"sample_size": None, "in_channels": 3, "out_channels": 3, "center_input_sample": False}
-NETWORK |= {"time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True}
-NETWORK |= {"down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3], "mid_block_type": "UNetMidBlock2D"}
-NETWORK |= {"up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"], "block_out_channels": [224, 448, 672, 896]}
-NETWORK |= {"layers_per_block": 2, "mid_block_scale_factor": 1, "downsample_padding": 1}
-NETWORK |= {"downsample_type": "conv", "upsample_type": "conv", "dropout": 0.0, "act_fn": "silu"}
-NETWORK |= {"attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5}
-NETWORK |= {"resnet_time_scale_shift": "default", "add_attention": True, "class_embed_type": None}
-NETWORK |= {"num_class_embeds": None, "num_train_timesteps": None}
+NETWORK: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
 
 
 def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> Tree:

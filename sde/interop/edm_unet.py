@@ -23,11 +23,27 @@ from .validated import ValidatedSettings
 # The arguments of the networks with their defaults.
 _COMMON: dict[str, Any] = {"label_dim": 0, "use_fp16": False, "augment_dim": 0, "label_dropout": 0, "dropout": 0.1}
 _COMMON |= {"channel_mult_emb": 4}
-_SONG = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
-_SONG |= {"embedding_type": "positional", "channel_mult_noise": 1, "encoder_type": "standard"}
-_SONG |= {"decoder_type": "standard", "resample_filter": [1, 1]}
-_DHARIWAL = {"model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [32, 16, 8]}
-UNETS: dict[str, dict[str, Any]] = {"SongUNet": _COMMON | _SONG, "DhariwalUNet": _COMMON | _DHARIWAL}
+UNETS: dict[str, dict[str, Any]] = {
+    "SongUNet": _COMMON
+    | {
+        "model_channels": 128,
+        "channel_mult": [1, 2, 2, 2],
+        "num_blocks": 4,
+        "attn_resolutions": [16],
+        "embedding_type": "positional",
+        "channel_mult_noise": 1,
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "resample_filter": [1, 1],
+    },
+    "DhariwalUNet": _COMMON
+    | {
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attn_resolutions": [32, 16, 8],
+    },
+}
 
 
 def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> Tree:

@@ -35,17 +35,37 @@ from .validated import ValidatedSettings
 WHAT = "a U-Net of improved-diffusion or guided-diffusion: its state dict, with the flags of its training"
 
 # The flags of both projects with their defaults; those in the last two lines do not affect the model.
-_FLAGS: dict[str, Any] = {"image_size": 64, "num_channels": 128, "num_res_blocks": 2}
-_FLAGS |= {"num_heads": 4, "num_heads_upsample": -1, "num_head_channels": -1, "attention_resolutions": "16,8"}
-_FLAGS |= {"channel_mult": "", "dropout": 0.0, "learn_sigma": False, "class_cond": False}
-_FLAGS |= {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False, "rescale_timesteps": None}
-_FLAGS |= {"use_scale_shift_norm": True, "resblock_updown": False, "use_new_attention_order": False}
-_FLAGS |= dict.fromkeys(("timestep_respacing", "sigma_small", "use_kl", "rescale_learned_sigmas"))
-_FLAGS |= dict.fromkeys(("use_checkpoint", "use_fp16"))
+_FLAGS: dict[str, Any] = {
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": "16,8",
+    "channel_mult": "",
+    "dropout": 0.0,
+    "learn_sigma": False,
+    "class_cond": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "predict_xstart": False,
+    "rescale_timesteps": None,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    **dict.fromkeys(("timestep_respacing", "sigma_small", "use_kl", "rescale_learned_sigmas")),
+    **dict.fromkeys(("use_checkpoint", "use_fp16")),
+}
 
 # The channels of the levels by the size of the images, for an empty `channel_mult`.
-_MULTIPLIERS: dict[int, list[float]] = {512: [0.5, 1, 1, 2, 2, 4, 4], 256: [1, 1, 2, 2, 4, 4]}
-_MULTIPLIERS |= {128: [1, 1, 2, 3, 4], 64: [1, 2, 3, 4], 32: [1, 2, 2, 2]}
+_MULTIPLIERS: dict[int, list[float]] = {
+    512: [0.5, 1, 1, 2, 2, 4, 4],
+    256: [1, 1, 2, 2, 4, 4],
+    128: [1, 1, 2, 3, 4],
+    64: [1, 2, 3, 4],
+    32: [1, 2, 2, 2],
+}
 
 
 def recognises(source: Source) -> bool:
