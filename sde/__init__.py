@@ -62,6 +62,7 @@ __all__ = [
     "exact",
     "grids",
     "likelihood",
+    "metrics",
     "networks",
     "objective",
     "plots",
@@ -70,7 +71,7 @@ __all__ = [
     "tuning",
 ]
 
-from . import data, evaluation, exact, grids, likelihood, networks, objective, plots, solvers, training, tuning
+from . import data, evaluation, exact, grids, likelihood, metrics, networks, objective, plots, solvers, training, tuning
 from .brownian import BrownianPath
 from .denoisers import (
     EDM,

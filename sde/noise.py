@@ -44,6 +44,10 @@ class Stream(enum.IntEnum):
     PERTURB = 8
     PATH = 9
     AREA = 10
+    GROUP = 21
+    PERMUTATION = 22
+    DIRECTION = 23
+    SPLIT = 24
 
 
 def _signed(value: int) -> int:

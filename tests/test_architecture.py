@@ -22,6 +22,7 @@ ROOMS = [
     "shapes",
     "noise",
     "brownian",
+    "metrics",
     "runtime",
     "processes",
     "grids",

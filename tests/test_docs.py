@@ -108,6 +108,7 @@ PUBLIC = (
     "sde.grids",
     "sde.interop",
     "sde.likelihood",
+    "sde.metrics",
     "sde.networks",
     "sde.objective",
     "sde.plots",

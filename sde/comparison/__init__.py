@@ -22,7 +22,7 @@ __all__ = [
     "write_report",
 ]
 
-from .metrics import Estimate
+from ..metrics import Estimate
 from .plan import Cell, Entry, Experiment, plan
 from .plots import work_precision
 from .problems import ExactProblem, Problem, TrainedProblem, digits_mixture, open_problem, read_mixture

@@ -11,11 +11,8 @@ If the data has separate modes, a few samples near the border between two modes 
 most of this mean. The **median error**, the median of the :math:`e_i`, describes the other samples, and shows the order
 of a method with fewer steps.
 
-**Sliced Wasserstein distance** of order 2 between n samples and n exact samples, over fixed random directions
-:math:`\theta` (Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3). In one dimension the optimal coupling
-pairs the sorted values:
-
-.. math:: W^2 = \frac{1}{s^2}\, E_\theta\, \frac1n \sum_i \big(\theta\cdot\hat x - \theta\cdot x\big)_{(i)}^2 .
+**Sliced Wasserstein distance** of order 2 (:func:`sde.metrics.sliced_wasserstein`) between n samples and n exact samples
+over fixed random directions, divided by s.
 
 The common initial noise couples the result of a solver to the exact result, and the optimal coupling gives a distance
 that is at most as large. So :math:`W \le e` up to Monte-Carlo error, and the strong error of a deterministic solver is
@@ -28,41 +25,23 @@ exact samples is the Monte-Carlo floor, below which solvers cannot be distinguis
 
 The bands of the strong and the median error come from the bootstrap over samples. For distances the bootstrap would
 count the Monte-Carlo error twice, because a resample is as far from the samples as these are from the exact
-distribution. Their bands come from the jackknife over groups of samples (Shao and Wu 1989,
-https://doi.org/10.1214/aos/1176347263), applied to the squares. They hold for the distance at this number of samples,
-which includes the Monte-Carlo floor.
+distribution. Their bands come from the jackknife over groups of samples, applied to the squares. They hold for the
+distance at this number of samples, which includes the Monte-Carlo floor.
 """
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "Estimate", "moments", "sliced_wasserstein", "strong"]
-
-import math
-from dataclasses import dataclass
+__all__ = ["GROUPS", "moments", "sliced_wasserstein", "strong"]
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
+
+from .. import metrics
+from ..metrics import Estimate
+from ..metrics.estimate import jackknife, root
 
 GROUPS = 20
-# The two-sided 95 % quantile of Student's t distribution with GROUPS - 1 degrees of freedom.
-_QUANTILE = 2.093
 _RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % confidence band.
-
-    Attributes:
-        value: the number.
-        low: the lower end of the band.
-        high: the upper end of the band.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 def strong(x: Tensor, exact: Tensor, scale: float) -> tuple[Estimate, Estimate]:
@@ -92,18 +71,13 @@ def sliced_wasserstein(x: Tensor, y: Tensor, scale: float, directions: int = 128
         directions: the number of random directions, which are the same in every call.
     """
     _check(x, y)
-    x, y = x.double().flatten(1), y.double().flatten(1)
+    x, y = (side.double().flatten(1) / scale for side in (x, y))
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
     theta = theta / theta.norm(dim=0)
-    sides = [(side @ theta).T.sort(dim=1) for side in (x, y)]
-    # The jackknife omits a group on both sides. The indices of the sort give the group of each sorted value.
-    omitted = []
-    for group in range(GROUPS):
-        others = [values[order % GROUPS != group].reshape(directions, -1) for values, order in sides]
-        omitted.append(mse_loss(*others))
-    square = mse_loss(sides[0].values, sides[1].values)
-    return _jackknife(square / scale**2, torch.stack(omitted) / scale**2)
+    # Items of one index stay in one group: every 20th, as for the moments.
+    of = torch.arange(len(x), device=x.device) % GROUPS
+    return metrics.sliced_wasserstein(x, y, directions=theta, groups=GROUPS, permutations=0, index=(of, of))
 
 
 def moments(x: Tensor, mean: Tensor, cov: Tensor, scale: float) -> tuple[Estimate, Estimate]:
@@ -124,7 +98,7 @@ def moments(x: Tensor, mean: Tensor, cov: Tensor, scale: float) -> tuple[Estimat
     squares = _moment_squares(n, first, second, cov, scale)
     others = [(n - len(g), first - group_sum, second - g.T @ g) for g, group_sum in zip(groups, sums)]
     omitted = torch.stack([_moment_squares(*rest, cov, scale) for rest in others])
-    return _jackknife(squares[0], omitted[:, 0]), _jackknife(squares[1], omitted[:, 1])
+    return root(jackknife(squares[0], omitted[:, 0])), root(jackknife(squares[1], omitted[:, 1]))
 
 
 def _bootstrap(square: Tensor, resampled: Tensor) -> Estimate:
@@ -138,14 +112,6 @@ def _moment_squares(n: int, first: Tensor, second: Tensor, cov: Tensor, scale: f
     shift = first / n
     sample_cov = (second - n * torch.outer(shift, shift)) / (n - 1)
     return torch.stack([shift.square().mean() / scale**2, (sample_cov - cov).square().sum() / cov.square().sum()])
-
-
-def _jackknife(square: Tensor, omitted: Tensor) -> Estimate:
-    """The square root of a number, with a band from its values without one group each."""
-    spread = (omitted - omitted.mean()).square().sum()
-    half = _QUANTILE * math.sqrt((GROUPS - 1) / GROUPS * spread.item())
-    value = square.item()
-    return Estimate(math.sqrt(value), math.sqrt(max(0.0, value - half)), math.sqrt(value + half))
 
 
 def _check(x: Tensor, y: Tensor) -> None:

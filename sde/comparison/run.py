@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..metrics import Estimate
 from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
 from ..sampling import Samples, state_like
 from ..shapes import check_count
-from .metrics import GROUPS, Estimate, moments, sliced_wasserstein, strong
+from .metrics import GROUPS, moments, sliced_wasserstein, strong
 from .plan import FAILED, OK, Entry, Experiment
 from .problems import Problem
 from .table import Row
