@@ -11,8 +11,8 @@ If the data has separate modes, a few samples near the border between two modes 
 most of this mean. The **median error**, the median of the :math:`e_i`, describes the other samples, and shows the order
 of a method with fewer steps.
 
-**Sliced Wasserstein distance** of order 2 (:func:`sde.metrics.sliced_wasserstein`) between n samples and n exact samples
-over fixed random directions, divided by s.
+**Sliced Wasserstein distance** of order 2 between n samples and n exact samples, divided by s, over fixed random
+directions (:func:`sde.metrics.sliced_wasserstein`).
 
 The common initial noise couples the result of a solver to the exact result, and the optimal coupling gives a distance
 that is at most as large. So :math:`W \le e` up to Monte-Carlo error, and the strong error of a deterministic solver is

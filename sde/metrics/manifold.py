@@ -15,14 +15,15 @@ single outlier enlarges a union much. Density and coverage (Naeem et al. 2020, h
 of equal distributions are known: density 1, and coverage :math:`1 - \prod_{i=1}^k (n - i)/(n + m - i)`.
 
 An item is not its own neighbour; a copy of it is one, at distance 0. The errors are the jackknife's over groups, with
-the balls computed again without each group.
+the balls computed again without each group. They are conservative, because a ball depends on single items: in 8
+dimensions 1.3 times (density) to 2 times (coverage) the standard deviation.
 """
 
 from __future__ import annotations
 
 __all__ = ["Manifold", "precision_recall"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -110,15 +111,20 @@ def precision_recall(
 
     def estimate(flags: Tensor, kept: Tensor, null: float | None = None, scale: float = 1.0) -> Estimate:
         values = (flags * kept).sum(1).double() / (scale * kept.sum(1))
-        return jackknife(values[-1], values[:-1], null=null)
+        estimate = jackknife(values[-1], values[:-1], null=null)
+        return replace(estimate, low=max(0.0, estimate.low))
+
+    def share(flags: Tensor, kept: Tensor, null: float | None = None) -> Estimate:
+        result = estimate(flags, kept, null)
+        return replace(result, high=min(1.0, result.high))
 
     i = torch.arange(1, ks[1] + 1, dtype=torch.float64)
     expected = 1.0 - float(((n - i) / (n + m - i)).prod())
     return Manifold(
-        estimate(inside, of_sample),
-        estimate(recalled, of_ref),
+        share(inside, of_sample),
+        share(recalled, of_ref),
         estimate(counts, of_sample, 1.0, ks[1]),
-        estimate(covered, of_ref, expected),
+        share(covered, of_ref, expected),
     )
 
 

@@ -145,9 +145,10 @@ def permuted_labels(index: Index, permutations: int, seed: int, first: int = 0) 
     side = torch.arange(2, device=device).repeat_interleave(torch.tensor([n, m], device=device))
     labels = torch.zeros(permutations, n + m, dtype=torch.bool, device=device)
     pooled = torch.cat(index)
-    for p in range(permutations):
-        bits = Noise(seed).bits(Stream.PERMUTATION, pooled, 2 * (first + p) + side, 1)[:, 0]
-        labels[p, bits.argsort(stable=True)[:n]] = True
+    for part in slices(permutations, max(1, 2**22 // (n + m))):
+        p = torch.arange(first + part.start, first + part.stop, device=device)[:, None]
+        bits = Noise(seed).bits(Stream.PERMUTATION, pooled, 2 * p + side, 1)[..., 0]
+        labels[part].scatter_(1, bits.argsort(dim=1, stable=True)[:, :n], True)
     return labels
 
 

@@ -47,7 +47,7 @@ from sde.data import Scaling
 from sde.exact import Mixture
 from sde.model import Model
 
-T_19 = 2.093  # Student's two-sided 95 % quantile for 19 degrees of freedom
+T_19 = 2.0930240544  # Student's two-sided 95 % quantile for 19 degrees of freedom
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,157 @@
+"""What all measures of sets have in common: order, chunks, seeds, refusals; and what an estimate prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.sets import Nearest, normals
+from torch import Tensor
+
+from sde import metrics
+from sde.metrics import Estimate
+from sde.metrics.estimate import jackknife, mean_estimate, permutation_p_value, proportion, root
+from sde.metrics.sets import deal, permuted_labels, squared_distances
+
+Measure = Callable[..., Any]
+SETS: dict[str, Measure] = {
+    "frechet": metrics.frechet_distance,
+    "kernel": lambda x, y, **k: metrics.kernel_distance(x, y, permutations=9, **k),
+    "mmd": lambda x, y, **k: metrics.mmd(x, y, permutations=9, **k),
+    "energy": lambda x, y, **k: metrics.energy_distance(x, y, permutations=9, **k),
+    "manifold": metrics.precision_recall,
+    "sliced": lambda x, y, **k: metrics.sliced_wasserstein(x, y, directions=5, permutations=9, **k),
+    "column": lambda x, y, **k: metrics.column_wasserstein(x, y, permutations=9, **k),
+    "correlation": lambda x, y, **k: metrics.correlation_distance(x, y, permutations=9, **k),
+    "classifier": lambda x, y, **k: metrics.classifier_two_sample_test(x, y, classifier=Nearest(), **k),
+}
+CHUNKED = ["frechet", "kernel", "mmd", "energy", "manifold"]
+
+
+def numbers(result: Any) -> dict[str, float]:
+    """Every number of a result, by name."""
+    if isinstance(result, Estimate):
+        values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+        return {name: value for name, value in values.items() if isinstance(value, float)}
+    parts = enumerate(result) if isinstance(result, list) else vars(result).items()
+    return {f"{part}.{k}": v for part, e in parts if not isinstance(e, Tensor) for k, v in numbers(e).items()}
+
+
+def plain(result: Any) -> dict[str, float]:
+    """The numbers that have no part in groups, splits and permutations."""
+    found = numbers(result)
+    whole = {key: value for key, value in found.items() if key.endswith("plain")}
+    return whole or {key: value for key, value in found.items() if key.endswith("value") and "p_value" not in key}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_order_of_items_does_not_matter(name: str) -> None:
+    """Groups, splits and permutations go with the indices; values without them need no indices."""
+    x, y = normals(41, 4), 0.3 + normals(37, 4, seed=1)
+    keys = torch.arange(41) * 7, torch.arange(37) + 100
+    orders = [side.argsort() for side in (normals(41, seed=2), normals(37, seed=3))]
+    whole = numbers(SETS[name](x, y, index=keys, seed=5))
+    shuffled = [side[order] for side, order in zip((x, y), orders)]
+    moved = SETS[name](*shuffled, index=tuple(key[order] for key, order in zip(keys, orders)), seed=5)
+    assert numbers(moved) == pytest.approx(whole, rel=1e-10, abs=1e-12)
+    assert numbers(SETS[name](x, y, index=keys, seed=6)) != whole
+    if name != "classifier":
+        assert plain(SETS[name](*shuffled)) == pytest.approx(plain(SETS[name](x, y)), rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_chunks_do_not_matter(name: str) -> None:
+    """Far from the origin, and with copies of items in both sets, whose distance is 0."""
+    x, y = 50 + normals(41, 4), 50.3 + normals(37, 4, seed=1)
+    x[:5] = y[:5]
+    y[7] = y[8]
+    whole = numbers(SETS[name](x, y))
+    assert numbers(SETS[name](x, y, chunk_size=7)) == pytest.approx(whole, rel=1e-10, abs=1e-11)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_cannot_be_measured_is_refused_with_the_reason(name: str) -> None:
+    measure, x, y = SETS[name], normals(20, 3), normals(20, 3, seed=1)
+    nan = x.clone()
+    nan[13, 1], nan[17, 0] = torch.nan, torch.inf
+    for arguments, words in {
+        (x[:1], y): r"least \d+ items, the samples has 1\b",
+        (x, y[:1]): r"least \d+ items, the reference has 1\b",
+        (nan, y): "item 13 of the samples",
+        (y, nan): "item 13 of the reference",
+        (x[:1].expand(20, 3), y): "all 20 items of the samples",
+        (x, y[:, :2]): r"\b3 for the samples and 2\b",
+        (x[:, 0], y): r"\(N, D\).*\(20,\)",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            measure(*arguments)
+
+
+def test_fewer_items_than_neighbours_are_refused() -> None:
+    x, y = normals(6, 2), normals(30, 2, seed=1)
+    with pytest.raises(ValueError, match=r"least 7 items, the samples has 6"):
+        metrics.precision_recall(x, y)
+    metrics.precision_recall(x, y, neighbours=2, coverage_neighbours=2)
+
+
+def test_the_jackknife_of_a_square_removes_its_bias() -> None:
+    """Of the squared mean, whose bias is var/n, the jackknife over all items is exactly unbiased."""
+    x = normals(12) + 2
+    omitted = torch.stack([x[torch.arange(12) != i].mean() ** 2 for i in range(12)])
+    estimate = jackknife(x.mean() ** 2, omitted, corrected=True)
+    assert estimate.value == pytest.approx(float(x.mean() ** 2 - x.var() / 12))
+    assert estimate.plain == float(x.mean() ** 2)
+    mean = jackknife(x.mean(), torch.stack([x[torch.arange(12) != i].mean() for i in range(12)]))
+    same = mean_estimate(x)
+    assert (mean.value, mean.low, mean.high) == pytest.approx((same.value, same.low, same.high))
+    assert mean.standard_error == pytest.approx(float(x.std()) / math.sqrt(12))
+    assert (mean.high - mean.value) / same.standard_error == pytest.approx(2.200985)  # t with 11 degrees of freedom
+
+
+def test_roots_proportions_and_p_values() -> None:
+    four = root(Estimate(4.0, -1.0, 9.0, 0.4, null=1.0))
+    assert (four.value, four.low, four.high, four.standard_error, four.null) == pytest.approx((2, 0, 3, 0.1, 1))
+    half = proportion(5, 10)
+    assert (half.low, half.high) == pytest.approx((0.236593, 0.763407), abs=1e-6)  # Wilson 1927
+    assert proportion(0, 10).low == 0.0
+    values = torch.tensor([1.0, 2.0, 3.0 + 1e-14, 4.0])
+    assert permutation_p_value(torch.tensor(3.0), values) == 3 / 5
+    assert permutation_p_value(torch.tensor(9.0), values) == 1 / 5
+    one = mean_estimate(torch.tensor([2.0]))
+    assert (one.value, one.standard_error, one.low) == (2.0, math.inf, -math.inf)
+
+
+def test_an_estimate_prints_what_it_knows() -> None:
+    text = str(Estimate(1.25, 1.0, 1.5, 0.125, plain=2.5, null=0.0, p_value=0.01, note="few items"))
+    assert text == "1.25 +- 0.12 (95 %: 1 to 1.5); plain 2.5; equal sets 0; p 0.01; few items"
+    assert str(Estimate(1.25, 1.0, 1.5)) == "1.25 (95 %: 1 to 1.5)"
+
+
+def test_groups_are_even_and_keep_items_of_one_index_together() -> None:
+    groups = deal(torch.arange(103) * 3, 10, seed=0)
+    assert set(groups.bincount().tolist()) == {10, 11}
+    assert not torch.equal(groups, deal(torch.arange(103) * 3, 10, seed=1))
+    index = torch.arange(60) % 12
+    groups = deal(index, 4, seed=0)
+    assert all(len(groups[index == i].unique()) == 1 for i in range(12))
+    assert groups.bincount().tolist() == [15] * 4
+
+
+def test_permutations_are_divisions_of_the_pooled_items() -> None:
+    labels = permuted_labels((torch.arange(7), torch.arange(4)), 300, seed=0)
+    assert labels.sum(1).tolist() == [7] * 300
+    # Each item is in the first set with probability 7/11: 5 standard errors.
+    assert torch.allclose(labels.double().mean(0), torch.tensor(7 / 11, dtype=torch.float64), atol=5 * 0.028)
+    assert torch.equal(permuted_labels((torch.arange(7), torch.arange(4)), 3, seed=0, first=2), labels[2:5])
+
+
+def test_distances_of_copies_are_zero() -> None:
+    x = normals(30, 100)
+    squares = squared_distances(x, torch.cat([x[:3] + 0.0, x[:3] + 1e-3]))
+    assert squares[:3, :3].diag().tolist() == [0.0] * 3
+    expected = (x[:, None] - (x[:3] + 1e-3)).square().sum(-1)
+    assert torch.allclose(squares[:, 3:], expected, rtol=1e-8, atol=0)
