@@ -37,13 +37,13 @@ __all__ = [
     "correlation_distance",
 ]
 
+from .copies import Memorisation, memorisation
 from .estimate import Estimate
 from .fidelity import ms_ssim, psnr, ssim
 from .frechet import frechet_distance
 from .inception import inception_score
 from .kernel import Gaussian, Kernel, NegativeDistance, Polynomial, energy_distance, kernel_distance, mmd
 from .manifold import Manifold, precision_recall
-from .memorisation import Memorisation, memorisation
 from .perceptual import FeatureMaps, perceptual_distance
 from .spectral import Resolution, log_spectral_distance, multi_resolution_stft_distance
 from .tables import correlation_distance

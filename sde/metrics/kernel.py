@@ -193,7 +193,7 @@ def energy_distance(
     index: Index | None = None,
     chunk_size: int = 2048,
 ) -> Estimate:
-    """The energy distance 2 E|x - y| - E|x - x'| - E|y - y'|, unbiased, and its permutation p-value.
+    r"""The energy distance :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, unbiased, and its permutation p-value.
 
     It has the unit of the features: standardise features that have different units. The arguments are those of
     :func:`kernel_distance`.

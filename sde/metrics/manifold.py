@@ -16,7 +16,8 @@ of equal distributions are known: density 1, and coverage :math:`1 - \prod_{i=1}
 
 An item is not its own neighbour; a copy of it is one, at distance 0. The errors are the jackknife's over groups, with
 the balls computed again without each group. They are conservative, because a ball depends on single items: in 8
-dimensions 1.3 times (density) to 2 times (coverage) the standard deviation.
+dimensions 1.3 times (density) to 2 times (coverage) the standard deviation. The interval of a proportion contains
+Wilson's, so that it has a width at 0 and 1 too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import check_count
-from .estimate import Estimate, jackknife
+from .estimate import Estimate, jackknife, proportion
 from .sets import Index, check_pair, distance_rows, group_pair, index_pair, pooled_mean, slices
 
 # Rounding of a squared distance, relative to the squared norms: a distance equal to a radius is within it.
@@ -115,8 +116,9 @@ def precision_recall(
         return replace(estimate, low=max(0.0, estimate.low))
 
     def share(flags: Tensor, kept: Tensor, null: float | None = None) -> Estimate:
-        result = estimate(flags, kept, null)
-        return replace(result, high=min(1.0, result.high))
+        result, n = estimate(flags, kept, null), int(kept[-1].sum())
+        wilson = proportion(round(result.value * n), n)
+        return replace(result, low=min(result.low, wilson.low), high=max(wilson.high, min(1.0, result.high)))
 
     i = torch.arange(1, ks[1] + 1, dtype=torch.float64)
     expected = 1.0 - float(((n - i) / (n + m - i)).prod())

@@ -56,7 +56,9 @@ def sliced_wasserstein(
     """
     owner = "sliced_wasserstein"
     check_pair(owner, samples, reference, 3)
-    theta = _directions(samples, directions, seed) if isinstance(directions, int) else directions
+    theta = _directions(samples, directions, seed) if isinstance(directions, int) else directions.double()
+    if theta.ndim != 2 or len(theta) != samples.shape[1]:
+        raise ValueError(f"{owner}: expected directions ({samples.shape[1]}, L), got {tuple(theta.shape)}")
     whole, omitted, permuted = _costs(owner, samples, reference, theta, order, groups, permutations, seed, index)
     return _distance(whole.mean(), omitted.mean(1), permuted.mean(1), order)
 

@@ -248,6 +248,13 @@ def test_precision_recall_density_and_coverage_by_definition(case: int) -> None:
     assert [e.standard_error for e in vars(found).values()] == pytest.approx(errors.tolist())
 
 
+def test_the_interval_of_a_proportion_has_a_width_at_its_ends() -> None:
+    x = normals(40, 2)
+    found = metrics.precision_recall(x, x)
+    assert (found.precision.value, found.precision.standard_error, found.precision.high) == (1.0, 0.0, 1.0)
+    assert found.precision.low == pytest.approx(1 / (1 + 1.959964**2 / 40))  # Wilson 1927
+
+
 def test_density_and_coverage_of_equal_distributions() -> None:
     """The expected coverage 1 - prod (n - i)/(n + m - i) and density 1, within 4 standard errors of 40 pairs."""
     found = [metrics.precision_recall(normals(60, 4, seed=2 * r), normals(40, 4, seed=2 * r + 1)) for r in range(40)]
@@ -308,6 +315,8 @@ def test_the_correlation_distance_by_definition() -> None:
         metrics.correlation_distance(x[:, :1], y[:, :1])
     with pytest.raises(ValueError, match="order"):
         metrics.column_wasserstein(x, y, order=3)
+    with pytest.raises(ValueError, match=r"\(4, L\).*\(3, 4\)"):
+        metrics.sliced_wasserstein(x, y, directions=torch.ones(3, 4))
 
 
 # ---- memorisation
