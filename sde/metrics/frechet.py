@@ -132,10 +132,7 @@ def _products(
         traces = [((side - mean).square().sum() / (len(side) - 1)) for side, mean in zip(sides, means)]
         centred = product[kept[0]][:, kept[1]]
         centred = centred - centred.mean(0) - centred.mean(1, keepdim=True) + centred.mean()
-        centred = centred if len(centred) <= centred.shape[1] else centred.T
-        # The squares of the singular values; half the time of the singular values themselves.
-        squares = torch.linalg.eigvalsh(centred @ centred.T).clamp(min=0.0)
-        nuclear = squares.sqrt().sum() / ((len(sides[0]) - 1) * (len(sides[1]) - 1)) ** 0.5
+        nuclear = torch.linalg.svdvals(centred).sum() / ((len(sides[0]) - 1) * (len(sides[1]) - 1)) ** 0.5
         return (means[0] - means[1]).square().sum() + traces[0] + traces[1] - 2.0 * nuclear
 
     return without

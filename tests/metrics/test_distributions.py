@@ -52,6 +52,13 @@ def test_the_kernel_distance_and_its_jackknife_by_definition(name: str) -> None:
     assert estimate.standard_error == pytest.approx(np.sqrt(3 / 4 * ((omitted - omitted.mean()) ** 2).sum()))
 
 
+def test_the_default_bandwidth_is_the_mean_distance() -> None:
+    x, y = 7 + normals(12, 3), 7.5 + normals(9, 3, seed=1)
+    squares = torch.pdist(torch.cat([x, y])).square()
+    expected = metrics.kernel_distance(x, y, kernel=Gaussian(math.sqrt(squares.mean() / 2)))
+    assert metrics.mmd(x, y, permutations=0).value == pytest.approx(expected.value)
+
+
 def test_the_p_value_counts_permutations() -> None:
     """Against the statistic of every permutation, computed on its own."""
     x, y = normals(9, 2), 0.5 + normals(7, 2, seed=1)

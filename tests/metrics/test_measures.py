@@ -118,9 +118,9 @@ def test_roots_proportions_and_p_values() -> None:
     half = proportion(5, 10)
     assert (half.low, half.high) == pytest.approx((0.236593, 0.763407), abs=1e-6)  # Wilson 1927
     assert proportion(0, 10).low == 0.0
-    values = torch.tensor([1.0, 2.0, 3.0 + 1e-14, 4.0])
-    assert permutation_p_value(torch.tensor(3.0), values) == 3 / 5
-    assert permutation_p_value(torch.tensor(9.0), values) == 1 / 5
+    values = torch.tensor([1.0, 2.0, 3.0 - 1e-14, 4.0], dtype=torch.float64)
+    assert permutation_p_value(torch.tensor(3.0, dtype=torch.float64), values) == 3 / 5
+    assert permutation_p_value(torch.tensor(9.0, dtype=torch.float64), values) == 1 / 5
     one = mean_estimate(torch.tensor([2.0]))
     assert (one.value, one.standard_error, one.low) == (2.0, math.inf, -math.inf)
 
