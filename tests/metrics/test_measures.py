@@ -15,7 +15,8 @@ from torch import Tensor
 from sde import metrics
 from sde.metrics import Estimate
 from sde.metrics.estimate import jackknife, mean_estimate, permutation_p_value, proportion, root
-from sde.metrics.sets import deal, permuted_labels, squared_distances
+from sde.metrics.sets import deal, keyed_order, permuted_labels, squared_distances
+from sde.noise import Stream
 
 Measure = Callable[..., Any]
 SETS: dict[str, Measure] = {
@@ -91,6 +92,12 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(name: str) -> None:
             measure(*arguments)
 
 
+@pytest.mark.parametrize("name", ["mmd", "energy", "manifold", "frechet"])
+def test_the_origin_does_not_matter(name: str) -> None:
+    x, y = normals(30, 3), 0.3 + normals(25, 3, seed=1)
+    assert plain(SETS[name](1e5 + x, 1e5 + y)) == pytest.approx(plain(SETS[name](x, y)), rel=1e-6)
+
+
 def test_fewer_items_than_neighbours_are_refused() -> None:
     x, y = normals(6, 2), normals(30, 2, seed=1)
     with pytest.raises(ValueError, match=r"least 7 items, the samples has 6"):
@@ -141,12 +148,26 @@ def test_groups_are_even_and_keep_items_of_one_index_together() -> None:
     assert groups.bincount().tolist() == [15] * 4
 
 
+def test_a_random_order_is_one_of_the_items() -> None:
+    """It stays as it is when other items go, and differs between items."""
+    index = torch.arange(50) * 3
+    order = index[keyed_order(index, 0, Stream.GROUP)]
+    part = index[::4]
+    assert torch.equal(part[keyed_order(part, 0, Stream.GROUP)], order[order % 12 == 0])
+    assert not torch.equal(keyed_order(index, 0, Stream.GROUP), keyed_order(index + 1, 0, Stream.GROUP))
+    assert not torch.equal(keyed_order(index, 0, Stream.GROUP), keyed_order(index, 0, Stream.SPLIT))
+
+
 def test_permutations_are_divisions_of_the_pooled_items() -> None:
     labels = permuted_labels((torch.arange(7), torch.arange(4)), 300, seed=0)
     assert labels.sum(1).tolist() == [7] * 300
     # Each item is in the first set with probability 7/11: 5 standard errors.
     assert torch.allclose(labels.double().mean(0), torch.tensor(7 / 11, dtype=torch.float64), atol=5 * 0.028)
     assert torch.equal(permuted_labels((torch.arange(7), torch.arange(4)), 3, seed=0, first=2), labels[2:5])
+    # Items of one index in the two sets are independent: in one set with probability 5/11; 5 standard errors.
+    labels = permuted_labels((torch.arange(6), torch.arange(6)), 300, seed=0)
+    together = (labels[:, :6] == labels[:, 6:]).double().mean()
+    assert together == pytest.approx(5 / 11, abs=5 * 0.5 / (300 * 6) ** 0.5)
 
 
 def test_distances_of_copies_are_zero() -> None:
