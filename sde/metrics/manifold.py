@@ -112,8 +112,8 @@ def precision_recall(
 
     def estimate(flags: Tensor, kept: Tensor, null: float | None = None, scale: float = 1.0) -> Estimate:
         values = (flags * kept).sum(1).double() / (scale * kept.sum(1))
-        estimate = jackknife(values[-1], values[:-1], null=null)
-        return replace(estimate, low=max(0.0, estimate.low))
+        result = jackknife(values[-1], values[:-1], null=null)
+        return replace(result, low=max(0.0, result.low))
 
     def share(flags: Tensor, kept: Tensor, null: float | None = None) -> Estimate:
         result, n = estimate(flags, kept, null), int(kept[-1].sum())
