@@ -21,8 +21,7 @@ from torch import Tensor
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
 from ..grids import LogSNR, Uniform
-from ..likelihood.bounds import continuous_bound, density_bound
-from ..likelihood.chain_bound import chain_bound
+from ..likelihood import chain_bound, continuous_bound, density_bound
 from ..likelihood.truncation import default_end, truncated_at
 from ..processes import SDE, ChainSDE
 from ..runtime import exact_float32
@@ -30,8 +29,8 @@ from ..shapes import check_count
 from ..solvers import Ancestral, Solver
 from .bounds_table import MEASURES, columns_of
 from .job import Job, Scorer
-from .job_setup import JobSetup, tolerance_of
-from .likelihood_job import FlowScorer
+from .job_setup import JobSetup
+from .likelihood_job import FlowScorer, flow_scorer
 from .summary import Rows
 
 
@@ -164,14 +163,10 @@ def bounds_job(setup: JobSetup) -> Job[BoundsScorer]:
     chain = setup.build("chain") if config["chain"] else default_chain(model.process, config["steps"])
     end = default_end(model.process, model.scaling) if config["end"] == "auto" else config["end"]
     columns_of(config["measures"])
-    flow: dict[str, Any] = {"seed": config["seed"], "dequantiser": setup.dequantiser}
-    if "flow" in config["measures"]:
-        flow |= {"solver": setup.build("solver"), "trace": setup.build("trace")}
-        flow["atol"] = tolerance_of(config["atol"], flow["solver"])
     split = setup.split(config["split"])
+    flow = flow_scorer(setup, split, solved="flow" in config["measures"])
     draws = {key: config[key] for key in ("draws", "data_draws", "chain_draws")}
-    scorer = BoundsScorer(FlowScorer(model, split, **flow), config["measures"], end=end, chain=chain, **draws)
-    key = {**setup.key(), "chain": repr(chain), "data": split.fingerprint}
-    key["end"] = "t_min" if end is None else end
-    plan = setup.plan(split, config["n"])
-    return Job(setup.name, scorer, plan, setup.output("-bounds.h5"), key, setup.metadata)
+    scorer = BoundsScorer(flow, config["measures"], end=end, chain=chain, **draws)
+    terms = {"chain": repr(chain), "data": split.fingerprint, "end": "t_min" if end is None else end}
+    plan, out = setup.plan(split, config["n"]), setup.output("-bounds.h5")
+    return Job(setup.name, scorer, plan, out, {**setup.key(), **terms}, setup.metadata)

@@ -27,15 +27,13 @@ from __future__ import annotations
 __all__ = ["MEASURES", "MeasureSummary", "columns_of", "summarise_measures", "table"]
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .pairing import Paired, paired
-from .summary import Summary, summarise
+from .summary import Columns, Summary, mean_and_error, means_over_repeats, summarise
 
 # The measures, and the three terms of each: the prior, the path, and the data or its weight.
 MEASURES: dict[str, tuple[str, str, str]] = {
@@ -88,21 +86,18 @@ class MeasureSummary:
     difference: Paired | None
 
 
-def summarise_measures(columns: Mapping[str, NDArray[Any]]) -> list[MeasureSummary]:
+def summarise_measures(columns: Columns) -> list[MeasureSummary]:
     """The results of the measures in a bounds file, in the order flow, density, continuous, chain."""
     return [_summarise(columns, name) for name in MEASURES if name in columns]
 
 
-def _summarise(columns: Mapping[str, NDArray[Any]], name: str) -> MeasureSummary:
+def _summarise(columns: Columns, name: str) -> MeasureSummary:
     keys = {key: columns[key] for key in ("index", "repeat")}
     whole = {**keys, "bits_per_dim": columns[name], "nfe": columns[f"{name}_nfe"]}
     good = np.isfinite(columns[name])
-    terms = {
-        term: summarise({**whole, "bits_per_dim": np.where(good, columns[f"{name}_{term}"], np.nan)}).bits_per_dim
-        for term in MEASURES[name]
-    }
-    errors = columns[f"{name}_standard_error"][good]
-    draws = float(np.sqrt(np.square(errors).mean())) if len(errors) else math.nan
+    _, *values = means_over_repeats(keys["index"][good], *(columns[f"{name}_{term}"][good] for term in MEASURES[name]))
+    terms = {term: mean_and_error(value)[0] for term, value in zip(MEASURES[name], values)}
+    draws = math.sqrt(mean_and_error(np.square(columns[f"{name}_standard_error"][good]))[0])
     difference = None
     if name != "flow" and "flow" in columns:
         flow = {**keys, "bits_per_dim": columns["flow"]}

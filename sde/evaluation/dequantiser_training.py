@@ -1,16 +1,17 @@
 r"""Training of a dequantiser for a fixed model, and its gain on other data.
 
-The loss is :math:`-E[\log p(x) + w]` (:mod:`sde.likelihood.variational`), with one of two log-densities of states at
-`t_min`: the continuous-time bound, estimated by a few draws, or the density along the flow, through whose solution the
-gradient is computed. The first is a lower bound on the log-density of the reverse SDE, cheap and unbiased with any
-number of draws; with the true scores the two agree. Along the flow the steps have to be fine enough for the density
-itself, because noise that is fitted to the error of a solver gains nothing.
+The loss is :math:`-E[\log p(x) + w]` (:func:`sde.likelihood.train_dequantiser`), with one of two log-densities of
+states at `t_min`: the continuous-time bound, estimated by a few draws, or the density along the flow, through whose
+solution the gradient is computed. The first is a lower bound on the log-density of the reverse SDE, cheap and unbiased
+with any number of draws; with the true scores the two agree. Along the flow the steps have to be fine enough for the
+density itself, because noise that is fitted to the error of a solver gains nothing.
 """
 
 from __future__ import annotations
 
 __all__ = ["BoundDensity", "Density", "FlowDensity", "Gain", "bits", "fit"]
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -19,16 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Split
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..likelihood.bounds import density_bound
-from ..likelihood.dequantisation import Dequantiser
-from ..likelihood.flow import log_prob
-from ..likelihood.variational import VariationalDequantiser, train_dequantiser
+from ..likelihood import Dequantiser, VariationalDequantiser, density_bound, log_prob, train_dequantiser
 from ..model import Model
 from ..noise import Noise, Stream
 from ..sampling import state_like
@@ -37,8 +34,7 @@ from ..solvers import Solver
 from ..trace import Hutchinson, Trace
 from .likelihood_job import batch_states, check_data, condition_of
 from .pairing import Paired, paired
-
-Columns = Mapping[str, NDArray[Any]]
+from .summary import Columns
 
 
 class Density(ABC):
@@ -143,20 +139,15 @@ def fit(
         bits = noise.bits(Stream.ORDER, torch.arange(batch_size), torch.tensor(step), 1)[:, 0]
         return bits.remainder(len(split))
 
-    def batches() -> Iterator[Tensor]:
-        step = 0
-        while True:
-            yield split.values[samples(step)]
-            step += 1
-
     def log_density(x: Tensor, step: int) -> Tensor:
         keys = step * batch_size + torch.arange(batch_size, device=reference.device)
         condition = condition_of(model, split, samples(step))
         call: dict[str, Any] = {"seed": seed, "index": keys, "condition": condition, "differentiable": True}
         return density(model.denoiser, x.to(reference.device), **call).to(x.device)
 
+    batches = (split.values[samples(step)] for step in itertools.count())
     optimiser, dtype = torch.optim.Adam(dequantiser.parameters(), lr=lr), reference.dtype
-    losses = train_dequantiser(dequantiser, log_density, batches(), model.scaling, optimiser, seed=seed, dtype=dtype)
+    losses = train_dequantiser(dequantiser, log_density, batches, model.scaling, optimiser, seed=seed, dtype=dtype)
     return (nats_to_bits(-loss, math.prod(model.shape)) for loss in losses)
 
 

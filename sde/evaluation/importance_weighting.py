@@ -15,9 +15,7 @@ from __future__ import annotations
 __all__ = ["WeightedBound", "is_exact", "weighted_bound"]
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +24,7 @@ from numpy.typing import NDArray
 from ..data.scaling import nats_to_bits
 from ..likelihood.dequantisation import importance_weighted
 from ..shapes import check_count
-
-Columns = Mapping[str, NDArray[Any]]
+from .summary import Columns, mean_and_error
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,5 @@ def weighted_bound(columns: Columns, dims: int, draws: int) -> WeightedBound:
     exists[columns["repeat"][rows], place] = True
     failed, good = (exists & ~np.isfinite(logs)).any(0), np.isfinite(logs).all(0)
     nats = importance_weighted(torch.from_numpy(logs[:, good])).numpy()
-    each = nats_to_bits(nats, dims)
-    mean = float(each.mean()) if len(each) else math.nan
-    error = float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else math.nan
     counts = {"incomplete": int((~exists.all(0) & ~failed).sum()), "failed": int(failed.sum())}
-    return WeightedBound(mean, error, draws, samples[good], nats, **counts)
+    return WeightedBound(*mean_and_error(nats_to_bits(nats, dims)), draws, samples[good], nats, **counts)

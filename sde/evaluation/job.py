@@ -18,7 +18,7 @@ from ..storage.results import Plain
 from ..storage.store import read
 from .sharding import BatchPlan, Done, nothing_done
 from .shards import done_in, opened
-from .summary import Rows, RunningMean
+from .summary import Columns, Rows, RunningMean
 
 
 class Scorer(ABC):
@@ -64,6 +64,7 @@ class Progress:
     means: str
 
 
+#: The kind of :class:`Scorer` that a job has.
 AnyScorer = TypeVar("AnyScorer", bound=Scorer, covariant=True)
 
 
@@ -96,7 +97,7 @@ class Job(Generic[AnyScorer]):
             total = rows + self.plan.pending(target.done)
             means = {name: RunningMean() for name in self.scorer.shown}
 
-            def progress(batch: Mapping[str, np.ndarray]) -> Progress:
+            def progress(batch: Columns) -> Progress:
                 for name, mean in means.items():
                     mean.add(batch["index"], batch[name])
                 return Progress(rows, total, ", ".join(f"{name} {mean}" for name, mean in means.items()))

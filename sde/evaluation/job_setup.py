@@ -16,14 +16,12 @@ import torch
 
 from ..data import DataSet, Split, arrays
 from ..instantiate import build, find, public
-from ..likelihood.dequantisation import Dequantiser
-from ..likelihood.variational import VariationalDequantiser
+from ..likelihood import Dequantiser, VariationalDequantiser
 from ..model import Model, from_checkpoint
 from ..runtime import choose_device
 from ..sampling import state_like
 from ..shapes import check_event
-from ..solvers import Solver
-from ..solvers.base import FixedStep
+from ..solvers import FixedStep, Solver
 from ..storage.checkpoint import load_checkpoint, resolve, run_directory
 from ..storage.files import sha256
 from ..storage.results import Plain
@@ -82,9 +80,17 @@ class JobSetup:
         """The object that the config describes by a key."""
         return build(self.config[key], trust=self.config["trust"])
 
-    def split(self, name: str) -> Split:
-        """A split of the data, with the shape and the levels of the model's data."""
-        return _split(self.model, self.data, name)
+    def split(self, name: str, data: DataSet | None = None) -> Split:
+        """A split of the data, or of another data set, with the shape and the levels of the model's data."""
+        data = self.data if data is None else data
+        split, (expected, levels) = data.split(name), (self.model.scaling.levels, data.scaling.levels)
+        check_event(split.values, self.model.shape)
+        if levels != expected:
+            ours, theirs = ("continuous values" if n is None else f"values with {n} levels" for n in (expected, levels))
+            raise ValueError(
+                f"this model is for {ours}, and {data.name} has {theirs}: give the data with levels={expected}"
+            )
+        return split
 
     def other_data(self) -> dict[str, Split]:
         """Out-of-distribution data for the same model, by the name `ood NAME`; none if the config has no `ood`.
@@ -97,11 +103,11 @@ class JobSetup:
             return {}
         if not isinstance(source, str):
             data = build(source, rooms=("sde.data",), trust=self.config["trust"])
-            return {f"ood {data.name} {name}": _split(self.model, data, name)}
+            return {f"ood {data.name} {name}": self.split(name, data)}
         # An .npy file has no names.
         array = "x_train" if Path(source).suffix.lower() == ".npy" else self.config["ood_array"]
         data = arrays(source, train=array, test=array, levels=self.model.scaling.levels, standardise=False)
-        return {f"ood {data.name}": _split(self.model, data, "test")}
+        return {f"ood {data.name}": self.split("test", data)}
 
     @cached_property
     def dequantiser(self) -> Dequantiser | None:
@@ -172,19 +178,3 @@ def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
     if isinstance(atol, str):
         raise ValueError(f"expected atol to be auto, a number of nats or null, got {atol!r}")
     return atol
-
-
-def _split(model: Model, data: DataSet, name: str) -> Split:
-    """A split whose values have the shape and the levels of the model's data."""
-    split, (expected, levels) = data.split(name), (model.scaling.levels, data.scaling.levels)
-    check_event(split.values, model.shape)
-    if levels != expected:
-        raise ValueError(
-            f"this model is for {_kind(expected)}, and {data.name} has {_kind(levels)}: give the data with "
-            f"levels={expected}"
-        )
-    return split
-
-
-def _kind(levels: int | None) -> str:
-    return "continuous values" if levels is None else f"values with {levels} levels"

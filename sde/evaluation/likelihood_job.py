@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ..data import Split
@@ -35,7 +35,7 @@ from .importance_weighting import is_exact, weighted_bound
 from .job import Job, Scorer
 from .job_setup import JobSetup, tolerance_of
 from .out_of_distribution import detect
-from .summary import Rows, summarise
+from .summary import Columns, Rows, summarise
 
 # The columns of a likelihood file beside `index` and `repeat`, name to dtype.
 _FLOATS = ("bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error")
@@ -141,11 +141,13 @@ def check_data(model: Model, split: Split) -> None:
         raise ValueError(f"expected labels below {model.classes}, the classes of this model, got {split.labels.max()}")
 
 
-def flow_scorer(setup: JobSetup, split: Split) -> FlowScorer:
-    """The scorer that a config describes by `solver`, `trace`, `atol`, `seed` and `dequantise`."""
-    solver, trace = setup.build("solver"), setup.build("trace")
-    atol = tolerance_of(setup.config["atol"], solver)
-    return FlowScorer(setup.model, split, setup.config["seed"], solver, trace, atol, setup.dequantiser)
+def flow_scorer(setup: JobSetup, split: Split, *, solved: bool = True) -> FlowScorer:
+    """The scorer that a config describes by `seed`, `dequantise` and, if `solved`, `solver`, `trace` and `atol`."""
+    settings: dict[str, Any] = {"seed": setup.config["seed"], "dequantiser": setup.dequantiser}
+    if solved:
+        settings |= {"solver": setup.build("solver"), "trace": setup.build("trace")}
+        settings["atol"] = tolerance_of(setup.config["atol"], settings["solver"])
+    return FlowScorer(setup.model, split, **settings)
 
 
 def likelihood_jobs(setup: JobSetup) -> list[Job[FlowScorer]]:
@@ -204,7 +206,7 @@ def report(jobs: Sequence[Job[FlowScorer]], *, budget: int) -> Iterator[str]:
         yield f"{job.name}: {summarise(table)}; wrote {job.path}"
 
 
-def some_samples(columns: Mapping[str, NDArray[Any]], n: int) -> Tensor:
+def some_samples(columns: Columns, n: int) -> Tensor:
     """The indices of n samples with finite rows, evenly spread, int64."""
     index = np.unique(columns["index"][np.isfinite(columns["bits_per_dim"]) & (columns["repeat"] == 0)])
     places = np.unique(np.linspace(0, max(len(index) - 1, 0), min(n, len(index))).round().astype(np.int64))

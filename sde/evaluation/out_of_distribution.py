@@ -26,16 +26,14 @@ from __future__ import annotations
 __all__ = ["Detection", "detect", "latent_norm", "norm_of_prior", "sample_means"]
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..processes import SDE
-from .summary import means_over_repeats
+from .summary import Columns, means_over_repeats
 
 Values = NDArray[np.float64]
 
@@ -79,9 +77,7 @@ class Detection:
         return f"{self.auroc:.4f} +- {self.standard_error:.4f}"
 
 
-def detect(
-    in_distribution: Mapping[str, NDArray[Any]], out_of_distribution: Mapping[str, NDArray[Any]]
-) -> dict[str, Detection]:
+def detect(in_distribution: Columns, out_of_distribution: Columns) -> dict[str, Detection]:
     """The detection by bits/dim and by typicality, from the columns of two likelihood files.
 
     Each sample counts once, with its mean over repeats; failed rows are left out.
@@ -96,7 +92,7 @@ def detect(
     return {"bits/dim": Detection.of(x, y), "typicality": Detection.of(np.abs(x - centre), np.abs(y - centre))}
 
 
-def sample_means(columns: Mapping[str, NDArray[Any]], name: str = "bits_per_dim") -> Values:
+def sample_means(columns: Columns, name: str = "bits_per_dim") -> Values:
     """The mean of a column over the repeats of each sample, with shape (samples,), without failed rows."""
     good = np.isfinite(columns["bits_per_dim"])
     return means_over_repeats(columns["index"][good], columns[name][good])[1]

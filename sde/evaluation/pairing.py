@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..likelihood.error_budget import quantile
 from ..storage.results import read
-from .summary import means_over_repeats
+from .summary import Columns, mean_and_error, means_over_repeats
 
-Columns = Mapping[str, NDArray[Any]]
 Source = Columns | str | os.PathLike[str]
 
 
@@ -78,10 +76,10 @@ def paired(first: Source, second: Source, *, column: str = "bits_per_dim") -> Pa
     common = [key for key in a if key in b and math.isfinite(a[key]) and math.isfinite(b[key])]
     rows = np.array([key[0] for key in common], dtype=np.int64)
     samples, x, y = means_over_repeats(rows, *([values[key] for key in common] for values in (a, b)))
-    n, d = len(samples), y - x
+    n = len(samples)
     if n < 2:
         raise ValueError(f"paired: expected at least two samples in both results, got {n}")
-    difference, error = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(n)
+    difference, error = mean_and_error(y - x)
     width = error * quantile(n - 1)
     spread = float(x.std() * y.std())
     correlation = float(((x - x.mean()) * (y - y.mean())).mean()) / spread if spread > 0.0 else math.nan

@@ -5,17 +5,14 @@ from __future__ import annotations
 __all__ = ["against_flow"]
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .bounds_table import MEASURES
-from .summary import means_over_repeats
+from .summary import Columns, means_over_repeats
 
 
-def against_flow(path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any]]) -> bool:
+def against_flow(path: str | os.PathLike[str], columns: Columns) -> bool:
     """Plots the bounds over the flow as a PNG, in bits/dim, with the line of equality.
 
     Each sample is one point per bound, at its means over the repeats in which both are finite. Without the flow, or
@@ -44,10 +41,9 @@ def against_flow(path: str | os.PathLike[str], columns: Mapping[str, NDArray[Any
     for name, (flow, bound) in points.items():
         axes.scatter(flow, bound, s=8, alpha=0.6, linewidths=0, label=name)
     ends = [float(f(flow)) for f in (np.min, np.max) for flow, _ in points.values()]
-    low, high = min(ends), max(ends)
-    axes.plot([low, high], [low, high], color="0.4", linewidth=1.0, label="equal")
-    axes.set_xlabel("flow (bits/dim)")
-    axes.set_ylabel("bound (bits/dim)")
+    line = [min(ends), max(ends)]
+    axes.plot(line, line, color="0.4", linewidth=1.0, label="equal")
+    axes.set(xlabel="flow (bits/dim)", ylabel="bound (bits/dim)")
     axes.legend()
     figure.savefig(path)
     return True

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from ..instantiate import public
 from ..storage.results import Plain
 from ..storage.store import Store, read
-from .sharding import WHOLE, Done, Shard
+from .sharding import WHOLE, Done, Shard, nothing_done
+from .summary import Columns
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,15 @@ class Target:
 
     store: Store
     done: Done
-    rows: Mapping[str, NDArray[Any]]
+    rows: Columns
 
 
 def done_in(path: Path) -> Done:
     """The finished rows in the snapshot of a file, none if there is no file; nothing is written."""
-    done: dict[int, set[int]] = {}
-    if path.exists():
-        columns = read(path).columns
-        for index, repeat in zip(columns["index"].tolist(), columns["repeat"].tolist()):
-            done.setdefault(repeat, set()).add(index)
-    return lambda repeat: frozenset(done.get(repeat, ()))
+    if not path.exists():
+        return nothing_done
+    columns = read(path).columns
+    return lambda repeat: frozenset(columns["index"][columns["repeat"] == repeat].tolist())
 
 
 @contextlib.contextmanager
@@ -96,8 +95,7 @@ def opened(
             if shard.world == 1:
                 yield Target(store, store.done, rows)
                 return
-            part = store_at(store.path.with_name(f"{store.path.stem}.part{shard.rank}.h5"))
-            stack.enter_context(part)
+            part = stack.enter_context(store_at(store.path.with_name(f"{store.path.stem}.part{shard.rank}.h5")))
         yield Target(part, store.done, rows)
     with _wait_for(store_at, path, patience) as store:
         _merge(store, store_at, alone=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Rows", "RunningMean", "Summary", "join", "means_over_repeats", "summarise"]
+__all__ = ["Columns", "Rows", "RunningMean", "Summary", "join", "mean_and_error", "means_over_repeats", "summarise"]
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Rows = dict[str, NDArray[Any]]
+Columns = Mapping[str, NDArray[Any]]
 
 
-def join(*tables: Mapping[str, NDArray[Any]]) -> Rows:
+def join(*tables: Columns) -> Rows:
     """The rows of several tables with the same columns, in order."""
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
@@ -25,6 +26,13 @@ def means_over_repeats(index: NDArray[np.int64], *columns: ArrayLike) -> list[ND
     samples, place = np.unique(index, return_inverse=True)
     counts = np.bincount(place)
     return [samples, *(np.bincount(place, weights=column) / counts for column in columns)]
+
+
+def mean_and_error(values: NDArray[Any]) -> tuple[float, float]:
+    """The mean of some values and its standard error; NaN without values, or for the error of a single one."""
+    n = len(values)
+    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return float(values.mean()) if n else math.nan, error
 
 
 @dataclass(frozen=True)
@@ -55,18 +63,14 @@ class Summary:
         )
 
 
-def summarise(columns: Mapping[str, NDArray[Any]]) -> Summary:
+def summarise(columns: Columns) -> Summary:
     """The summary of the rows of a likelihood file."""
     if len(columns["index"]) == 0:
         raise ValueError("expected at least one row to summarise, got 0 rows")
     good = np.isfinite(columns["bits_per_dim"])
-    failed = len(good) - int(good.sum())
-    if failed == len(good):
-        return Summary(math.nan, math.nan, math.nan, 0, len(good), failed)
     samples, means = means_over_repeats(columns["index"][good], columns["bits_per_dim"][good])
-    error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    calls = columns["nfe"][good].mean()
-    return Summary(float(means.mean()), float(error), float(calls), len(samples), len(good), failed)
+    calls, _ = mean_and_error(columns["nfe"][good])
+    return Summary(*mean_and_error(means), calls, len(samples), len(good), len(good) - int(good.sum()))
 
 
 @dataclass

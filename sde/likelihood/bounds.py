@@ -37,8 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Scaling
-from ..data.scaling import nats_to_bits
+from ..data.scaling import Scaling, nats_to_bits
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
@@ -127,14 +126,14 @@ def continuous_bound(
         prior = -prior_divergence(process, x0, process.t_max)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
-            z = _normal(noise, index, repeat, k, x0)
+            z = normal_like(x0, noise, index, repeat_key(k, repeat))
             mean, sigma = process.marginal(x0, t)
             error = (conditioned.noise(mean + expand(sigma, x0) * z, t) - z).double().square()
             scale = -0.5 * weight * process.g2(t) / process.var(t)
             rows.append(torch.stack([scale, sum_event(error), _excess(z)]))
         ends = []
         for k in range(data_draws):
-            z = _normal(noise, index, repeat, _DATA + k, x0)
+            z = normal_like(x0, noise, index, repeat_key(_DATA + k, repeat))
             mean, sigma = process.marginal(x0, low)
             ends.append(log_decoder(scaling, values, conditioned(mean + expand(sigma, x0) * z, low), width))
     scale, errors, excess = torch.stack(rows, 2)
@@ -191,7 +190,7 @@ def density_bound(
         mean = expand(log_alpha.exp(), x) * x
         ends = []
         for k in range(0 if prior is None else draws):
-            z = _normal(noise, index, repeat, _PRIOR + k, x)
+            z = normal_like(x, noise, index, repeat_key(_PRIOR + k, repeat))
             ends.append(prior.log_prob(mean + expand(var.sqrt(), x) * z).double())
         if prior is None:
             v, square = process.prior_var(high).item(), sum_event(mean.double().square()) + dims * var.item()
@@ -199,7 +198,7 @@ def density_bound(
         end = torch.stack(ends, 1)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
-            z = _normal(noise, index, repeat, k, x)
+            z = normal_like(x, noise, index, repeat_key(k, repeat))
             log_scale, var = process.transition(low, t)
             centre, away = expand(log_scale.exp(), x) * x, expand(var.sqrt(), x) * z
             plus, minus = conditioned.score(centre + away, t).double(), conditioned.score(centre - away, t).double()
@@ -276,14 +275,12 @@ def _times(
     if stratified:
         u = (torch.arange(draws, device=u.device) + u) / draws
     rule, span = UniformLogSNR() if times is None else times, process.t_max - process.t_min
-    pairs = [rule(process, one) for one in u.unbind(1)]
-    return [(t, factor * span / draws) for t, factor in pairs]
+    return [(t, factor * span / draws) for t, factor in (rule(process, one) for one in u.unbind(1))]
 
 
-def _normal(noise: Noise, index: Tensor, repeat: int, counter: int, x: Tensor) -> Tensor:
-    """Standard normals in the shape of x."""
-    counters = torch.full_like(index, repeat_key(counter, repeat))
-    return noise.normal(Stream.PERTURB, index, counters, x.shape[1:], x.dtype)
+def normal_like(x: Tensor, noise: Noise, index: Tensor, counter: int) -> Tensor:
+    """Standard normals in the shape of x, from the stream PERTURB."""
+    return noise.normal(Stream.PERTURB, index, torch.full_like(index, counter), x.shape[1:], x.dtype)
 
 
 def check_std(std: float | None) -> None:

@@ -36,12 +36,12 @@ from torch import Tensor
 
 from ..data import Scaling
 from ..denoisers import Conditioned, Denoiser
-from ..noise import Noise, Stream, sample_index
+from ..noise import Noise, sample_index
 from ..processes import SDE
 from ..sampling import evaluating, state_like
 from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Ancestral
-from .bounds import Bound, assemble, check_std, mean_error, prior_divergence
+from .bounds import Bound, assemble, check_std, mean_error, normal_like, prior_divergence
 from .decoder import log_decoder
 
 
@@ -101,8 +101,7 @@ def chain_bound(
         for draw in range(repeat * draws, (repeat + 1) * draws):
             parts = []
             for i, t in enumerate(times):
-                counter = torch.full_like(index, draw * len(times) + i)
-                z = noise.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
+                z = normal_like(x0, noise, index, draw * len(times) + i)
                 mean, sigma = process.marginal(x0, t)
                 x_t = mean + expand(sigma, x0) * z
                 score, learned = conditioned.score_and_variance(x_t, t)

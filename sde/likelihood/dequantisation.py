@@ -52,8 +52,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Scaling
-from ..data.scaling import nats_to_bits
+from ..data.scaling import Scaling, nats_to_bits
 from ..denoisers import Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..processes import SDE

@@ -1,7 +1,7 @@
 r"""Diagnostics: three checks of a likelihood that need no exact answer.
 
 **Round trip.** The probability flow is invertible: data -> latent -> data is the identity up to the error of the
-solver. :attr:`RoundTrip.error` is :math:`\|x' - x\| / \sqrt D` in the model's range.
+solver. The `error` of a :class:`RoundTrip` is :math:`\|x' - x\| / \sqrt D` in the model's range.
 
 **Forward and backward.** The log-densities computed on the way to the latent and on the way back,
 
@@ -41,17 +41,19 @@ __all__ = ["Calibration", "RoundTrip", "calibration", "round_trip"]
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..denoisers import Conditioned, Denoiser
-from ..noise import Noise, Stream, sample_index
+from ..noise import Noise, sample_index
 from ..runtime import exact_float32
 from ..sampling import evaluating
 from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Solver
 from ..trace import Trace
+from .bounds import normal_like
 from .flow import DensityFlow, default_solver, log_prob
 
 
@@ -101,14 +103,13 @@ def round_trip(
         solver, trace, seed, index, condition, atol: as in :func:`sde.log_prob`; both ways use the same probes.
     """
     process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
+    flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
     with exact_float32(), torch.no_grad(), evaluating(denoiser):
-        forward = log_prob(
-            denoiser, x, solver=solver, trace=trace, seed=seed, index=index, condition=condition, atol=atol
-        )
-        flow = DensityFlow(denoiser, forward.latent, trace, seed=seed, index=index, condition=condition, atol=atol)
-        back, change = solver.bind(flow.dynamics, process.t_max, process.t_min)(flow.start)
+        forward = log_prob(denoiser, x, solver=solver, **flow)
+        backward = DensityFlow(denoiser, forward.latent, **flow)
+        back, change = solver.bind(backward.dynamics, process.t_max, process.t_min)(backward.start)
     error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
-    return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + flow.nfe)
+    return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def calibration(
 
     def each() -> Iterator[Calibration]:
         for k, t in enumerate(torch.cat([ends[:1], inner, ends[1:]])):
-            z = Noise(seed).normal(Stream.PERTURB, index, torch.full_like(index, k), x0.shape[1:], x0.dtype)
+            z = normal_like(x0, Noise(seed), index, k)
             mean, std = process.marginal(x0, t)
             with exact_float32(), torch.no_grad(), evaluating(denoiser):
                 prediction = conditioned.noise(mean + expand(std, z) * z, t).double()

@@ -177,28 +177,21 @@ def error_budget(
     solver, index = default_solver(x.dtype) if solver is None else solver, sample_index(x, index)
     estimates = DensityFlow(denoiser, x[:1], trace, seed=seed, index=index[:1]).dynamics.trace.estimates
     rows = _rows(rows, result.nats.detach())
-    again: dict[str, Any] = {
-        "solver": _finer(solver) if finer is None else finer,
-        "trace": trace,
-        "seed": seed,
-        "index": index[rows],
-        "condition": {
-            name: value[rows] if isinstance(value, Tensor) and value.ndim else value
-            for name, value in (condition or {}).items()
-        },
-        "prior": prior,
-        "atol": atol if atol is None or not isinstance(solver, RungeKutta) else atol / 10.0,
-    }
+    condition = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in (condition or {}).items()}
+    again: dict[str, Any] = {"trace": trace, "seed": seed, "index": index[rows], "condition": condition, "prior": prior}
+    again["solver"] = _finer(solver) if finer is None else finer
+    again["atol"] = atol if atol is None or not isinstance(solver, RungeKutta) else atol / 10.0
     y = x[rows].detach().double()
     fine = log_prob(denoiser, y, **again).nats
     # The finer solution is one of the states: the weight of a result in data units is not part of it.
     nats, weight = result.nats.detach().double(), torch.as_tensor(result.log_weight).detach().double().to(x.device)
+    draws = None if repeats is None else repeats.detach().double()
     return ErrorBudget(
         probes=half_width(result.standard_error.double(), estimates),
-        dequantisation=None if repeats is None else _spread(repeats.detach().double()),
+        dequantisation=None if draws is None else half_width(draws.std(0) / math.sqrt(len(draws)), len(draws)),
         solver=_solver_width(nats - weight, fine, rows),
         rows=rows,
-        mean=mean(nats if repeats is None else repeats.detach().double().mean(0)),
+        mean=mean(nats if draws is None else draws.mean(0)),
         prior_mismatch=math.nan if prior is not None else _prior_mismatch(denoiser.process, x.detach().double()),
         truncation=mean(_truncation(denoiser, y, fine, again)),
     )
@@ -222,10 +215,6 @@ def mean(values: Tensor) -> Mean:
     n = len(values)
     error = values.std().item() / math.sqrt(n) if n > 1 else math.nan
     return Mean(values.mean().item(), error, n)
-
-
-def _spread(repeats: Tensor) -> Tensor:
-    return half_width(repeats.std(0) / math.sqrt(len(repeats)), len(repeats))
 
 
 def _rows(rows: Tensor | int, nats: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..sampling import evaluating
 from ..shapes import event_dims
-from ..solvers import RungeKutta, Solver
-from ..solvers.base import FixedStep
+from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
 
@@ -83,6 +82,7 @@ class DensityFlow:
     Attributes:
         dynamics: the flow with its probes.
         start: the state with x and a log-density of 0 for each estimate of the trace.
+        nfe: the network calls so far, int64 with shape (B,).
     """
 
     def __init__(
@@ -96,22 +96,18 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        self._counts = Conditioned(denoiser, condition, nfe, vjps=torch.zeros_like(nfe))
+        self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self._vjps = torch.zeros_like(self.nfe)
+        conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
         probes = (Hutchinson() if trace is None else trace).bind(Noise(seed), sample_index(x, index), x)
-        self.dynamics = WithLogDensity(Reverse(self._counts, eta=0.0), probes, atol)
+        self.dynamics = WithLogDensity(Reverse(conditioned, eta=0.0), probes, atol)
         self.start: State = (x, torch.zeros(len(x), probes.estimates, dtype=x.dtype, device=x.device))
-
-    @property
-    def nfe(self) -> Tensor:
-        """The network calls so far, int64 with shape (B,)."""
-        return self._counts.counts[0]
 
     @property
     def vjps(self) -> Tensor:
         """The vector-Jacobian products so far, int64 with shape (B,)."""
         # Each product of the trace goes back through all calls of a prediction.
-        return self._counts.counts[1] + self.nfe * self.dynamics.trace.vjps(event_dims(self.start[0]))
+        return self._vjps + self.nfe * self.dynamics.trace.vjps(event_dims(self.start[0]))
 
 
 def log_prob(

@@ -59,9 +59,8 @@ def truncated_at(denoiser: Denoiser, scaling: Scaling, bins: float | None) -> De
     log_snr = -2.0 * math.log(bins * scaling.scale)
     if log_snr >= low:
         return denoiser
-    return _TruncatedDenoiser(
-        denoiser, _TruncatedProcess(process, process.time(torch.tensor(log_snr, dtype=torch.float64)).item())
-    )
+    t_min = process.time(torch.tensor(log_snr, dtype=torch.float64)).item()
+    return _TruncatedDenoiser(denoiser, _TruncatedProcess(process, t_min, process.t_max))
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,7 @@ class _TruncatedProcess(SDE):
 
     process: SDE
     t_min: float
-
-    @property
-    def t_max(self) -> float:  # type: ignore[override]
-        return self.process.t_max
+    t_max: float
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return self.process.log_alpha(t)

@@ -21,6 +21,7 @@ from __future__ import annotations
 __all__ = ["VariationalDequantiser", "train_dequantiser"]
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +56,10 @@ class VariationalDequantiser(nn.Module, Dequantiser):
             )
         self.shape, self.levels, self.width, self.alpha = tuple(shape), levels, width, alpha
         self.networks = nn.ModuleList(_network(self.shape, width) for _ in range(layers))
-        parity = torch.zeros(self.shape)
-        for axis, size in enumerate(self.shape):
-            parity = parity + torch.arange(size).reshape(-1, *(1,) * (len(self.shape) - axis - 1))
-        colour = parity.remainder(2.0)
+        places = torch.meshgrid(*map(torch.arange, self.shape), indexing="ij")
+        colour = torch.stack(places).sum(0).remainder(2).double()
         masks = [torch.zeros_like(colour), *((colour, 1.0 - colour)[j % 2] for j in range(layers - 1))]
-        self.register_buffer("masks", torch.stack(masks).double(), persistent=False)
+        self.register_buffer("masks", torch.stack(masks), persistent=False)
         self.masks: Tensor
 
     def __repr__(self) -> str:
@@ -151,16 +150,12 @@ def train_dequantiser(
 
 def _network(shape: tuple[int, ...], width: int) -> nn.Module:
     """A network with two hidden layers from (w, v) to (a, b), whose output is 0 at first."""
-    channels = shape[0]
-    layers: list[nn.Module]
-    if len(shape) == 1:
-        layers = [nn.Linear(2 * channels, width), nn.Linear(width, width), nn.Linear(width, 2 * channels)]
-    else:
-        make = _CONVOLUTIONS[len(shape) - 1]
-        layers = [make(a, b, 3, padding=1) for a, b in ((2 * channels, width), (width, width), (width, 2 * channels))]
-    for parameter in layers[-1].parameters():
+    spatial, outside = len(shape) - 1, 2 * shape[0]
+    layer = partial(_CONVOLUTIONS[spatial], kernel_size=3, padding=1) if spatial else nn.Linear
+    first, second, last = layer(outside, width), layer(width, width), layer(width, outside)
+    for parameter in last.parameters():
         nn.init.zeros_(parameter)
-    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
 
 
 def _log_logistic(w: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ the samples that are still on their way, and what happens to those that fail.
 
 from __future__ import annotations
 
-__all__ = ["Adaptive", "Memory"]
+__all__ = ["Adaptive", "Attempt", "Memory"]
 
 import math
 from abc import abstractmethod
@@ -71,6 +71,10 @@ class Memory:
         return replace(self, slope=tuple(a.index_copy(0, new, b) for a, b in zip(self.slope, slope)))
 
 
+# What Adaptive.attempt returns.
+Attempt = tuple[State, Tensor, State | None, State]
+
+
 class Adaptive(Solver):
     """A method with error control for every sample.
 
@@ -107,9 +111,7 @@ class Adaptive(Solver):
         """
 
     @abstractmethod
-    def attempt(
-        self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor
-    ) -> tuple[State, Tensor, State | None, State]:
+    def attempt(self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor) -> Attempt:
         """Attempts a step.
 
         Args:

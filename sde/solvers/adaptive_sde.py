@@ -17,14 +17,15 @@ from torch import Tensor
 from ..dynamics import Dynamics, State
 from ..noise import Stream
 from ..shapes import expand
-from .adaptive import Adaptive, Memory
+from .adaptive import Adaptive, Attempt, Memory
+from .base import SDESolver
 
 # Theta and r of the paper, and the bounds on the ratio of two consecutive steps.
 _SAFETY, _POWER, _SHRINK, _GROW = 0.9, 0.9, 0.2, 10.0
 
 
 @dataclass(frozen=True)
-class AdaptiveSDE(Adaptive):
+class AdaptiveSDE(SDESolver, Adaptive):
     r"""Euler-Maruyama and the stochastic improved Euler method as a pair, extrapolated, with error control by sample.
 
     .. math::
@@ -58,10 +59,6 @@ class AdaptiveSDE(Adaptive):
     max_steps: int = 10_000
     on_failure: Literal["raise", "mark"] = "raise"
 
-    eta = 1.0
-    serves_noise = True
-    serves_log_density = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 < self.first_step <= 1.0:
@@ -70,9 +67,7 @@ class AdaptiveSDE(Adaptive):
     def begin(self, dynamics: Dynamics, t: Tensor, x: State, slope: State, span: float) -> tuple[Tensor, State]:
         return torch.full_like(t, self.first_step * span), x
 
-    def attempt(
-        self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor
-    ) -> tuple[State, Tensor, State | None, State]:
+    def attempt(self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor) -> Attempt:
         (x_t,), (before,), (previous,) = x, m.slope, m.previous
         euler, average, change = x_t + expand(h, x_t) * before, x_t, torch.zeros_like(x_t)
         if m.path is not None:

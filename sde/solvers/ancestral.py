@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from ..dynamics import Reverse, State
-from ..noise import StepNoise, Stream
-from .base import GridSteps, Step, affine_step, intervals, require_noise
+from ..noise import StepNoise
+from .base import GridSteps, SDESolver, Step, affine_step, intervals, step_normals
 
 
 @dataclass(frozen=True)
-class Ancestral(GridSteps):
+class Ancestral(SDESolver, GridSteps):
     r"""Ancestral sampling: :math:`x_s` is drawn from :math:`q(x_s \mid x_t, x_0)` at :math:`x_0 = E[x_0 | x_t]`.
 
     .. math::
@@ -43,9 +43,6 @@ class Ancestral(GridSteps):
     v: float | None = None
 
     needs = Reverse
-    eta = 1.0
-    serves_noise = True
-    serves_log_density = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,24 +67,22 @@ class Ancestral(GridSteps):
         a = (-log_alpha).exp()
         b = a * var
         if self.v is None:
-            return _learned_step(dynamics, t, s, a.tolist(), b.tolist(), small, var)
+            return _learned_step(dynamics, times, a, b, small, var)
         variance = small if self.v == 0.0 else small ** (1.0 - self.v) * var**self.v
-        return affine_step(dynamics, t, s, a.tolist(), b.tolist(), variance.sqrt().tolist())
+        return affine_step(dynamics, times, a, b, variance.sqrt())
 
 
-def _learned_step(
-    dynamics: Reverse, t: Tensor, s: Tensor, a: list[float], b: list[float], small: Tensor, large: Tensor
-) -> Step:
+def _learned_step(dynamics: Reverse, times: Tensor, a: Tensor, b: Tensor, small: Tensor, large: Tensor) -> Step:
     """The step with the learned variance; no noise is drawn in a step to a time without noise."""
-    points, before, after = t.unbind(), t.tolist(), s.tolist()
+    points, normals, scale, score_weight = times.unbind(), step_normals(times), a.tolist(), b.tolist()
     std, half_log_ratio = small.sqrt().tolist(), (0.5 * (large / small).log()).tolist()
 
     def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-        x = a[k] * state[0]
+        x = scale[k] * state[0]
         score, v = dynamics.denoiser.score_and_variance(state[0], points[k])
-        x = x.add_(score, alpha=b[k])
+        x = x.add_(score, alpha=score_weight[k])
         if std[k]:
-            z = require_noise(noise).normal(Stream.STEP, k, before[k], after[k])
+            z = normals(noise, k)
             x = x.add_(z if v is None else z * (v * half_log_ratio[k]).exp(), alpha=std[k])
         return (x,), None
 

@@ -15,6 +15,7 @@ __all__ = [
     "OneStep",
     "Progress",
     "Run",
+    "SDESolver",
     "Scalar",
     "Solver",
     "Step",
@@ -27,13 +28,14 @@ __all__ = [
     "require_noise",
     "rows",
     "scalars",
+    "step_normals",
 ]
 
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import torch
@@ -126,7 +128,7 @@ class Solver(ABC):
 
     @abstractmethod
     def prepare(self, dynamics: Any, start: float, stop: float) -> Run:
-        """The run between two times; called by :meth:`bind`."""
+        """The run between two times; called by :meth:`Solver.bind`."""
 
     def incompatibility(self, dynamics: Any) -> str | None:
         """Why this method cannot serve a dynamics, or None; a method with reasons of its own extends it."""
@@ -210,6 +212,14 @@ class Solver(ABC):
         return deque(self.trajectory(dynamics, x, noise, start, stop), maxlen=1).pop()[1]
 
 
+class SDESolver(Solver):
+    """A method for the reverse SDE, which moves x alone."""
+
+    eta = 1.0
+    serves_noise = True
+    serves_log_density = False
+
+
 # One step of a fixed-step method: (number of the step, state, memory, noise) -> (state, memory).
 Step = Callable[[int, State, Any, StepNoise | None], tuple[State, Any]]
 
@@ -265,17 +275,12 @@ class OneStep(GridSteps):
         """
 
     def method(self, dynamics: Any, times: Tensor) -> Step:
-        points, numbers = times.unbind(), times.tolist()
+        points, normals = times.unbind(), step_normals(times)
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            draw = partial(_normal, noise, k, numbers[k], numbers[k + 1])
-            return self.step(dynamics, x, points[k], points[k + 1], draw), None
+            return self.step(dynamics, x, points[k], points[k + 1], partial(normals, noise, k)), None
 
         return step
-
-
-def _normal(noise: StepNoise | None, k: int, t: float, s: float) -> Tensor:
-    return require_noise(noise).normal(Stream.STEP, k, t, s)
 
 
 @dataclass(frozen=True)
@@ -302,15 +307,16 @@ class FixedRun(Run):
         return progress.k == len(self.times) - 1
 
 
-def affine_step(dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: list[float], c: list[float]) -> Step:
+def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Step:
     """The step :math:`x_s = a x_t + b\\, s(x_t, t) + c z`, the form of most one-step samplers for an SDE."""
-    points, before, after = t.unbind(), t.tolist(), s.tolist()
+    points, normals = times.unbind(), step_normals(times)
+    scale, score_weight, std = a.tolist(), b.tolist(), c.tolist()
 
     def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-        x = a[k] * state[0]
-        x = x.add_(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=b[k])
-        if c[k]:
-            x = x.add_(require_noise(noise).normal(Stream.STEP, k, before[k], after[k]), alpha=c[k])
+        x = scale[k] * state[0]
+        x = x.add_(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=score_weight[k])
+        if std[k]:
+            x = x.add_(normals(noise, k), alpha=std[k])
         return (x,), None
 
     return step
@@ -318,17 +324,11 @@ def affine_step(dynamics: Semilinear, t: Tensor, s: Tensor, a: list[float], b: l
 
 def linear_combination(*terms: tuple[float | Tensor, State]) -> State:
     """The linear combination of states, entry by entry: linear_combination((a, x), (b, y)) = a x + b y."""
-    return tuple(_sum([c * entry for (c, _), entry in zip(terms, entries)]) for entries in zip(*(s for _, s in terms)))
+    columns = zip(*(state for _, state in terms))
+    return tuple(reduce(torch.add, [c * entry for (c, _), entry in zip(terms, entries)]) for entries in columns)
 
 
 combine = linear_combination  # the name of version 0.1.0
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 def rows(x: State, index: Tensor) -> State:
@@ -355,6 +355,16 @@ def require_noise(noise: StepNoise | None) -> StepNoise:
     if noise is None:
         raise ValueError("this step draws noise, but the run was started with noise=None")
     return noise
+
+
+def step_normals(times: Tensor) -> Callable[..., Tensor]:
+    """The function (noise, k, stream=Stream.STEP) -> the standard normals of step k of a grid."""
+    numbers = times.tolist()
+
+    def normals(noise: StepNoise | None, k: int, stream: Stream = Stream.STEP) -> Tensor:
+        return require_noise(noise).normal(stream, k, numbers[k], numbers[k + 1])
+
+    return normals
 
 
 def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:

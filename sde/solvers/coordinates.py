@@ -97,6 +97,10 @@ class Arcsinh(Variable):
         return torch.asinh((-half_log_snr).exp() / self.data_std)
 
 
+# The predictions that move a state, each with its weight and its scale: see Coordinates.move.
+Terms = Sequence[tuple[Scalar, State, Scalar]]
+
+
 class Coordinates(ABC):
     """Coordinates without a linear part; their functions of time are functions of a parameter."""
 
@@ -122,9 +126,7 @@ class Coordinates(ABC):
         """The function (state, t) -> prediction, in the layout of the state."""
 
     @abstractmethod
-    def move(
-        self, dynamics: Any, state: State, log_scale: Scalar, terms: Sequence[tuple[Scalar, State, Scalar]]
-    ) -> State:
+    def move(self, dynamics: Any, state: State, log_scale: Scalar, terms: Terms) -> State:
         """The state at the end of a step.
 
         Args:
@@ -158,9 +160,7 @@ class DriftCoordinates(Coordinates):
     def predictor(self, dynamics: Dynamics) -> Callable[[State, Tensor], State]:
         return dynamics.drift
 
-    def move(
-        self, dynamics: Dynamics, state: State, log_scale: Scalar, terms: Sequence[tuple[Scalar, State, Scalar]]
-    ) -> State:
+    def move(self, dynamics: Dynamics, state: State, log_scale: Scalar, terms: Terms) -> State:
         return linear_combination((1.0, state), *((weight, prediction) for weight, prediction, _ in terms))
 
 
@@ -185,9 +185,7 @@ class _SemilinearCoordinates(Coordinates):
     def predictor(self, dynamics: Semilinear) -> Callable[[State, Tensor], State]:
         return partial(dynamics.predict, self.what)
 
-    def move(
-        self, dynamics: Semilinear, state: State, log_scale: Scalar, terms: Sequence[tuple[Scalar, State, Scalar]]
-    ) -> State:
+    def move(self, dynamics: Semilinear, state: State, log_scale: Scalar, terms: Terms) -> State:
         rates = ((weight, dynamics.rate(value, exponential(log_ratio))) for weight, value, log_ratio in terms)
         return linear_combination((1.0, dynamics.propagate(state, log_scale)), *rates)
 

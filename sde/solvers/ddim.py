@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..denoisers import Prediction
 from ..dynamics import Semilinear, State
-from ..noise import StepNoise, Stream
-from .base import GridSteps, Step, intervals, linear_combination, require_noise, scalars
+from ..noise import StepNoise
+from .base import GridSteps, Step, intervals, linear_combination, scalars, step_normals
 from .coordinates import exponential
 
 
@@ -61,15 +61,14 @@ class DDIM(GridSteps):
         std = dynamics.eta * sigma_s * (-torch.expm1(process.log_snr(t) - process.log_snr(s))).clamp(min=0.0).sqrt()
         weights = scalars((sigma_s.square() - std.square()).sqrt() - a.exp() * sigma)
         ratios, shrink = scalars(-a), scalars(a)
-        points, before, after, noise_std = t.unbind(), t.tolist(), s.tolist(), std.tolist()
+        points, noise_std, normals = t.unbind(), std.tolist(), step_normals(times)
 
         def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
             # u = x / alpha has no linear part and is moved by the noise: see sde.solvers.coordinates.
             rate = dynamics.rate(dynamics.predict(Prediction.NOISE, state, points[k]), exponential(ratios[k]))
             moved = linear_combination((1.0, dynamics.propagate(state, shrink[k])), (weights[k], rate))
             if noise_std[k]:
-                z = require_noise(noise).normal(Stream.STEP, k, before[k], after[k])
-                moved = (moved[0].add(z, alpha=noise_std[k]),)
+                moved = (moved[0].add(normals(noise, k), alpha=noise_std[k]),)
             return moved, None
 
         return step

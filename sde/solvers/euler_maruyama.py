@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..dynamics import Semilinear
-from .base import GridSteps, Step, affine_step, intervals
+from .base import GridSteps, SDESolver, Step, affine_step, intervals
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(GridSteps):
+class EulerMaruyama(SDESolver, GridSteps):
     r"""The Euler-Maruyama method for the reverse SDE; along the flow it is Euler's method.
 
     .. math:: x_s = x_t + \big(f(t) x_t + c(t)\, s(x_t, t)\big) (s - t) + \eta\, g(t) \sqrt{|s - t|}\, z
@@ -30,13 +30,8 @@ class EulerMaruyama(GridSteps):
     """
 
     needs = Semilinear
-    eta = 1.0
-    serves_noise = True
-    serves_log_density = False
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        t, s, h = intervals(times)
-        a = (1.0 + dynamics.linear(t) * h).tolist()
-        b = (dynamics.score_coefficient(t) * h).tolist()
-        c = (dynamics.diffusion(t) * h.abs().sqrt()).tolist()
-        return affine_step(dynamics, t, s, a, b, c)
+        t, _, h = intervals(times)
+        a, b = 1.0 + dynamics.linear(t) * h, dynamics.score_coefficient(t) * h
+        return affine_step(dynamics, times, a, b, dynamics.diffusion(t) * h.abs().sqrt())

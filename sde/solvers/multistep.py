@@ -20,8 +20,8 @@ import torch
 
 from ..dynamics import State
 from ..grids import Grid, LogSNR
-from ..noise import StepNoise, Stream
-from .base import GridSteps, Scalar, Step, require_noise, scalars
+from ..noise import StepNoise
+from .base import GridSteps, Scalar, Step, scalars, step_normals
 from .coordinates import Table
 
 # (number of the step, state, its prediction) -> the state after the step, or None where the method takes over.
@@ -75,7 +75,7 @@ class Multistep(GridSteps):
     def adams(self, table: Table, weights: list[list[Scalar]], dynamics: Any) -> Step:
         """Adams' explicit step: the state moved by the last predictions with the weights of the step."""
         predict, first = table.coordinates.predictor(dynamics), self.first_steps(table, dynamics)
-        points, times = table.times.unbind(), table.times.tolist()
+        points, normals = table.times.unbind(), step_normals(table.times)
         std = table.coordinates.variance(table.process, table.times, table.eta).sqrt().tolist()
 
         def step(k: int, state: State, memory: tuple[State, ...] | None, noise: StepNoise | None) -> tuple[State, Any]:
@@ -84,8 +84,7 @@ class Multistep(GridSteps):
             if moved is None:
                 moved = table.move(dynamics, state, k, weights[k], predictions, k)
             if std[k]:
-                z = require_noise(noise).normal(Stream.STEP, k, times[k], times[k + 1])
-                moved = (moved[0].add(z, alpha=std[k]),)
+                moved = (moved[0].add(normals(noise, k), alpha=std[k]),)
             return moved, predictions[: self.order - 1]
 
         return step

@@ -9,6 +9,7 @@ __all__ = ["Corrector", "Langevin", "PredictorCorrector", "SongLangevin"]
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..noise import StepNoise, Stream
+from ..processes import SDE
 from ..shapes import check_count
 from .base import FixedStep, Step, require_noise
 
@@ -31,7 +33,37 @@ class Corrector(ABC):
 
 
 @dataclass(frozen=True)
-class Langevin(Corrector):
+class _LangevinSteps(Corrector):
+    """Some steps of Langevin dynamics, by a rule for their size."""
+
+    snr: float = 0.16
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.snr > 0.0 and math.isfinite(self.snr)):
+            raise ValueError(f"a Langevin corrector needs a finite snr > 0, got snr={self.snr}")
+        check_count("a Langevin corrector", "steps", self.steps, 1)
+
+    @abstractmethod
+    def _update(self, process: SDE, times: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """The function (k, x, score, z) -> the state after one Langevin step at `times[k]`."""
+
+    def method(self, dynamics: Semilinear, times: Tensor) -> Step:
+        update, points, at = self._update(dynamics.process, times), times.unbind(), times.tolist()
+
+        def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
+            source = require_noise(noise)
+            for j in range(self.steps):
+                (score,) = dynamics.predict(Prediction.SCORE, state, points[k])
+                z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
+                state = (update(k, state[0], score, z),)
+            return state, None
+
+        return step
+
+
+@dataclass(frozen=True)
+class Langevin(_LangevinSteps):
     r"""Langevin dynamics with a step size that depends on the noise level alone.
 
     .. math::
@@ -48,35 +80,19 @@ class Langevin(Corrector):
         steps: the number of Langevin steps at each time.
     """
 
-    snr: float = 0.16
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        _check(self.snr, self.steps)
-
     @staticmethod
     def song(snr: float = 0.16, steps: int = 1) -> SongLangevin:
         """The rule of Song et al. with norms averaged over the batch, for parity with their code."""
         return SongLangevin(snr, steps)
 
-    def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        epsilon = 2.0 * self.snr**2 * dynamics.process.var(times)
+    def _update(self, process: SDE, times: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        epsilon = 2.0 * self.snr**2 * process.var(times)
         scale, std = epsilon.tolist(), (2.0 * epsilon).sqrt().tolist()
-        points, at = times.unbind(), times.tolist()
-
-        def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            source = require_noise(noise)
-            for j in range(self.steps):
-                x = state[0].add(dynamics.predict(Prediction.SCORE, state, points[k])[0], alpha=scale[k])
-                z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
-                state = (x.add_(z, alpha=std[k]),)
-            return state, None
-
-        return step
+        return lambda k, x, score, z: x.add(score, alpha=scale[k]).add_(z, alpha=std[k])
 
 
 @dataclass(frozen=True)
-class SongLangevin(Corrector):
+class SongLangevin(_LangevinSteps):
     r"""Langevin dynamics with the step size of Song et al. 2021, algorithms 4 and 5.
 
     .. math:: \epsilon = 2\, \alpha \Big(\mathrm{snr} \frac{\overline{\|z\|}}{\overline{\|s\|}}\Big)^2
@@ -89,30 +105,18 @@ class SongLangevin(Corrector):
         steps: the number of Langevin steps at each time.
     """
 
-    snr: float = 0.16
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        _check(self.snr, self.steps)
-
-    def method(self, dynamics: Semilinear, times: Tensor) -> Step:
-        log_alpha = dynamics.process.log_alpha(times)
+    def _update(self, process: SDE, times: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        log_alpha = process.log_alpha(times)
         change = (log_alpha[:-1] - log_alpha[1:]).mul(2.0).exp()
         # The last time has no step below it and takes that of its neighbour.
         alpha = torch.cat([change, change[-1:]]).tolist()
-        points, at = times.unbind(), times.tolist()
 
-        def step(k: int, state: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
-            source = require_noise(noise)
-            for j in range(self.steps):
-                (score,) = dynamics.predict(Prediction.SCORE, state, points[k])
-                z = source.normal(Stream.CORRECTOR, k * self.steps + j, at[k], at[k])
-                ratio = z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
-                epsilon = 2.0 * alpha[k] * (self.snr * ratio).square()
-                state = (state[0] + epsilon * score + (2.0 * epsilon).sqrt() * z,)
-            return state, None
+        def update(k: int, x: Tensor, score: Tensor, z: Tensor) -> Tensor:
+            ratio = z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
+            epsilon = 2.0 * alpha[k] * (self.snr * ratio).square()
+            return x + epsilon * score + (2.0 * epsilon).sqrt() * z
 
-        return step
+        return update
 
 
 @dataclass(frozen=True)
@@ -166,9 +170,3 @@ class PredictorCorrector(FixedStep):
             return state, memory
 
         return step
-
-
-def _check(snr: float, steps: int) -> None:
-    if not (snr > 0.0 and math.isfinite(snr)):
-        raise ValueError(f"a Langevin corrector needs a finite snr > 0, got snr={snr}")
-    check_count("a Langevin corrector", "steps", steps, 1)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..dynamics import Semilinear
-from .base import GridSteps, Step, affine_step, intervals
+from .base import GridSteps, SDESolver, Step, affine_step, intervals
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(GridSteps):
+class ReverseDiffusion(SDESolver, GridSteps):
     r"""The forward step :math:`x_t = \alpha_{t|s} x_s + \sigma_{t|s} z`, reversed as an Euler-Maruyama step would be.
 
     .. math::
@@ -31,9 +31,6 @@ class ReverseDiffusion(GridSteps):
     """
 
     needs = Semilinear
-    eta = 1.0
-    serves_noise = True
-    serves_log_density = False
 
     def method(self, dynamics: Semilinear, times: Tensor) -> Step:
         t, s, h = intervals(times)
@@ -43,4 +40,4 @@ class ReverseDiffusion(GridSteps):
         sign = -h.sign()
         a = 1.0 - sign * log_alpha.expm1()
         b = sign * 0.5 * (1.0 + dynamics.eta**2) * var
-        return affine_step(dynamics, t, s, a.tolist(), b.tolist(), (dynamics.eta * var.sqrt()).tolist())
+        return affine_step(dynamics, times, a, b, dynamics.eta * var.sqrt())

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..shapes import expand
-from .adaptive import Adaptive, Memory
+from .adaptive import Adaptive, Attempt, Memory
 from .base import linear_combination
 from .tableaus import DORMAND_PRINCE, Tableau
 
@@ -79,9 +79,7 @@ class RungeKutta(Adaptive):
         h = torch.where(h > 0.0, torch.minimum(100.0 * guess, h), guess)
         return direction * h.clamp(max=abs(span)), ()
 
-    def attempt(
-        self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor
-    ) -> tuple[State, Tensor, State | None, State]:
+    def attempt(self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor) -> Attempt:
         tableau, slopes, y = self.tableau, [m.slope], x
         for c, row in zip(tableau.c[1:], tableau.a):
             y = _advance(x, h, row, slopes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ["ScipyODE"]
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +17,9 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics, State
-from ..noise import StepNoise
 from .base import Progress, Run, Solver, check_tolerances, finite, rows
+from .systems import SystemsRun, advanced, sample_in
 
-_NO_GRADIENTS = "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
@@ -59,25 +57,7 @@ class ScipyODE(Solver):
         return _ScipyRun(self, dynamics, start, stop)
 
 
-@dataclass(frozen=True)
-class _ScipyRun(Run):
-    solver: ScipyODE
-    dynamics: Dynamics
-    start: float
-    stop: float
-
-    def init(self, x: State, noise: StepNoise | None) -> Progress:
-        if torch.is_grad_enabled() and any(entry.requires_grad for entry in x):
-            raise ValueError(_NO_GRADIENTS)
-        batch = len(x[0])
-        index = torch.arange(batch, device=x[0].device)
-        groups = list(index.split(1)) if self.solver.per_sample else [index]
-        return Progress(torch.full((batch,), self.start, dtype=torch.float64), x, 0, (None, groups), noise)
-
-    def finished(self, progress: Progress) -> bool:
-        current, waiting = progress.memory
-        return current is None and not waiting
-
+class _ScipyRun(SystemsRun):
     def step(self, progress: Progress) -> Progress:
         system, waiting = progress.memory
         index, waiting = (waiting[0], waiting[1:]) if system is None else (system.index, waiting)
@@ -89,10 +69,7 @@ class _ScipyRun(Run):
                 raise
             marked = tuple(entry.index_fill(0, index, math.nan) for entry in progress.x)
             return Progress(progress.t, marked, progress.k + 1, (None, waiting), progress.noise)
-        new_t = progress.t.index_fill(0, index.cpu(), t)
-        new_x = tuple(a.index_copy(0, index, b) for a, b in zip(progress.x, x))
-        memory = (None if system.finished else system, waiting)
-        return Progress(new_t, new_x, progress.k + 1, memory, progress.noise)
+        return advanced(progress, index, t, x, (None if system.finished else system, waiting))
 
 
 class _Failure(FloatingPointError):
@@ -104,44 +81,34 @@ class _System:
 
     def __init__(self, run: _ScipyRun, x: State, index: Tensor) -> None:
         self.index, self.reference, self.name, self.max_steps = index, x, run.solver.method, run.solver.max_steps
-        self.dynamics = run.dynamics.select(index)
-        self.steps = 0
+        self.dynamics, self.steps, self.finished = run.dynamics.select(index), 0, False
+        y = _flat(x)
         self._check("state", run.start, x)
-        atol = [
-            np.full(entry.numel(), run.solver.atol if tolerance is None else tolerance)
-            for entry, tolerance in zip(x, run.dynamics.tolerances)
-        ]
+        tolerances = [run.solver.atol if tolerance is None else tolerance for tolerance in run.dynamics.tolerances]
+        atol = np.repeat(tolerances, [entry.numel() for entry in x])
         import scipy.integrate  # slow to import, and only this solver needs it
 
         method = getattr(scipy.integrate, self.name)
-        self.ode = method(self._drift, run.start, _flat(x), run.stop, rtol=run.solver.rtol, atol=np.concatenate(atol))
-
-    @property
-    def finished(self) -> bool:
-        return self.ode.status == "finished"
-
-    @property
-    def _sample(self) -> str:
-        return f" (sample {int(self.index)})" if len(self.index) == 1 else ""
+        self.ode = method(self._drift, run.start, y, run.stop, rtol=run.solver.rtol, atol=atol)
 
     def step(self) -> tuple[float, State]:
         message = self.ode.step()
         self.steps += 1
+        self.finished, at = self.ode.status == "finished", f"at t={self.ode.t:.6g}{sample_in(self.index)}"
         if self.ode.status == "failed":
-            raise _Failure(f"SciPy's {self.name} failed at t={self.ode.t:.6g}{self._sample}: {message}")
+            raise _Failure(f"SciPy's {self.name} failed {at}: {message}")
         if not self.finished and self.steps >= self.max_steps:
             raise _Failure(
-                f"SciPy's {self.name} is still at t={self.ode.t:.6g}{self._sample} after max_steps={self.max_steps} "
-                "steps; raise max_steps, or rtol and atol"
+                f"SciPy's {self.name} is still {at} after max_steps={self.max_steps} steps; raise max_steps, or rtol "
+                "and atol"
             )
         return self.ode.t, self._unflat(self.ode.y)
 
     def _drift(self, t: float, y: np.ndarray) -> np.ndarray:
         slopes = self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64))
-        if torch.is_grad_enabled() and any(slope.requires_grad for slope in slopes):
-            raise ValueError(_NO_GRADIENTS)
+        slope = _flat(slopes)
         self._check("drift", t, slopes)
-        return _flat(slopes)
+        return slope
 
     def _check(self, what: str, t: float, entries: State) -> None:
         bad = ~finite(entries)
@@ -154,5 +121,9 @@ class _System:
         return tuple(values.reshape(entry.shape).to(entry) for values, entry in zip(entries, self.reference))
 
 
-def _flat(entries: Sequence[Tensor]) -> np.ndarray:
+def _flat(entries: State) -> np.ndarray:
+    if torch.is_grad_enabled() and any(entry.requires_grad for entry in entries):
+        raise ValueError(
+            "ScipyODE: gradients do not pass through SciPy; use sde.solvers.RungeKutta for them, or torch.no_grad()"
+        )
     return torch.cat([entry.detach().double().cpu().flatten() for entry in entries]).numpy()

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise, Stream
-from .base import GridSteps, Step, intervals, linear_combination, require_noise
+from .base import GridSteps, SDESolver, Step, intervals, linear_combination, step_normals
 
 
 @dataclass(frozen=True)
-class StochasticRungeKutta(GridSteps):
+class StochasticRungeKutta(SDESolver, GridSteps):
     r"""Rößler's SRA1, with two calls per step.
 
     With the step h = s - t, the increment :math:`\Delta W = \int dW` of the step and
@@ -38,15 +38,10 @@ class StochasticRungeKutta(GridSteps):
         grid: the rule for their times.
     """
 
-    eta = 1.0
-    serves_noise = True
-    serves_log_density = False
-
     def method(self, dynamics: Dynamics, times: Tensor) -> Step:
         t, s, h = intervals(times)
         points, between = t.unbind(), (t + 0.75 * h).unbind()
-        before, after, steps = t.tolist(), s.tolist(), h.tolist()
-        root = h.abs().sqrt()
+        steps, root, normals = h.tolist(), h.abs().sqrt(), step_normals(times)
         g_t, g_s = (dynamics.diffusion(t) * root).tolist(), (dynamics.diffusion(s) * root).tolist()
 
         def step(k: int, x: State, memory: None, noise: StepNoise | None) -> tuple[State, None]:
@@ -55,10 +50,8 @@ class StochasticRungeKutta(GridSteps):
             middle = linear_combination((1.0, x), (0.75 * h, first))
             end = linear_combination((1.0, x), (h / 3.0, first))
             if dynamics.stochastic:
-                source = require_noise(noise)
-                increment = source.normal(Stream.STEP, k, before[k], after[k])
-                area = source.normal(Stream.AREA, k, before[k], after[k])
-                mean = 0.5 * increment + area / math.sqrt(12.0)
+                increment = normals(noise, k)
+                mean = 0.5 * increment + normals(noise, k, Stream.AREA) / math.sqrt(12.0)
                 middle = (middle[0] + 1.5 * g_s[k] * mean,)
                 end = (end[0] + g_s[k] * (increment - mean) + g_t[k] * mean,)
             second = dynamics.drift(middle, between[k])

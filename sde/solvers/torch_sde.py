@@ -13,7 +13,7 @@ from __future__ import annotations
 __all__ = ["TorchSDE"]
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,24 +24,20 @@ from ..dynamics import Dynamics, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
 from ..shapes import check_count
-from .base import FixedRun, Progress, Run, Solver, check_tolerances, require_noise, rows
+from .base import FixedRun, Progress, Run, SDESolver, check_tolerances, require_noise, rows
+from .systems import SystemsRun, advanced, sample_in
 
-_METHODS = {
-    "euler": ("ito",),
+_METHODS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("euler", "milstein", "srk"), ("ito",)),
+    **dict.fromkeys(("euler_heun", "heun", "log_ode", "midpoint", "reversible_heun"), ("stratonovich",)),
     "milstein": ("ito", "stratonovich"),
-    "srk": ("ito",),
-    "euler_heun": ("stratonovich",),
-    "heun": ("stratonovich",),
-    "log_ode": ("stratonovich",),
-    "midpoint": ("stratonovich",),
-    "reversible_heun": ("stratonovich",),
 }
 # The first step of torchsde's adaptive methods as a fraction of the interval.
 _FIRST_STEP = 0.01
 
 
 @dataclass(frozen=True)
-class TorchSDE(Solver):
+class TorchSDE(SDESolver):
     """Any method of `torchsde.sdeint`, on a time grid or adaptive, driven by this library's noise.
 
     On a grid it takes one step of the method for each interval and draws the same noise as the other fixed-step
@@ -71,10 +67,6 @@ class TorchSDE(Solver):
     max_steps: int = 10_000
     sde_type: str | None = None
 
-    eta = 1.0
-    serves_noise = True
-    serves_log_density = False
-
     def __post_init__(self) -> None:
         types = _METHODS.get(self.method)
         if types is None:
@@ -97,81 +89,58 @@ class TorchSDE(Solver):
             before, after = times[k : k + 2].tolist()
             system = _System(self, dynamics, x[0], before, after, noise, k)
             # Longer than the interval, which torchsde cuts it to: one step.
-            y, memory = system.integrate(x[0], memory or (), dt=2.0 * abs(after - before))
+            y, memory = system.integrate(dt=2.0 * abs(after - before), memory=memory)
             return (y,), memory
 
         return FixedRun(times, step)
 
 
-@dataclass(frozen=True)
-class _AdaptiveRun(Run):
-    solver: TorchSDE
-    dynamics: Dynamics
-    start: float
-    stop: float
-
-    def init(self, x: State, noise: StepNoise | None) -> Progress:
-        every = torch.arange(len(x[0]), device=x[0].device)
-        groups = list(every.split(1)) if self.solver.per_sample else [every]
-        return Progress(torch.full((len(every),), self.start, dtype=torch.float64), x, 0, groups, noise)
-
-    def finished(self, progress: Progress) -> bool:
-        return not progress.memory
-
+class _AdaptiveRun(SystemsRun):
     def step(self, progress: Progress) -> Progress:
         """One system from beginning to end."""
-        index, *waiting = progress.memory
+        _, (index, *waiting) = progress.memory
         path = along_path(require_noise(progress.noise)).select(index) if self.dynamics.stochastic else None
-        (before,) = rows(progress.x, index)
-        sample = f" (sample {int(index)})" if len(index) == 1 else ""
-        system = _System(self.solver, self.dynamics.select(index), before, self.start, self.stop, path, 0, sample)
-        x, _ = system.integrate(before, (), dt=_FIRST_STEP * abs(self.stop - self.start))
-        return replace(
-            progress,
-            t=progress.t.index_fill(0, index.cpu(), self.stop),
-            x=(progress.x[0].index_copy(0, index, x),),
-            k=progress.k + 1,
-            memory=waiting,
-        )
+        (x,) = rows(progress.x, index)
+        dynamics, sample = self.dynamics.select(index), sample_in(index)
+        system = _System(self.solver, dynamics, x, self.start, self.stop, path, sample=sample)
+        x, _ = system.integrate(dt=_FIRST_STEP * abs(self.stop - self.start))
+        return advanced(progress, index, self.stop, (x,), (None, waiting))
 
 
+@dataclass(eq=False)
 class _System:
     """An SDE and its Brownian motion in the form that torchsde takes, over rows of one number, (B D, 1)."""
+
+    solver: TorchSDE
+    dynamics: Dynamics
+    x: Tensor
+    start: float
+    stop: float
+    noise: StepNoise | None
+    k: int = 0
+    sample: str = ""
+    calls: int = 0
+    last: tuple[float, Tensor, Tensor] | None = None
 
     noise_type = "additive"
     # torchsde's name for a Brownian motion with all that a method may need.
     levy_area_approximation = "foster"
 
-    def __init__(
-        self,
-        solver: TorchSDE,
-        dynamics: Dynamics,
-        x: Tensor,
-        start: float,
-        stop: float,
-        noise: StepNoise | None,
-        k: int,
-        sample: str = "",
-    ) -> None:
-        self.solver, self.dynamics, self.noise, self.k, self.sample = solver, dynamics, noise, k, sample
-        self.sde_type = solver.sde_type or _METHODS[solver.method][0]
-        self.start, self.stop, self.event = start, stop, x.shape
-        self.sign = -1.0 if start > stop else 1.0
-        self.zeros = torch.zeros(x.numel(), 1, dtype=x.dtype, device=x.device)
+    def __post_init__(self) -> None:
+        self.sde_type = self.solver.sde_type or _METHODS[self.solver.method][0]
+        self.sign = -1.0 if self.start > self.stop else 1.0
+        self.zeros = torch.zeros(self.x.numel(), 1, dtype=self.x.dtype, device=self.x.device)
         self.shape = self.zeros.shape
-        self.calls = 0
-        self.last: tuple[float, Tensor, Tensor] | None = None
 
-    def integrate(self, x: Tensor, memory: tuple[Tensor, ...], dt: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def integrate(self, dt: float, memory: Any = None) -> tuple[Tensor, Any]:
         """The state at the end, and the method's memory for the next interval."""
         import torchsde  # only this solver needs it
 
-        y = x.reshape(self.shape)
+        y = self.x.reshape(self.shape)
         ends = torch.tensor([self.sign * self.start, self.sign * self.stop], dtype=torch.float64)
         if memory:
             # torchsde calls the drift at the start for its shape. A method with a memory does not use its value.
             self.last = (float(ends[0]), y, y)
-        adaptive = self.solver.steps is None
         ys, memory = torchsde.sdeint(
             self,
             y,
@@ -179,20 +148,20 @@ class _System:
             bm=self,
             method=self.solver.method,
             dt=dt,
-            adaptive=adaptive,
+            adaptive=self.solver.steps is None,
             rtol=self.solver.rtol,
             atol=self.solver.atol,
             dt_min=0.0,  # `_check_step` refuses steps that are too short
             extra=True,
             extra_solver_state=memory or None,
         )
-        return ys[-1].reshape(self.event), memory
+        return ys[-1].reshape(self.x.shape), memory
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         """The drift along u; torchsde calls it more than once at the beginning of a step."""
         if self.last is not None and self.last[1] is y and self.last[0] == float(u):
             return self.last[2]
-        (drift,) = self.dynamics.drift((y.reshape(self.event),), self.sign * u)
+        (drift,) = self.dynamics.drift((y.reshape(self.x.shape),), self.sign * u)
         if self.solver.steps is None and not bool(drift.isfinite().all()):
             raise FloatingPointError(
                 f"the drift is not finite at t={self.sign * float(u):.6g}{self.sample}; check the denoiser at this time"
@@ -220,7 +189,7 @@ class _System:
             return increment, h * (0.5 * increment + area)
         if return_A:
             # One motion for each row has no Levy area with another.
-            return increment, torch.zeros_like(increment)[..., None]
+            return increment, self.zeros[..., None]
         return increment
 
     def _check_step(self, u: float, h: float) -> None:

@@ -101,14 +101,10 @@ def vjp(value: Tensor, x: Tensor, v: Tensor, chunk: int, *, keep: bool, differen
     Returns:
         J' v, with shape (P, B, *).
     """
-    chunks = v.split(chunk)
-    results = []
+    chunks, results = v.split(chunk), []
     for i, some in enumerate(chunks):
-        last = i == len(chunks) - 1 and not keep and not differentiable
-        settings = {"retain_graph": not last, "create_graph": differentiable}
-        if len(some) == 1:
-            (product,) = torch.autograd.grad(value, x, some[0], **settings)
-            results.append(product[None])
-        else:
-            results.append(torch.autograd.grad(value, x, some, is_grads_batched=True, **settings)[0])
+        retain = keep or differentiable or i < len(chunks) - 1
+        settings = {"retain_graph": retain, "create_graph": differentiable, "is_grads_batched": len(some) > 1}
+        (products,) = torch.autograd.grad(value, x, some if len(some) > 1 else some[0], **settings)
+        results.append(products.reshape(some.shape))
     return torch.cat(results)

@@ -21,6 +21,7 @@ from __future__ import annotations
 __all__ = ["Hutchinson", "Orthogonal", "Probes"]
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,7 +33,27 @@ from .base import BoundTrace, Trace, vjp
 
 
 @dataclass(frozen=True)
-class Probes(BoundTrace):
+class FixedProbes(BoundTrace):
+    """One estimate for each of some fixed probes.
+
+    Args:
+        probes: with shape (P, B, *).
+        chunk: how many products run at once.
+    """
+
+    probes: Tensor = field(repr=False)
+    chunk: int = 8
+
+    @property
+    def estimates(self) -> int:
+        return len(self.probes)
+
+    def select(self, index: Tensor) -> BoundTrace:
+        return replace(self, probes=self.probes[:, index])
+
+
+@dataclass(frozen=True)
+class Probes(FixedProbes):
     """Quadratic forms of fixed probes.
 
     Args:
@@ -42,13 +63,7 @@ class Probes(BoundTrace):
             of one frame.
     """
 
-    probes: Tensor = field(repr=False)
-    chunk: int = 8
     finite_population: float = 1.0
-
-    @property
-    def estimates(self) -> int:
-        return len(self.probes)
 
     def standard_error(self, estimates: Tensor) -> Tensor:
         if self.finite_population == 0.0:
@@ -56,9 +71,6 @@ class Probes(BoundTrace):
         if estimates.shape[1] == 1:
             return torch.full_like(estimates[:, 0], math.nan)
         return estimates.std(1) * math.sqrt(self.finite_population / estimates.shape[1])
-
-    def select(self, index: Tensor) -> Probes:
-        return replace(self, probes=self.probes[:, index])
 
     def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
         product = vjp(value, x, self.probes, self.chunk, keep=False, differentiable=differentiable)
@@ -87,8 +99,7 @@ class Hutchinson(Trace):
 
     def bind(self, noise: Noise, index: Tensor, x: Tensor) -> Probes:
         draw = noise.normal if self.gaussian else noise.rademacher
-        probe = torch.arange(self.probes, device=index.device)[:, None]
-        return Probes(draw(Stream.PROBE, index, probe, x.shape[1:], x.dtype), self.chunk)
+        return Probes(draw_probes(draw, index, self.probes, x), self.chunk)
 
 
 @dataclass(frozen=True)
@@ -113,14 +124,14 @@ class Orthogonal(Trace):
     def bind(self, noise: Noise, index: Tensor, x: Tensor) -> Probes:
         d = check_dims(self, self.probes, x)
         # Up to the signs of its columns, which do not change a quadratic form, Q is a Haar frame.
-        q = torch.linalg.qr(columns(normals(noise, index, self.probes, x)))[0]
+        q = torch.linalg.qr(columns(draw_probes(noise.normal, index, self.probes, x)))[0]
         return Probes(math.sqrt(d) * rows_of(q, x), self.chunk, 1.0 - self.probes / d)
 
 
-def normals(noise: Noise, index: Tensor, count: int, x: Tensor) -> Tensor:
-    """Standard normal probes, with shape (P, B, *)."""
+def draw_probes(draw: Callable[..., Tensor], index: Tensor, count: int, x: Tensor) -> Tensor:
+    """Probes by a method of :class:`sde.Noise`, with shape (P, B, *)."""
     probe = torch.arange(count, device=index.device)[:, None]
-    return noise.normal(Stream.PROBE, index, probe, x.shape[1:], x.dtype)
+    return draw(Stream.PROBE, index, probe, x.shape[1:], x.dtype)
 
 
 def columns(v: Tensor) -> Tensor:

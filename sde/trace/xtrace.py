@@ -28,7 +28,7 @@ from __future__ import annotations
 __all__ = ["XTrace"]
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from torch import Tensor
 from ..noise import Noise
 from ..shapes import check_count
 from .base import BoundTrace, Trace, vjp
-from .hutchinson import check_dims, columns, normals, rows_of
+from .hutchinson import FixedProbes, check_dims, columns, draw_probes, rows_of
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,18 @@ class XTrace(Trace):
 
     def bind(self, noise: Noise, index: Tensor, x: Tensor) -> BoundTrace:
         check_dims(self, self.probes, x)
-        return _Sketch(normals(noise, index, self.probes, x), self.chunk)
+        return _Sketch(draw_probes(noise.normal, index, self.probes, x), self.chunk)
 
 
 @dataclass(frozen=True)
-class _Sketch(BoundTrace):
+class _Sketch(FixedProbes):
     """The estimates with given normal probes of shape (m, B, *)."""
-
-    probes: Tensor = field(repr=False)
-    chunk: int
-
-    @property
-    def estimates(self) -> int:
-        return len(self.probes)
 
     def vjps(self, dims: int) -> int:
         return 2 * self.estimates
 
     def standard_error(self, estimates: Tensor) -> Tensor:
         return estimates.std(1) / math.sqrt(estimates.shape[1])
-
-    def select(self, index: Tensor) -> _Sketch:
-        return replace(self, probes=self.probes[:, index])
 
     def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
         omega = columns(self.probes)  # (B, D, m)

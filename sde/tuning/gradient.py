@@ -114,9 +114,8 @@ class _Descent:
             )
         if not bool(error.isfinite()):
             self.parameter.grad = torch.zeros_like(self.parameter)
-            return torch.tensor(
-                1e3, dtype=torch.float64
-            )  # above any log-error, so the line search takes a shorter step
+            # Above any log-error, so the line search takes a shorter step.
+            return torch.tensor(1e3, dtype=torch.float64)
         if error.item() < self.error:
             self.best, self.error = times.detach(), error.item()
         objective = error.log()
