@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 
-from sde.annotations import Limit, annotations_of, check_value, nearest, shown
+from sde.annotations import Limit, check_value, nearest, shown
 from sde.data import DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
@@ -244,7 +243,7 @@ def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", tr
     Raises:
         ValueError: for the first mistake, with its key.
     """
-    annotations = annotations_of(schema)
+    annotations = get_type_hints(schema, include_extras=True)
     for key in tree:
         if key not in annotations:
             advice = f"; {MISSING_KEYS[key]}" if key in MISSING_KEYS else nearest(key, annotations)
@@ -256,7 +255,7 @@ def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", tr
                 raise ValueError(f"{name} is missing: give {name}=...")
         elif isinstance(annotation, type) and issubclass(annotation, Keys):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(annotations_of(annotation))}")
+                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(get_type_hints(annotation))}")
             check_keys(annotation, value, f"{name}.", trust)
         else:
             check_value(name, value, annotation)

@@ -51,7 +51,7 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of the parameters of a function or class by name; unannotated ones are left out."""
     # The fields of a dataclass may be inherited from other modules, in whose names their annotations are written.
     plain = not inspect.isclass(target) or dataclasses.is_dataclass(target)
-    return typing.get_type_hints(target if plain else target.__init__, include_extras=True)  # type: ignore[misc]
+    return typing.get_type_hints(target if plain else target.__init__, include_extras=True)
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -88,7 +88,11 @@ def expected(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         # A path may be given as a text, and a number for a tensor.
-        kinds = [a for a in arguments if not (a is str and len(arguments) > 1 and any(_is(b, os.PathLike) for b in arguments))]
+        kinds = [
+            a
+            for a in arguments
+            if not (a is str and len(arguments) > 1 and any(_is(b, os.PathLike) for b in arguments))
+        ]
         return " or ".join(dict.fromkeys(expected(a) for a in kinds if a is not Tensor or len(kinds) == 1))
     if origin is Annotated:
         limits = " and ".join(str(a) for a in arguments[1:] if isinstance(a, Limit))

@@ -28,8 +28,10 @@ TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.
 MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scaling")
 
 # The modules whose constructors only check and store values, so that objects can be built to check a config.
-VALUE_ROOMS = ("sde.processes", "sde.grids", "sde.networks", "sde.denoisers", "sde.trace", "sde.solvers", "sde.objective")
-VALUE_ROOMS += ("sde.evaluation.dequantiser_training",)
+VALUE_ROOMS = (
+    *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
+    "sde.evaluation.dequantiser_training",
+)
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.
 MOVED = {
@@ -144,9 +146,7 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
     return tree
 
 
-def check(
-    tree: Any, key: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = (), **arguments: Any
-) -> None:
+def check(tree: Any, key: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = (), **arguments: Any) -> None:
     """Checks a tree before anything is built from it: its names, its arguments, and the types of its values.
 
     The objects of `VALUE_ROOMS` that it describes completely are built once, networks without memory, which checks the
@@ -167,7 +167,10 @@ def check(
         check(value, f"{key}.{name}", rooms=rooms, trust=trust)
     if not (isinstance(tree, Mapping) and "_target_" in tree):
         return
-    values = {**arguments, **{k: v for k, v in tree.items() if k != "_target_" and (v is not None or k not in arguments)}}
+    values = {
+        **arguments,
+        **{k: v for k, v in tree.items() if k != "_target_" and (v is not None or k not in arguments)},
+    }
     with _named(key):
         target = find(tree["_target_"], rooms=rooms, trust=trust)
         _check_names(tree["_target_"], target, tree.keys() - {"_target_"})
@@ -270,12 +273,13 @@ def _check_names(name: str, target: Callable[..., Any], values: Collection[str])
     parameters = inspect.signature(target).parameters
     unknown = [key for key in values if key not in parameters]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise ValueError(
-            f"{name} takes no argument {unknown[0]!r}: expected {', '.join(parameters)}{nearest(unknown[0], parameters)}"
-        )
+        advice = nearest(unknown[0], parameters)
+        raise ValueError(f"{name} takes no argument {unknown[0]!r}: expected {', '.join(parameters)}{advice}")
 
 
 def _missing(target: Callable[..., Any], values: Collection[str]) -> list[str]:
     parameters = inspect.signature(target).parameters
-    required = [key for key, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [
+        key for key, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     return [key for key in required if key not in values]
