@@ -474,5 +474,23 @@ def test_diagnose(folder: Path) -> None:
     with Image.open(path) as image:
         image.load()
     assert files(folder).keys() - before.keys() == {str(path.relative_to(folder))}
-    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=1"), "times=1")
+    # The same command again replaces its own file; the checks of other settings are not lost.
+    before = files(folder)
+    assert here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=3").code == 0
+    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=7", "times=3"), path.name, "n was 8 and is now 7")
+    assert files(folder) == before
+    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=1", "out=new.png"), "times=1")
     refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=0"), "n=0")
+
+
+def test_the_jobs_of_a_sweep_have_files_of_their_own(folder: Path) -> None:
+    """And the rows of single jobs; without a sweep the name is short."""
+    result = here(folder, "likelihood", "-m", "ckpt=run", *CHEAP[:2], "budget=0", "n=2", "solver.steps=2,3")
+    assert (result.code, result.err) == (0, "")
+    for steps in (2, 3):
+        path = folder / "run" / "likelihood" / f"test-solver_heun-solver.steps_{steps}.h5"
+        single = here(folder, "likelihood", "ckpt=run", *SCORE, "n=2", f"solver.steps={steps}", f"out={steps}.h5")
+        assert (single.code, single.err) == (0, "")
+        one, other = (read(file).columns for file in (path, folder / f"{steps}.h5"))
+        assert all(np.array_equal(one[name], other[name]) for name in other)
+    assert len(list(path.parent.glob("*.h5"))) == 2
