@@ -43,7 +43,7 @@ from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
 from ..sampling import evaluating, state_like
-from ..shapes import check_count, event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event, working
 from .decoder import log_decoder
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
@@ -165,7 +165,8 @@ def density_bound(
 
     Args:
         denoiser: the model; it is run in evaluation mode.
-        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype.
+        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype,
+            float32 at least.
         draws, times, stratified, seed, index, repeat, condition: as in :func:`continuous_bound`.
         prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`. It is averaged over
             `draws` states; the process's own is integrated exactly.
@@ -181,7 +182,7 @@ def density_bound(
             f"density_bound: expected floating-point data of shape (B, *) with B >= 1 in the model's range, got "
             f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation.states)"
         )
-    process, dims = denoiser.process, event_dims(x)
+    process, x, dims = denoiser.process, working(x), event_dims(x)
     index, nfe, noise = sample_index(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device), Noise(seed)
     conditioned = Conditioned(denoiser, condition, nfe)
     low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..shapes import event_dims, expand, sum_event
+from ..shapes import event_dims, expand, sum_event, working, working_dtype
 
 
 class SDE(ABC):
@@ -149,12 +149,12 @@ class SDE(ABC):
             t: the time that sampling starts from; `t_max` by default.
             dtype: the dtype of the samples.
         """
-        z = torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
-        return math.sqrt(self._prior_var(t)) * z
+        z = torch.randn(*shape, generator=generator, device=generator.device, dtype=working_dtype(dtype))
+        return (math.sqrt(self._prior_var(t)) * z).to(dtype)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
         """The log-density of the prior at `x` (B, *), in nats, with shape (B,); `t` as in :meth:`prior_sample`."""
-        var = self._prior_var(t)
+        var, x = self._prior_var(t), working(x)
         return -0.5 * (sum_event(x.square()) / var + event_dims(x) * math.log(2.0 * math.pi * var))
 
     def prior_divergence(self, x0: Tensor, t: float | None = None) -> Tensor:
