@@ -70,7 +70,7 @@ def weights(settings: Settings, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
     Args:
         settings: as for :func:`network`.
-        state: the original's state dict, without the prefix `module.`.
+        state: the original's state dict, without the prefixes of wrappers.
 
     Raises:
         ValueError: if a weight is missing, or belongs to no module of such a network.

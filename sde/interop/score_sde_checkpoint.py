@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..processes import SDE
-from .formats import LazyTensor, Source, tensors
+from .formats import Source, named_tensors, tensors
 from .matching import Tree, content, node
 from .score_sde import frozen, network, weights
 
@@ -66,11 +66,11 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
 
 
 def _state(source: Source) -> dict[str, Tensor]:
-    """The raw weights, without the prefix of data-parallel training."""
-    state = source.content["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, LazyTensor) for value in state.values()):
+    """The raw weights."""
+    state = named_tensors(source.content["model"])
+    if state is None:
         raise ValueError(f"{source.path}: model does not contain weights: expected a mapping of names to tensors")
-    return {str(name).removeprefix("module."): value for name, value in tensors(state).items()}
+    return tensors(state)
 
 
 def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
