@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.commands import SCRIPTS, files, here, refused
 
 from sde.storage.checkpoint import load_checkpoint
@@ -48,6 +51,18 @@ def test_the_jobs_of_a_sweep_have_directories_of_their_own_and_a_failure_does_no
     assert (more.code, more.err) == (0, "")
     assert runs(tmp_path) == found
     assert {load_checkpoint(folder)["step"] for folder in found.values()} == {3}
+
+
+def test_paths_are_quoted_as_the_documentation_says() -> None:
+    """Each command of the page stands for the path in its comment."""
+    page = (SCRIPTS.parent / "docs" / "how-to" / "sweeps.md").read_text()
+    lines = re.findall(r"^python scripts/train\.py (.*\S) +# (.*)$", page, re.MULTILINE)
+    assert len(lines) == 8
+    for words, path in lines:
+        overrides = OverridesParser.create().parse_overrides([word for word in shlex.split(words) if word != "-m"])
+        value = overrides[-1]
+        values = [each.text for each in value.sweep_iterator()] if value.is_sweep_override() else [value.value()]
+        assert " and ".join(values) == path
 
 
 def test_a_single_job_has_the_short_directory(tmp_path: Path) -> None:
