@@ -160,7 +160,7 @@ class Compare(Job):
     tolerances: list[Positive] | Positive | None
     n: Annotated[int, Limit(">=", 2)]
     draws: Annotated[int, Limit(">=", 40)]
-    seed: Whole
+    seed: Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
     repeats: Count
     tolerance: Positive
     directions: Count
