@@ -360,11 +360,8 @@ def test_bad_data_is_refused_before_anything_is_done(folder: Path) -> None:
         (["ckpt=run", "ood=high.npz", "ood_array=y"], ["'y'"]),
         (["ckpt=run", "ood=gone.npz"], ["gone.npz"]),
         (["ckpt=plane", "ood=wide.npz"], ["(B, 2), got (9, 3)"]),
-        (["ckpt=run", "n=many"], ["n='many'"]),
         (["ckpt=run", "atol=1"], ["atol=1", "Heun"]),
-        (["ckpt=run", "atol=small"], ["'small'"]),
         (["ckpt=plane", "dequantise=truncated_normal"], ["continuous"]),
-        (["ckpt=run", "pilot=0.5"], ["pilot=0.5"]),
     ):
         refused(here(folder, "likelihood", *CHEAP, *keys), *words)
     refused(here(folder, "likelihood", "ckpt=run", "device=cpu", "pilot=4"), "fixed steps", "RungeKutta")
@@ -480,8 +477,6 @@ def test_diagnose(folder: Path) -> None:
     assert here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=3").code == 0
     refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=7", "times=3"), path.name, "n was 8 and is now 7")
     assert files(folder) == before
-    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=1", "out=new.png"), "times=1")
-    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=0"), "n=0")
 
 
 def test_the_jobs_of_a_sweep_have_files_of_their_own(folder: Path) -> None:
