@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from command import command, progress
+from command import command, draw
 
 import sde
 from sde.instantiate import build
-from sde.plots import save_samples
+from sde.plots import save_density, save_samples
 from sde.runtime import choose_device
 from sde.storage.checkpoint import resolve, run_directory
 from sde.storage.files import write_atomically
@@ -28,18 +27,13 @@ def main(config: dict[str, Any]) -> None:
         solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
-    batches = []
-    for start, bar in progress(range(first, first + n, config["batch_size"]), n, unit="sample"):
-        size = min(config["batch_size"], first + n - start)
-        settings = {"seed": config["seed"], "first": start, "denoise": config["denoise"]}
-        batches.append(model.sample(size, solver=solver, **settings))
-        bar.update(size - 1)
-    x = torch.cat(batches)
+    x = draw(model, n, solver=solver, **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")})
     out.parent.mkdir(parents=True, exist_ok=True)
     save_samples(out, x, model.scaling)
+    pictures = " and ".join(str(path) for path in (out, *save_density(out, model, x)))
     values = out.with_suffix(".npz")
     write_atomically(values, lambda file: np.savez_compressed(file, x=x.numpy(), index=np.arange(first, first + n)))
-    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")
+    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {pictures} and {values}")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 __all__ = [
     "bits_histogram",
+    "density",
     "diagnostics",
     "image_grid",
     "losses",
     "samples",
+    "save_density",
     "save_diagnostics",
     "save_likelihoods",
     "save_losses",
@@ -37,8 +39,12 @@ from torch import Tensor
 
 from .data import Scaling
 from .evaluation.out_of_distribution import latent_norm, norm_of_prior, sample_means
+from .grids import LogSNR
 from .likelihood.diagnostics import Calibration, RoundTrip
+from .model import Model
 from .processes import SDE
+from .solvers import Heun, Solver
+from .trace import ExactTrace
 from .training import Report
 
 DPI = 120
@@ -79,6 +85,64 @@ def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling | Non
         _enlarged_grid(x, scaling).save(path)
     else:
         samples(x, scaling).savefig(path)
+
+
+def density(
+    model: Model, points: Tensor | None = None, *, size: int = 60, solver: Solver | None = None, seed: int = 0
+) -> Any:
+    """Picture of the density of a model of the plane, in data units, with points over it.
+
+    A model that is conditioned on a label has the mean density of its classes, as its samples have each class in turn.
+
+    Args:
+        model: a model of continuous data with the event shape (2,).
+        points: data values with shape (N, 2), by default 500 samples. The middle 98 % of them set the extent.
+        size: the number of cells along each axis, at whose centres the density is computed.
+        solver: a solver for :meth:`sde.Model.log_prob`; by default Heun's method with 20 steps. The trace is exact.
+        seed: the seed of the samples.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: if the model's data are not continuous points of the plane.
+    """
+    if not _plane(model):
+        kind = "continuous" if model.scaling.levels is None else "discrete"
+        raise ValueError(f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}")
+    points = model.sample(500, seed=seed) if points is None else points.detach().cpu()
+    low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype), dim=0)
+    margin = 0.25 * (high - low).clamp(min=1e-6)
+    edges = [torch.linspace(*ends, size + 1, dtype=torch.float64) for ends in zip(low - margin, high + margin)]
+    cells = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
+    flow: dict[str, Any] = {"solver": solver or Heun(20, grid=LogSNR()), "trace": ExactTrace()}
+    conditions = [None] if model.classes is None else [{"label": torch.tensor(k)} for k in range(model.classes)]
+    nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
+    figure, axes = _figure()
+    mesh = axes.pcolormesh(*edges, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")
+    axes.scatter(*points.numpy().T, s=2, alpha=0.5, linewidths=0, color="black")
+    axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]], aspect="equal")
+    figure.colorbar(mesh, ax=axes, label="density")
+    return figure
+
+
+def save_density(path: str | os.PathLike[str], model: Model, points: Tensor) -> list[Path]:
+    """Writes :func:`density` beside a picture of samples, as NAME-density.png for NAME.png.
+
+    Without a density, that is for other data than continuous points of the plane, nothing is written.
+
+    Returns:
+        The files.
+    """
+    if not _plane(model):
+        return []
+    file = Path(path).with_name(f"{Path(path).stem}-density.png")
+    density(model, points).savefig(file)
+    return [file]
+
+
+def _plane(model: Model) -> bool:
+    return model.shape == (2,) and model.scaling.levels is None
 
 
 def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Image.Image:
