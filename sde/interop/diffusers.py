@@ -33,7 +33,7 @@ import torch
 from ..processes import SDE
 from .diffusers_unet import NETWORK, network, rename_weights
 from .formats import LazyTensor, Source, read_json, read_state
-from .matching import content, image_model
+from .matching import Tree, content, image_model, node
 from .validated import ValidatedSettings
 
 WHAT = "a diffusers pipeline or UNet2DModel: a directory with model_index.json or config.json, and its weights"
@@ -104,8 +104,8 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     tree = image_model(
         _process(scheduler),
         network(unet, state),
-        {"_target_": f"sde.{_PREDICTIONS[prediction]}", "data_std": None},
-        {"_target_": "sde.TimeLevel", "scale": float(_steps(scheduler)), "offset": -1.0},
+        node(_PREDICTIONS[prediction], data_std=None),
+        node("TimeLevel", scale=float(scheduler["num_train_timesteps"]), offset=-1.0),
         shape,
         learned_variance=_learns_variance(unet, scheduler),
         wrappers=_wrappers(scheduler),
@@ -177,34 +177,30 @@ def _learns_variance(unet: ValidatedSettings, scheduler: ValidatedSettings) -> b
     return learned
 
 
-def _steps(s: ValidatedSettings) -> int:
-    return s.integer("num_train_timesteps", 10**5)
-
-
-def _process(s: ValidatedSettings) -> dict[str, Any]:
+def _process(s: ValidatedSettings) -> Tree:
     """The tree of the chain's SDE."""
     s.choice("_class_name", *_CHAINS)
     s.choice("rescale_betas_zero_snr", False, None)  # its last beta is 1, which would remove the signal completely
-    n, schedule = _steps(s), s.choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
-    chain: dict[str, Any] = {"_target_": "sde.DiscreteChain"}
+    n = s.integer("num_train_timesteps", 10**5)
+    schedule = s.choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
     if s["trained_betas"] is not None:
-        chain["betas"] = s.sequence("trained_betas", int | float, n)
+        chain = node("DiscreteChain", betas=s.sequence("trained_betas", int | float, n))
         if len(chain["betas"]) != n:
             raise s.error("trained_betas", f"as many as num_train_timesteps={n}")
     elif schedule == "squaredcos_cap_v2":
-        chain = {"_target_": "sde.DiscreteChain.cosine", "n": n}
+        chain = node("DiscreteChain.cosine", n=n)
     else:
         low, high = s.number("beta_start"), s.number("beta_end")
         if schedule == "sigmoid":
             rise = torch.linspace(-6.0, 6.0, n, dtype=torch.float64).sigmoid()
-            chain["betas"] = (low + (high - low) * rise).tolist()
+            chain = node("DiscreteChain", betas=(low + (high - low) * rise).tolist())
         else:
             name = "linear" if schedule == "linear" else "quadratic"
-            chain = {"_target_": f"sde.DiscreteChain.{name}", "n": n, "beta_min": low * n, "beta_max": high * n}
-    return {"_target_": "sde.ChainSDE", "chain": chain}
+            chain = node(f"DiscreteChain.{name}", n=n, beta_min=low * n, beta_max=high * n)
+    return node("ChainSDE", chain=chain)
 
 
-def _wrappers(s: ValidatedSettings) -> list[dict[str, Any]]:
+def _wrappers(s: ValidatedSettings) -> list[Tree]:
     """The trees of the wrappers that limit the clean data, from the innermost to the outermost."""
     if s.flag("thresholding"):
         quantile, maximum = s.number("dynamic_thresholding_ratio"), s.number("sample_max_value")
@@ -212,10 +208,10 @@ def _wrappers(s: ValidatedSettings) -> list[dict[str, Any]]:
             raise s.error("dynamic_thresholding_ratio", "a number from 0 to 1")
         if not maximum >= 1.0:
             raise s.error("sample_max_value", "at least 1, the end of the data's range")
-        return [{"_target_": "sde.DynamicThreshold", "quantile": quantile, "maximum": maximum}]
+        return [node("DynamicThreshold", quantile=quantile, maximum=maximum)]
     if s.flag("clip_sample") and s["_class_name"] in _CLIPPING:
         limit = s.number("clip_sample_range")
         if not limit > 0.0:
             raise s.error("clip_sample_range", "a positive number")
-        return [{"_target_": "sde.Clip", "low": -limit, "high": limit}]
+        return [node("Clip", low=-limit, high=limit)]
     return []

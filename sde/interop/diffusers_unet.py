@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .formats import LazyTensor, largest_size
+from .matching import Tree, node
 from .validated import ValidatedSettings
 
 # The arguments of UNet2DModel with their defaults, which a config may omit.
@@ -47,7 +48,7 @@ NETWORK: dict[str, Any] = {
 }
 
 
-def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> dict[str, Any]:
+def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> Tree:
     """The tree of the U-Net, whose sizes do not exceed those in the file."""
     maximum = min(largest_size(state), 2**16)
     channels = s.sequence("block_out_channels", int, len(state))
@@ -55,10 +56,8 @@ def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> dict[str, 
     if not 1 <= min(channels) <= max(channels) <= maximum:
         raise s.error("block_out_channels", f"numbers from 1 to {maximum}, the largest size of a weight in the file")
     blocks = s.integer("layers_per_block", len(state) // levels)
-    down, up = (
-        [kind.removeprefix("UNetRes") for kind in s.sequence(f"{side}_block_types", str, levels)]
-        for side in ("down", "up")
-    )
+    sides = [s.sequence(f"{side}_block_types", str, levels) for side in ("down", "up")]
+    down, up = ([kind.removeprefix("UNetRes") for kind in kinds] for kinds in sides)
     if not len(down) == len(up) == levels:
         raise s.error("block_out_channels", "one entry for each of down_block_types and up_block_types")
     groups = s.integer("norm_num_groups", maximum)
@@ -86,26 +85,26 @@ def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> dict[str, 
         "decoder_attention": [level for level, kind in enumerate(reversed(up)) if kind == "AttnUpBlock2D"],
         "head_channels": optional("attention_head_dim"),
         "dropout": s.number("dropout"),
-        "embedding": {
-            "_target_": "sde.networks.Positional",
-            "dim": channels[0],
-            "shift": s.choice("freq_shift", 0, 1),
-            "cosine_first": s.flag("flip_sin_to_cos"),
-        },
+        "embedding": node(
+            "networks.Positional",
+            dim=channels[0],
+            shift=s.choice("freq_shift", 0, 1),
+            cosine_first=s.flag("flip_sin_to_cos"),
+        ),
         "features": optional("time_embedding_dim"),
         "classes": optional("num_class_embeds"),
         "out_channels": s.integer("out_channels", maximum),
         "null_class": False,
-        "norm": {"_target_": "sde.networks.Normalisation", "groups": groups, "least": 1, "eps": s.number("norm_eps")},
+        "norm": node("networks.Normalisation", groups=groups, least=1, eps=s.number("norm_eps")),
         "scale_shift": shift,
         "resampling": _resampling(s, "down_block_types", "downsample_type", down, symmetric),
         "upsampling": _resampling(s, "up_block_types", "upsample_type", up, symmetric),
-        "middle": {
-            "_target_": "sde.networks.Middle",
-            "attention": s.flag("add_attention"),
-            "norm": not shift or s["attn_norm_num_groups"] is not None,
-            "skip_scale": 1.0 / s.number("mid_block_scale_factor"),
-        },
+        "middle": node(
+            "networks.Middle",
+            attention=s.flag("add_attention"),
+            norm=not shift or s["attn_norm_num_groups"] is not None,
+            skip_scale=1.0 / s.number("mid_block_scale_factor"),
+        ),
         "centre": s.flag("center_input_sample"),
     }
 
@@ -125,22 +124,20 @@ def _resampling(s: ValidatedSettings, types: str, how: str, kinds: Sequence[str]
             types, f"the same layers between all levels, convolutions or residual blocks, with {how}={s[how]!r}"
         )
     if by_residual == {True}:
-        return {"_target_": "sde.networks.InResidual"}
-    return {"_target_": "sde.networks.StridedConv", "symmetric": symmetric}
+        return node("networks.InResidual")
+    return node("networks.StridedConv", symmetric=symmetric)
 
 
 # Their names and ours; the parts of a stacked linear layer are numbered.
 _NAMES = (
     (r"^down_blocks\.(\d+)\.resnets\.(\d+)\.", r"encoder.\1.\2.residual."),
     (r"^down_blocks\.(\d+)\.attentions\.(\d+)\.", r"encoder.\1.\2.attention."),
-    (r"^down_blocks\.(\d+)\.downsamplers\.0\.conv\.", r"downsample.\1.conv."),
-    (r"^down_blocks\.(\d+)\.downsamplers\.0\.", r"downsample.\1.residual."),
     (r"^up_blocks\.(\d+)\.resnets\.(\d+)\.", r"decoder.\1.\2.residual."),
     (r"^up_blocks\.(\d+)\.attentions\.(\d+)\.", r"decoder.\1.\2.attention."),
-    (r"^up_blocks\.(\d+)\.upsamplers\.0\.conv\.", r"upsample.\1.conv."),
-    (r"^up_blocks\.(\d+)\.upsamplers\.0\.", r"upsample.\1.residual."),
     (r"^mid_block\.resnets\.(\d+)\.", r"middle.\1.residual."),
     (r"^mid_block\.attentions\.(\d+)\.", r"middle.\1.attention."),
+    (r"^(down|up)_blocks\.(\d+)\.\1samplers\.0\.conv\.", r"\1sample.\2.conv."),
+    (r"^(down|up)_blocks\.(\d+)\.\1samplers\.0\.", r"\1sample.\2.residual."),
     (r"^time_embedding\.linear_1\.", "context.inner."),
     (r"^time_embedding\.linear_2\.", "context.outer."),
     (r"^class_embedding\.", "context.table."),

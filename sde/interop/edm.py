@@ -3,14 +3,6 @@ r"""Importer of NVlabs EDM networks (Karras et al. 2022): a state dict, and the 
 The four classes around a network differ in its prediction and in its noise conditioning c at
 :math:`\sigma = \sigma_t/\alpha_t`, the noise level of a process without scale (table 1 of the paper):
 
-class        prediction                       label                        process here
-============ ================================ ============================ =========================================
-VPPrecond    noise                            :math:`(M - 1)\, t`          `VP` with its beta_min, beta_d
-VEPrecond    :math:`\sigma_t` times the score :math:`\log(\sigma/2)`       `VE` with its sigma_min, sigma_max
-iDDPMPrecond noise                            step of the chain less 1     `ChainSDE` of the cosine chain of M steps
-EDMPrecond   :class:`sde.EDM`                 :math:`\tfrac14 \log \sigma` `VE`, 0.002 to 80, as in its sampler
-============ ================================ ============================ =========================================
-=======
 ============ ================================ ============================ =======================================
 class        prediction                       noise conditioning c         process here
 ============ ================================ ============================ =======================================
@@ -48,7 +40,7 @@ from ..instantiate import MODEL_ROOMS, build
 from ..processes import SDE
 from .edm_unet import UNETS, network, rename_weights
 from .formats import Source, largest_size, tensors
-from .matching import content, image_model
+from .matching import Tree, content, image_model, node
 from .validated import ValidatedSettings
 
 WHAT = "an EDM network: the state dict of a VPPrecond, VEPrecond, iDDPMPrecond or EDMPrecond, with its arguments"
@@ -105,43 +97,39 @@ def _settings(source: Source) -> ValidatedSettings:
     arguments = {key: value for key, value in {**settings, **inner}.items() if key not in ("class_name", "init_kwargs")}
     values = {**_CLASSES[name], **arguments}
     kind = ValidatedSettings(source, values).choice("model_type", *UNETS)
-    known = {"img_resolution", "img_channels", *_CLASSES[name], *UNETS[kind]}
-    for fault, names in (
-        ("are not those of", values.keys() - known),
-        ("lack some of", {"img_resolution", "img_channels"} - values.keys()),
-    ):
+    required = {"img_resolution", "img_channels"}
+    unknown = values.keys() - required - _CLASSES[name].keys() - UNETS[kind].keys()
+    for fault, names in (("are not those of", unknown), ("lack some of", required - values.keys())):
         if names:
             listed = ", ".join(map(repr, sorted(names)))
             raise ValueError(f"{source.path}: its settings {fault} {name} with model_type={kind!r}: {listed}")
     return ValidatedSettings(source, {**UNETS[kind], **values, "class_name": name})
 
 
-def _preconditioning(s: ValidatedSettings) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _preconditioning(s: ValidatedSettings) -> tuple[Tree, Tree, Tree]:
     """The trees of the process, the parametrisation and the noise conditioning."""
-    noise = {"_target_": "sde.NoisePrediction"}
-    time, log_snr = "sde.TimeLevel", "sde.LogSNRLevel"
     if s["class_name"] == "VPPrecond":
         low = s.number("beta_min")
         betas = {"beta_min": low, "beta_max": low + s.number("beta_d"), "t_min": s.number("epsilon_t")}
-        return {"_target_": "sde.VP", **betas}, noise, {"_target_": time, "scale": s.integer("M") - 1.0}
+        return node("VP", **betas), node("NoisePrediction"), node("TimeLevel", scale=s.integer("M") - 1.0)
     if s["class_name"] == "iDDPMPrecond":
         steps = s.integer("M")
-        chain = {"n": steps, "offset": s.number("C_2"), "largest": 1.0 - s.number("C_1")}
-        process = {"_target_": "sde.ChainSDE", "chain": {"_target_": "sde.DiscreteChain.cosine", **chain}}
-        return process, noise, {"_target_": time, "scale": float(steps), "offset": -1.0}
+        chain = node("DiscreteChain.cosine", n=steps, offset=s.number("C_2"), largest=1.0 - s.number("C_1"))
+        level = node("TimeLevel", scale=float(steps), offset=-1.0)
+        return node("ChainSDE", chain=chain), node("NoisePrediction"), level
     if s["class_name"] == "VEPrecond":
-        level = {"_target_": log_snr, "scale": 0.5, "offset": -math.log(2.0)}
-        return _ve(s, 0.0, math.inf), {"_target_": "sde.ScaledScorePrediction"}, level
-    prediction = {"_target_": "sde.EDM", "data_std": s.number("sigma_data")}
-    return _ve(s, 0.002, 80.0), prediction, {"_target_": log_snr, "scale": 0.125}
+        level = node("LogSNRLevel", scale=0.5, offset=-math.log(2.0))
+        return _ve(s, 0.0, math.inf), node("ScaledScorePrediction"), level
+    prediction = node("EDM", data_std=s.number("sigma_data"))
+    return _ve(s, 0.002, 80.0), prediction, node("LogSNRLevel", scale=0.125)
 
 
-def _ve(s: ValidatedSettings, low: float, high: float) -> dict[str, Any]:
+def _ve(s: ValidatedSettings, low: float, high: float) -> Tree:
     for name in ("sigma_min", "sigma_max"):
         if type(s[name]) not in (int, float) or math.isnan(s[name]):
             raise s.error(name, "a number")
-    ends = {"sigma_min": float(max(s["sigma_min"], low)), "sigma_max": float(min(s["sigma_max"], high))}
-    return {"_target_": "sde.VE", **ends, "t_min": 0.0}
+    low, high = float(max(s["sigma_min"], low)), float(min(s["sigma_max"], high))
+    return node("VE", sigma_min=low, sigma_max=high, t_min=0.0)
 
 
 def _check_constants(s: ValidatedSettings, weights: dict[str, Tensor], trained: SDE) -> None:
@@ -155,7 +143,5 @@ def _check_constants(s: ValidatedSettings, weights: dict[str, Tensor], trained: 
     for name, constant in constants.items():
         stored = weights.pop(name, constant)
         if stored.shape != constant.shape or not torch.allclose(stored.double(), constant.double(), rtol=1e-3):
-            raise ValueError(
-                f"{s.source.path}: {name} does not agree with the settings: check "
-                + ("M, C_1 and C_2" if name == "u" else "resample_filter")
-            )
+            settings = "M, C_1 and C_2" if name == "u" else "resample_filter"
+            raise ValueError(f"{s.source.path}: {name} does not agree with the settings: check {settings}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..networks.embedding import split
 from .formats import LazyTensor, largest_size
+from .matching import Tree, node
 from .validated import ValidatedSettings
 
 # The arguments of the networks with their defaults.
@@ -45,7 +46,7 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
-def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
+def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> Tree:
     """The tree of the U-Net, whose sizes do not exceed those in the file."""
     maximum = largest_size(state)
     width, size = s.integer("model_channels", maximum), s["img_resolution"]
@@ -69,28 +70,25 @@ def network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int 
         return common | {
             "inlet": width * multipliers[0],
             "head_channels": 64,
-            "norm": {"_target_": "sde.networks.Normalisation", "eps": 1e-5},
+            "norm": node("networks.Normalisation", eps=1e-5),
             "scale_shift": True,
-            "resampling": {"_target_": "sde.networks.InResidual"},
-            "embedding": {"_target_": "sde.networks.Positional", "dim": width, "shift": 0, "cosine_first": True},
+            "resampling": node("networks.InResidual"),
+            "embedding": node("networks.Positional", dim=width, shift=0, cosine_first=True),
         }
     taps, dim = s.sequence("resample_filter", int | float, 16), width * s.integer("channel_mult_noise", maximum)
-    fir, conv = {"_target_": "sde.networks.FIR", "taps": taps}, {"_target_": "sde.networks.FilteredConv", "taps": taps}
+    fir, conv = node("networks.FIR", taps=taps), node("networks.FilteredConv", taps=taps)
     fourier = s.choice("embedding_type", "positional", "fourier") == "fourier"
     inputs = {
-        "standard": {"_target_": "sde.networks.NoInputs"},
-        "skip": {"_target_": "sde.networks.InputSkip", "filter": fir},
-        "residual": {"_target_": "sde.networks.InputResidual", "resampling": conv},
+        "standard": node("networks.NoInputs"),
+        "skip": node("networks.InputSkip", filter=fir),
+        "residual": node("networks.InputResidual", resampling=conv),
     }
-    outputs = {
-        "standard": {"_target_": "sde.networks.NoOutputs"},
-        "skip": {"_target_": "sde.networks.OutputSkip", "filter": fir},
-    }
+    outputs = {"standard": node("networks.NoOutputs"), "skip": node("networks.OutputSkip", filter=fir)}
     return common | {
         "attention_last": True,
         "skip_scale": math.sqrt(0.5),
-        "resampling": {"_target_": "sde.networks.InResidual", "filter": fir, "projection": True},
-        "embedding": {"_target_": f"sde.networks.{'Fourier' if fourier else 'Positional'}", "dim": dim},
+        "resampling": node("networks.InResidual", filter=fir, projection=True),
+        "embedding": node("networks.Fourier" if fourier else "networks.Positional", dim=dim),
         "input_pyramid": inputs[s.choice("encoder_type", *inputs)],
         "output_pyramid": outputs[s.choice("decoder_type", *outputs)],
         "label_first": True,

@@ -54,7 +54,7 @@ class Source:
 
     @functools.cached_property
     def content(self) -> Any:
-        """The tree in a file, with tensors as :class:`LazyTensor`; None for a directory."""
+        """The tree in a file, with tensors as :class:`sde.interop.pickles.LazyTensor`; None for a directory."""
         return None if self.path.is_dir() else _open(self.path)
 
     @functools.cached_property
@@ -88,10 +88,8 @@ class Source:
             )
         missing = [name for name in names if name not in self.settings]
         if missing:
-            raise ValueError(
-                f"{self.path}: its settings lack {', '.join(map(repr, missing))}; "
-                f"they have {', '.join(map(repr, self.settings)) or 'nothing'}"
-            )
+            lacking, present = (", ".join(map(repr, names)) for names in (missing, self.settings))
+            raise ValueError(f"{self.path}: its settings lack {lacking}; they have {present or 'nothing'}")
         return self.settings
 
 

@@ -2,7 +2,7 @@ r"""Matching of imported weights to a network of this library, by name and shape
 
 from __future__ import annotations
 
-__all__ = ["content", "image_model", "match"]
+__all__ = ["Tree", "content", "image_model", "match", "node"]
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,11 @@ from ..version import __version__
 from .formats import Source
 
 Tree = dict[str, Any]
+
+
+def node(name: str, **arguments: Any) -> Tree:
+    """The node of a tree that calls `sde.name` with these arguments."""
+    return {"_target_": f"sde.{name}", **arguments}
 
 
 def content(
@@ -76,14 +81,14 @@ def image_model(
         wrappers: wrappers of the denoiser, from the innermost.
     """
     if matched:
-        level = {"_target_": "sde.MatchedLevel", "trained": process, "level": level}
-    denoiser = "sde.LearnedVarianceDenoiser" if learned_variance else "sde.NetworkDenoiser"
+        level = node("MatchedLevel", trained=process, level=level)
+    denoiser = "LearnedVarianceDenoiser" if learned_variance else "NetworkDenoiser"
     return {
         "process": process,
         "network": network,
-        "denoiser": {"_target_": denoiser, "parametrisation": parametrisation, "level": level},
+        "denoiser": node(denoiser, parametrisation=parametrisation, level=level),
         "wrappers": list(wrappers),
-        "scaling": {"_target_": "sde.data.Scaling", "scale": 2 / 255, "shift": -1.0 - 1 / 255, "levels": 256},
+        "scaling": node("data.Scaling", scale=2 / 255, shift=-1.0 - 1 / 255, levels=256),
         "shape": shape,
         "classes": network["classes"],
     }

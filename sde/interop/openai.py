@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..processes import SDE
 from .formats import LazyTensor, Source, largest_size
-from .matching import content, image_model
+from .matching import Tree, content, image_model, node
 from .validated import ValidatedSettings
 
 WHAT = "a U-Net of improved-diffusion or guided-diffusion: its state dict, with the flags of its training"
@@ -88,12 +88,11 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{source.path}: {unknown[0]!r} is not a flag of a model: expected {', '.join(_FLAGS)}")
     s = ValidatedSettings(source, {**_FLAGS, **flags})
-    chain, level = _chain(s)
-    trained = {"_target_": "sde.ChainSDE", "chain": chain}
+    trained, level = _process(s)
     table = state.get("label_emb.weight")
     if s.flag("class_cond") and table is None:
         raise s.error("class_cond", "false for a file without label_emb.weight")
-    prediction = {"_target_": "sde.DataPrediction" if s.flag("predict_xstart") else "sde.NoisePrediction"}
+    prediction = node("DataPrediction" if s.flag("predict_xstart") else "NoisePrediction")
     network = _network(s, state, table.shape[0] if table is not None and table.shape else None)
     shape = [network["channels"], s["image_size"], s["image_size"]]
     learned, matched = s.flag("learn_sigma"), process is not None
@@ -101,20 +100,18 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
     return content(source, tree, _rename_weights(s, state, network))
 
 
-def _chain(s: ValidatedSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The trees of the chain and of the noise conditioning."""
+def _process(s: ValidatedSettings) -> tuple[Tree, Tree]:
+    """The trees of the process and of the noise conditioning."""
     steps = s.integer("diffusion_steps", 10**5)
     if s["rescale_timesteps"] is None and steps != 1000:
-        raise s.error(
-            "rescale_timesteps",
-            f"true (the default of improved-diffusion) or false (of guided-diffusion) for diffusion_steps={steps}",
-        )
+        defaults = "true (the default of improved-diffusion) or false (of guided-diffusion)"
+        raise s.error("rescale_timesteps", f"{defaults} for diffusion_steps={steps}")
     scale = 1000.0 / steps if s.flag("rescale_timesteps") else 1.0
     schedule = s.choice("noise_schedule", "linear", "cosine")
     if schedule == "linear" and steps <= 20:
         raise s.error("diffusion_steps", "more than 20 for the linear schedule, whose betas otherwise reach 1")
-    chain = {"_target_": f"sde.DiscreteChain.{schedule}", "n": steps}
-    return chain, {"_target_": "sde.TimeLevel", "scale": steps * scale, "offset": -scale}
+    chain = node(f"DiscreteChain.{schedule}", n=steps)
+    return node("ChainSDE", chain=chain), node("TimeLevel", scale=steps * scale, offset=-scale)
 
 
 def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int | None) -> dict[str, Any]:
@@ -129,7 +126,7 @@ def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int
     if s["num_heads_upsample"] not in (-1, heads) and not by_channels:
         raise s.error("num_heads_upsample", f"num_heads={heads}, or -1 for that number")
     channels = state["input_blocks.0.0.weight"].shape[1:2] or (1,)
-    resampling = {"_target_": "sde.networks.StridedConv", "symmetric": True}
+    convolution = node("networks.StridedConv", symmetric=True)
     return {
         "_target_": "sde.networks.UNet",
         "channels": channels[0],
@@ -142,10 +139,10 @@ def _network(s: ValidatedSettings, state: Mapping[str, LazyTensor], classes: int
         "heads": heads,
         "head_channels": s.integer("num_head_channels", maximum) if by_channels else None,
         "dropout": s.number("dropout"),
-        "norm": {"_target_": "sde.networks.Normalisation", "groups": 32, "least": 1, "eps": 1e-5},
+        "norm": node("networks.Normalisation", groups=32, least=1, eps=1e-5),
         "scale_shift": s.flag("use_scale_shift_norm"),
-        "resampling": {"_target_": "sde.networks.InResidual"} if s.flag("resblock_updown") else resampling,
-        "embedding": {"_target_": "sde.networks.Positional", "dim": width, "shift": 0, "cosine_first": True},
+        "resampling": node("networks.InResidual") if s.flag("resblock_updown") else convolution,
+        "embedding": node("networks.Positional", dim=width, shift=0, cosine_first=True),
         "classes": classes if s["class_cond"] else None,
         "null_class": False,
     }

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ..networks.embedding import split
+from .matching import Tree, node
 
 Settings = Mapping[str, Any]
-Tree = dict[str, Any]
 
 
 def network(settings: Settings, logarithm: bool = True) -> Tree:
@@ -57,11 +57,11 @@ def network(settings: Settings, logarithm: bool = True) -> Tree:
             tree["skip_scale"] = math.sqrt(0.5)
         if model.fourier:
             scale = model["fourier_scale"]
-            tree["embedding"] = _node("Fourier", dim=2 * model["nf"], scale=scale, logarithm=logarithm)
+            tree["embedding"] = node("networks.Fourier", dim=2 * model["nf"], scale=scale, logarithm=logarithm)
         pyramids = {"input_pyramid": model.input_pyramid(), "output_pyramid": model.output_pyramid()}
         tree |= {name: pyramid for name, pyramid in pyramids.items() if pyramid is not None}
     else:
-        tree["norm"] = _node("Normalisation", groups=32, least=1)
+        tree["norm"] = node("networks.Normalisation", groups=32, least=1)
     return tree
 
 
@@ -95,10 +95,9 @@ class _Model:
         self.model: Settings = settings["model"]
         self.plus = self._one_of("name", "ddpm", "ncsnpp") == "ncsnpp"
         self._one_of("nonlinearity", "swish")
-        self.fourier = False
         if self.plus:
             self._one_of("conditional", True)
-            self.fourier = self._one_of("embedding_type", "positional", "fourier") == "fourier"
+        self.fourier = self.plus and self._one_of("embedding_type", "positional", "fourier") == "fourier"
         self.big = self.plus and self._one_of("resblock_type", "ddpm", "biggan") == "biggan"
         self.inputs = self._one_of("progressive_input", "none", "input_skip", "residual") if self.plus else "none"
         self.outputs = self._one_of("progressive", "none", "output_skip", "residual") if self.plus else "none"
@@ -118,32 +117,30 @@ class _Model:
         return value
 
     def filter(self) -> Tree:
-        return _node("FIR", taps=list(self["fir_kernel"])) if self.plus and self["fir"] else _node("Box")
+        if self.plus and self["fir"]:
+            return node("networks.FIR", taps=list(self["fir_kernel"]))
+        return node("networks.Box")
 
     def convolution(self) -> Tree:
         if self.plus and self["fir"]:
-            return _node("FilteredConv", taps=list(self["fir_kernel"]))
-        return _node("StridedConv")
+            return node("networks.FilteredConv", taps=list(self["fir_kernel"]))
+        return node("networks.StridedConv")
 
     def resampling(self) -> Tree:
         if self.big:
-            return _node("InResidual", filter=self.filter(), projection=True)
-        return self.convolution() if self["resamp_with_conv"] else _node("Filtered", filter=self.filter())
+            return node("networks.InResidual", filter=self.filter(), projection=True)
+        return self.convolution() if self["resamp_with_conv"] else node("networks.Filtered", filter=self.filter())
 
     def input_pyramid(self) -> Tree | None:
         cat = self._one_of("progressive_combine", "sum", "cat") == "cat"
-        return {
-            "none": None,
-            "input_skip": _node("InputSkip", filter=self.filter(), cat=cat),
-            "residual": _node("InputResidual", resampling=self.convolution()),
-        }[self.inputs]
+        skip = node("networks.InputSkip", filter=self.filter(), cat=cat)
+        residual = node("networks.InputResidual", resampling=self.convolution())
+        return {"input_skip": skip, "residual": residual}.get(self.inputs)
 
     def output_pyramid(self) -> Tree | None:
-        return {
-            "none": None,
-            "output_skip": _node("OutputSkip", filter=self.filter()),
-            "residual": _node("OutputResidual", resampling=self.convolution()),
-        }[self.outputs]
+        skip = node("networks.OutputSkip", filter=self.filter())
+        residual = node("networks.OutputResidual", resampling=self.convolution())
+        return {"output_skip": skip, "residual": residual}.get(self.outputs)
 
 
 class _Converter:
@@ -215,13 +212,7 @@ class _Converter:
         self.weights[f"{new}.out.bias"] = self.original("NIN_3.b")
 
 
-_RESIDUAL = {
-    "norm1": "GroupNorm_0",
-    "conv1": "Conv_0",
-    "shift": "Dense_0",
-    "norm2": "GroupNorm_1",
-    "conv2": "Conv_1",
-}
+_RESIDUAL = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "shift": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 
 
 def _convert_all(model: _Model, convert: _Converter) -> None:
@@ -267,7 +258,3 @@ def _convert_resampling(model: _Model, convert: _Converter, new: str) -> None:
         convert.residual(f"{new}.residual")
     elif model["resamp_with_conv"]:
         convert.layer(f"{new}.conv")
-
-
-def _node(name: str, **arguments: Any) -> Tree:
-    return {"_target_": f"sde.networks.{name}", **arguments}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..processes import SDE
 from .formats import LazyTensor, Source, tensors
-from .matching import content
+from .matching import Tree, content, node
 from .score_sde import frozen, network, weights
 
 WHAT = "a checkpoint of yang-song/score_sde_pytorch (a .pth with optimizer, model, ema and step)"
@@ -80,18 +80,16 @@ def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(shadow) != len(names):
         raise ValueError(f"{source.path}: ema lists {len(shadow)} parameters, and model has {len(names)} trained ones")
     for name, value in zip(names, shadow):
-        if value.shape != tuple(raw[name].shape):
-            raise ValueError(
-                f"{source.path}: ema has a parameter of shape {value.shape} for {name}: expected "
-                f"{tuple(raw[name].shape)}"
-            )
+        shape = tuple(raw[name].shape)
+        if value.shape != shape:
+            raise ValueError(f"{source.path}: ema has a parameter of shape {value.shape} for {name}: expected {shape}")
     return {name: value.read() for name, value in zip(names, shadow)}
 
 
-_KINDS = {"vpsde": "sde.VP", "subvpsde": "sde.SubVP", "vesde": "sde.VE"}
+_KINDS = {"vpsde": "VP", "subvpsde": "SubVP", "vesde": "VE"}
 
 
-def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[dict[str, Any], float]:
+def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[Tree, float]:
     """The tree of the model, and the sign of its output."""
     model = settings["model"]
     scaled = bool(model["scale_by_sigma"])
@@ -105,23 +103,19 @@ def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[dict[str, A
             "expected process=sde.VE(...) or None for a network with scale_by_sigma, which predicts the VE score"
         )
     fourier = model.get("embedding_type", "positional") == "fourier"
-    parametrisation = "sde.NoisePrediction" if scaled or not exploding else "sde.ScorePrediction"
-    level: dict[str, Any] = {"_target_": "sde.TimeLevel", "scale": 999.0}
+    prediction = node("NoisePrediction" if scaled or not exploding else "ScorePrediction", data_std=None)
+    level = node("TimeLevel", scale=999.0)
     if exploding and fourier:
-        level = {"_target_": "sde.LogSNRLevel", "scale": 0.5}  # log sigma
+        level = node("LogSNRLevel", scale=0.5)  # log sigma
     elif exploding:
         last = float(model["num_scales"] - 1)
-        level = {"_target_": "sde.TimeLevel", "scale": -last, "offset": last}
+        level = node("TimeLevel", scale=-last, offset=last)
     low = -1.0 if settings["centered"] else 0.0
     tree = {
-        "process": {"_target_": _KINDS[name], **{key: float(model[key]) for key in rates}},
+        "process": node(_KINDS[name], **{key: float(model[key]) for key in rates}),
         "network": network(settings, logarithm=not exploding),
-        "denoiser": {
-            "_target_": "sde.NetworkDenoiser",
-            "parametrisation": {"_target_": parametrisation, "data_std": None},
-            "level": level,
-        },
-        "scaling": {"_target_": "sde.data.Scaling", "scale": (1.0 - low) / 256, "shift": low, "levels": 256},
+        "denoiser": node("NetworkDenoiser", parametrisation=prediction, level=level),
+        "scaling": node("data.Scaling", scale=(1.0 - low) / 256, shift=low, levels=256),
         "shape": [settings["num_channels"], settings["image_size"], settings["image_size"]],
         "classes": None,
     }

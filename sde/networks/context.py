@@ -107,9 +107,7 @@ class Context(nn.Module):
     def _augmentation(self, batch: int, augment: Tensor) -> Tensor:
         if self.augment is None:
             raise ValueError("expected no augmentation vectors for this network: build it with augment=")
-        if augment.shape != (batch, self.augment.in_features):
-            raise ValueError(
-                f"expected augment with shape ({batch}, {self.augment.in_features}), one vector per sample, "
-                f"got {tuple(augment.shape)}"
-            )
+        shape = (batch, self.augment.in_features)
+        if augment.shape != shape:
+            raise ValueError(f"expected augment with shape {shape}, one vector per sample, got {tuple(augment.shape)}")
         return self.augment(augment)

@@ -12,12 +12,7 @@ the layers are identical to torch's.
 
 from __future__ import annotations
 
-__all__ = [
-    "in_forward_mode",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "in_forward_mode"]
 
 from collections.abc import Callable
 from typing import Any, ClassVar

@@ -124,7 +124,7 @@ class DiT(Network):
         check_rank(rank)
         if width % heads:
             raise ValueError(f"expected heads to divide the width, got heads={heads} and width={width}")
-        self.rank, self.channels, self.patch, self.classes = rank, channels, patch, classes
+        self.rank, self.channels, self.patch = rank, channels, patch
         embedding = Positional(256, shift=0, cosine_first=True) if embedding is None else embedding
         self.context = Context(embedding, width, classes)
         self.inlet = linear(channels * patch**rank, width)

@@ -73,11 +73,6 @@ class MLP(Network):
         self.blocks = nn.ModuleList([_Block(width, width, dropout) for _ in range(depth)])
         self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_init(linear(width, features)))
 
-    @property
-    def classes(self) -> int | None:
-        """The number of classes, or None for a network without labels."""
-        return self.context.classes
-
     def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
         """The output of the network, with the shape of `x`.
 

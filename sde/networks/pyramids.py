@@ -92,7 +92,8 @@ class InputSkip(InputPyramid):
     cat: bool = False
 
     def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
-        return _InputSkip(config, pyramid, features, self.filter, self.cat), pyramid, features * (2 if self.cat else 1)
+        layer = conv(config.rank, pyramid, features, size=1)
+        return _InputSkip(layer, self.filter, self.cat), pyramid, features * (2 if self.cat else 1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class InputResidual(InputPyramid):
 
     def joint(self, config: BlockConfig, pyramid: int, features: int) -> tuple[nn.Module, int, int]:
         resample = self.resampling.down(config, pyramid, features)
-        return _InputResidual(resample, config.skip_scale), features, features
+        return _Sum(resample, config.skip_scale, upsamples=False), features, features
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class OutputSkip(OutputPyramid):
     filter: Filter = field(default_factory=FIR)
 
     def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
-        return _OutputSkip(config, features, outputs, None if pyramid is None else self.filter), outputs
+        head = config.outlet(features, outputs)
+        return _Head(head) if pyramid is None else _OutputSkip(head, self.filter), outputs
 
     def outlet(self, config: BlockConfig, pyramid: int, outputs: int) -> nn.Module:
         return nn.Identity()
@@ -152,9 +154,10 @@ class OutputResidual(OutputPyramid):
 
     def joint(self, config: BlockConfig, pyramid: int | None, features: int, outputs: int) -> tuple[nn.Module, int]:
         if pyramid is None:
-            return _OutputHead(config, features), features
+            last = conv(config.rank, features, features, padding=1)
+            return _Head(nn.Sequential(config.norm(features), config.activation, last)), features
         resample = self.resampling.up(config, pyramid, features)
-        return _OutputResidual(resample, config.skip_scale), features
+        return _Sum(resample, config.skip_scale, upsamples=True), features
 
     def outlet(self, config: BlockConfig, pyramid: int, outputs: int) -> nn.Module:
         return config.outlet(pyramid, outputs)
@@ -166,25 +169,14 @@ class _NoInput(nn.Module):
 
 
 class _InputSkip(nn.Module):
-    def __init__(self, config: BlockConfig, pyramid: int, features: int, filter: Filter, cat: bool) -> None:
+    def __init__(self, layer: nn.Module, filter: Filter, cat: bool) -> None:
         super().__init__()
-        self.filter, self.cat = filter, cat
-        self.conv = conv(config.rank, pyramid, features, size=1)
+        self.conv, self.filter, self.cat = layer, filter, cat
 
     def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         p = self.filter.down(p)
         u = self.conv(p)
         return p, torch.cat([u, h], dim=1) if self.cat else u + h
-
-
-class _InputResidual(nn.Module):
-    def __init__(self, resample: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.resample, self.scale = resample, scale
-
-    def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
-        p = self.scale * (self.resample(p, context) + h)
-        return p, p
 
 
 class _NoOutput(nn.Module):
@@ -193,31 +185,33 @@ class _NoOutput(nn.Module):
 
 
 class _OutputSkip(nn.Module):
-    def __init__(self, config: BlockConfig, features: int, outputs: int, filter: Filter | None) -> None:
+    def __init__(self, head: nn.Module, filter: Filter) -> None:
         super().__init__()
-        self.filter = filter
-        self.head = config.outlet(features, outputs)
+        self.head, self.filter = head, filter
 
     def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         u = self.head(h)
-        return u if self.filter is None else self.filter.up(p, h.shape[2:]) + u, h
+        return self.filter.up(p, h.shape[2:]) + u, h
 
 
-class _OutputHead(nn.Module):
-    def __init__(self, config: BlockConfig, features: int) -> None:
+class _Head(nn.Module):
+    """The joint of an output pyramid at the coarsest level, which has no p yet."""
+
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        last = conv(config.rank, features, features, padding=1)
-        self.head = nn.Sequential(config.norm(features), config.activation, last)
+        self.head = head
 
     def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
         return self.head(h), h
 
 
-class _OutputResidual(nn.Module):
-    def __init__(self, resample: nn.Module, scale: float) -> None:
+class _Sum(nn.Module):
+    """The joint of both residual pyramids."""
+
+    def __init__(self, resample: nn.Module, scale: float, upsamples: bool) -> None:
         super().__init__()
-        self.resample, self.scale = resample, scale
+        self.resample, self.scale, self.upsamples = resample, scale, upsamples
 
     def forward(self, p: Tensor, h: Tensor, context: Tensor) -> PyramidFeatures:
-        p = self.scale * (self.resample(p, context, h.shape[2:]) + h)
+        p = self.scale * (self.resample(p, context, h.shape[2:] if self.upsamples else None) + h)
         return p, p

@@ -10,7 +10,7 @@ from __future__ import annotations
 __all__ = ["Filtered", "FilteredConv", "InResidual", "Resampling", "StridedConv"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -49,10 +49,14 @@ class StridedConv(Resampling):
     symmetric: bool = False
 
     def down(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _ConvDown(config, inputs, outputs, self.symmetric)
+        return _Convolution(self._pad, conv(config.rank, inputs, outputs, stride=2))
 
     def up(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _ConvUp(config, inputs, outputs)
+        return _Convolution(Box().up, conv(config.rank, inputs, outputs, padding=1))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        before = [int(self.symmetric or n % 2) for n in x.shape[2:]]
+        return F.pad(x, [side for left in reversed(before) for side in (left, 1)])
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class Filtered(Resampling):
     filter: Filter = field(default_factory=Box)
 
     def down(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _Filter(self.filter, inputs, outputs)
+        if inputs != outputs:
+            raise ValueError(f"a filter without a convolution keeps the channels: expected {inputs}, got {outputs}")
+        return _Filter(self.filter)
 
-    def up(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _Filter(self.filter, inputs, outputs)
+    up = down
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,10 @@ class FilteredConv(Resampling):
     taps: Sequence[float] = (1.0, 3.0, 3.0, 1.0)
 
     def down(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _FilteredConvDown(config, inputs, outputs, FIR(self.taps))
+        return _Convolution(partial(_smooth, FIR(self.taps)), conv(config.rank, inputs, outputs, stride=2))
 
     def up(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _FilteredConvUp(config, inputs, outputs, FIR(self.taps))
+        return _Convolution(partial(_spread, FIR(self.taps)), conv(config.rank, inputs, outputs))
 
 
 @dataclass(frozen=True)
@@ -102,72 +107,49 @@ class InResidual(Resampling):
     projection: bool = False
 
     def down(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _Residual(config, inputs, outputs, self.filter, self.projection)
+        return _Residual(Residual(config, inputs, outputs, self.projection), self.filter)
 
-    def up(self, config: BlockConfig, inputs: int, outputs: int) -> nn.Module:
-        return _Residual(config, inputs, outputs, self.filter, self.projection)
+    up = down
 
 
-class _ConvDown(nn.Module):
-    def __init__(self, config: BlockConfig, inputs: int, outputs: int, symmetric: bool) -> None:
+class _Convolution(nn.Module):
+    """A convolution after a map without weights, for downsampling, or for upsampling to `size`."""
+
+    def __init__(self, prepare: Callable[..., Tensor], convolution: nn.Module) -> None:
         super().__init__()
-        self.symmetric = symmetric
-        self.conv = conv(config.rank, inputs, outputs, stride=2)
+        self.prepare, self.conv = prepare, convolution
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        before = [int(self.symmetric or n % 2) for n in x.shape[2:]]
-        return self.conv(F.pad(x, [side for left in reversed(before) for side in (left, 1)]))
+    def forward(self, x: Tensor, context: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        if size is None:
+            return self.conv(self.prepare(x))
+        return crop(self.conv(self.prepare(x, size)), size)
 
 
-class _ConvUp(nn.Module):
-    def __init__(self, config: BlockConfig, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = conv(config.rank, inputs, outputs, padding=1)
+def _smooth(filter: FIR, x: Tensor) -> Tensor:
+    return filter.smooth(x, len(filter.taps) // 2)
 
-    def forward(self, x: Tensor, context: Tensor, size: Sequence[int]) -> Tensor:
-        return self.conv(Box().up(x, size))
+
+def _spread(filter: FIR, x: Tensor, size: Sequence[int]) -> Tensor:
+    return filter.spread(x, 1)
 
 
 class _Filter(nn.Module):
     """Downsampling, or upsampling to `size`."""
 
-    def __init__(self, filter: Filter, inputs: int, outputs: int) -> None:
+    def __init__(self, filter: Filter) -> None:
         super().__init__()
-        if inputs != outputs:
-            raise ValueError(f"a filter without a convolution keeps the channels: expected {inputs}, got {outputs}")
         self.filter = filter
 
     def forward(self, x: Tensor, context: Tensor, size: Sequence[int] | None = None) -> Tensor:
         return self.filter.down(x) if size is None else self.filter.up(x, size)
 
 
-class _FilteredConvDown(nn.Module):
-    def __init__(self, config: BlockConfig, inputs: int, outputs: int, filter: FIR) -> None:
-        super().__init__()
-        self.filter = filter
-        self.conv = conv(config.rank, inputs, outputs, stride=2)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.conv(self.filter.smooth(x, len(self.filter.taps) // 2))
-
-
-class _FilteredConvUp(nn.Module):
-    def __init__(self, config: BlockConfig, inputs: int, outputs: int, filter: FIR) -> None:
-        super().__init__()
-        self.filter = filter
-        self.conv = conv(config.rank, inputs, outputs)
-
-    def forward(self, x: Tensor, context: Tensor, size: Sequence[int]) -> Tensor:
-        return crop(self.conv(self.filter.spread(x, 1)), size)
-
-
 class _Residual(nn.Module):
     """Downsampling, or upsampling to `size`."""
 
-    def __init__(self, config: BlockConfig, inputs: int, outputs: int, filter: Filter, projection: bool) -> None:
+    def __init__(self, residual: Residual, filter: Filter) -> None:
         super().__init__()
-        self.filter = filter
-        self.residual = Residual(config, inputs, outputs, projection)
+        self.residual, self.filter = residual, filter
 
     def forward(self, x: Tensor, context: Tensor, size: Sequence[int] | None = None) -> Tensor:
         resample = self.filter.down if size is None else partial(self.filter.up, size=size)

@@ -29,6 +29,7 @@ __all__ = ["Middle", "UNet"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +160,7 @@ class UNet(Network):
         self.context = Context(embedding, features, classes, null_class, label_first, augment, activation)
         config = BlockConfig(rank, features, dropout, norm or Normalisation(), activation, scale_shift, skip_scale)
 
-        def number_of_heads(channels: int) -> int:
-            return heads if head_channels is None else _number_of_heads(channels, head_channels)
+        number_of_heads = partial(_number_of_heads, heads, head_channels)
 
         def stage(level: int, inputs: int, attends: bool) -> Stage:
             return Stage(config, inputs, widths[level], number_of_heads(widths[level]) if attends else None)
@@ -198,11 +198,6 @@ class UNet(Network):
                 self.upsample.append(upsampling.up(config, current, current))
         assert sums is not None
         self.outlet = output_pyramid.outlet(config, sums, outputs)
-
-    @property
-    def classes(self) -> int | None:
-        """The number of classes, or None for a network without labels."""
-        return self.context.classes
 
     def forward(
         self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None, augment: Tensor | None = None
@@ -255,13 +250,13 @@ def _widths(width: int, multipliers: Sequence[float]) -> list[int]:
 def _check_levels(levels: int, **named: Sequence[int]) -> None:
     for name, numbers in named.items():
         if not set(numbers) <= set(range(levels)):
-            raise ValueError(
-                f"expected levels from 0 (finest) to {levels - 1} (coarsest) for {levels} multipliers, got "
-                f"{name}={tuple(numbers)}"
-            )
+            expected = f"levels from 0 (finest) to {levels - 1} (coarsest) for {levels} multipliers"
+            raise ValueError(f"expected {expected}, got {name}={tuple(numbers)}")
 
 
-def _number_of_heads(channels: int, head_channels: int) -> int:
+def _number_of_heads(heads: int, head_channels: int | None, channels: int) -> int:
+    if head_channels is None:
+        return heads
     if head_channels < 1 or channels % head_channels:
         raise ValueError(
             f"expected head_channels to divide the channels, got head_channels={head_channels} and {channels} channels"
