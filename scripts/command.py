@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,19 @@ CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 
 # The seconds between two lines of progress where there is no terminal.
 EVERY = 30.0
+
+
+def options(*keys: str) -> str:
+    """The options of config groups for the help of a script, a paragraph for each group: `solver, solver@chain: ...`."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.partition("@")[0], []).append(key)
+    names = {group: sorted(path.stem for path in (Path(CONFIGS) / group).glob("*.yaml")) for group in groups}
+    texts = (f"{', '.join(keys)}: {', '.join(names[group])}" for group, keys in groups.items())
+    return "\n".join(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="      ") for text in texts)
+
+
+OmegaConf.register_new_resolver("options", options, replace=True)
 
 
 def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:

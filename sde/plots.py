@@ -50,12 +50,14 @@ from .training import Report
 DPI = 120
 
 
-def samples(x: Tensor, scaling: Scaling | None = None) -> Any:
-    """Plot of samples: images as a grid, points in the plane as a scatter plot, other vectors and signals as lines.
+def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
+    """Plot of samples: images as a grid, points in the plane as a scatter plot, of other vectors and signals a panel for
+    each, with a line for each channel.
 
     Args:
         x: data values, with shape (N, C, H, W), (N, D) or (N, C, L).
         scaling: the data's scaling, whose levels set black and white; by default the extremes do.
+        n: the largest number of panels.
 
     Returns:
         The matplotlib figure.
@@ -63,13 +65,16 @@ def samples(x: Tensor, scaling: Scaling | None = None) -> Any:
     x = x.detach().cpu()
     if x.ndim == 4:
         return _image_figure(_enlarged_grid(x, scaling))
-    figure, axes = _figure()
     if x.ndim == 2 and x.shape[1] == 2:
+        figure, axes = _figure()
         axes.scatter(*x.numpy().T, s=3, alpha=0.5, linewidths=0)
         axes.set_aspect("equal")
-    else:
-        axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
-        axes.set_xlabel("dimension")
+        return figure
+    shown = [signal.reshape(-1, signal.shape[-1]).T for signal in x[:n]]
+    figure, _ = _panels([(range(len(signal)), signal) for signal in shown], math.ceil(math.sqrt(len(shown))))
+    figure.supxlabel("dimension")
+    if len(x) > n:
+        figure.suptitle(f"the first {n} of {len(x)}", fontsize=10)
     return figure
 
 
@@ -173,8 +178,8 @@ def trajectory(
 ) -> Any:
     """Plot of the states of a few samples over time.
 
-    Images are a row for each sample, with the time below; points in the plane are curves from the start (grey) to the
-    end (black); other vectors are curves over t; signals are a panel for each time.
+    Images and signals are a row for each sample and a column for each time; points in the plane are curves from the
+    start (grey) to the end (black); of other vectors there is a panel for each sample, with curves over t.
 
     Args:
         path: (t, x) at successive times, as `solver.bind(dynamics).trajectory((x,))` yields them: t with shape () or
@@ -196,23 +201,21 @@ def trajectory(
     if states.ndim == 5:
         return _image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
     if states.ndim == 4:
-        figure, panels = _figure((6.4, 1.2 * len(t) + 0.4), nrows=len(t), sharex=True, squeeze=False)
-        for axes, time, x in zip(panels[:, 0], t, states.movedim(1, 0)):
-            axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
-            axes.set_ylabel(f"t = {time:.2g}")
-        axes.set_xlabel("dimension")
+        signals = [(range(states.shape[-1]), x.T) for x in states.flatten(0, 1)]
+        figure, panels = _panels(signals, len(t))
+        for axes, time in zip(panels[-len(t) :], t):
+            axes.set_xlabel(f"t = {time:.2g}")
+        return figure
+    if states.shape[2] != 2:
+        figure, _ = _panels([(t, x) for x in states], math.ceil(math.sqrt(len(states))))
+        figure.supxlabel("t")
         return figure
     figure, axes = _figure()
-    if states.shape[2] == 2:
-        axes.plot(*states.permute(2, 1, 0).numpy(), linewidth=0.8, alpha=0.6)
-        axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
-        axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
-        axes.set_aspect("equal")
-        axes.legend()
-    else:
-        for i, x in enumerate(states.numpy()):
-            axes.plot(t, x, linewidth=0.8, alpha=0.6, color=f"C{i}")
-        axes.set_xlabel("t")
+    axes.plot(*states.permute(2, 1, 0).numpy(), linewidth=0.8, alpha=0.6)
+    axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
+    axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
+    axes.set_aspect("equal")
+    axes.legend()
     return figure
 
 
@@ -376,6 +379,23 @@ def _figure(size: tuple[float, float] = (6.4, 4.0), **panels: Any) -> tuple[Any,
     """A figure of a size in inches, and its axes: one, or those of `Figure.subplots`."""
     figure = _figure_class()(figsize=size, dpi=DPI, layout="constrained")
     return figure, figure.subplots(**panels)
+
+
+def _panels(curves: Sequence[tuple[Any, Tensor]], columns: int) -> tuple[Any, list[Any]]:
+    """A figure with a panel for each entry of `curves`, row by row, on common axes, and its panels.
+
+    An entry is (x, y) with x of shape (L,) and y of shape (L, C): C lines, in colours that are those of all panels.
+    """
+    rows = math.ceil(len(curves) / columns)
+    size = max(4.0, 1.4 * columns + 0.6), max(3.0, 1.1 * rows + 0.6)
+    figure, grid = _figure(size, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_axis_off()
+    panels = list(grid.flat[: len(curves)])
+    for axes, (x, y) in zip(panels, curves):
+        axes.plot(x, y.numpy(), linewidth=0.8, marker="." if len(y) == 1 else "")
+        axes.tick_params(labelsize=6)
+    return figure, panels
 
 
 @functools.cache
