@@ -27,7 +27,7 @@ EVERY = 30.0
 
 
 def options(*keys: str) -> str:
-    """The options of config groups for the help of a script, a paragraph for each group: `solver, solver@chain: ...`."""
+    """The options of config groups for the help of a script, a paragraph for each group: `data, data@ood: ...`."""
     groups: dict[str, list[str]] = {}
     for key in keys:
         groups.setdefault(key.partition("@")[0], []).append(key)

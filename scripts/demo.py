@@ -33,8 +33,8 @@ def main(config: dict[str, Any]) -> None:
     nats = sum((mixture.log_prob(s.x.flatten(1)) + s.log_weight).mean().item() for s in draws) / len(draws)
     levels, bits = data.scaling.levels or 0, nats_to_bits(nats, x[0].numel())
     print(
-        f"Made: a score model of handwritten digits of 8x8 pixels, trained for {steps} steps, {drawn} new digits that it "
-        f"drew, and the bits/dim of {summary.samples} digits that it had not seen."
+        f"Made: a score model of handwritten digits of 8x8 pixels, trained for {steps} steps, {drawn} new digits that "
+        f"it drew, and the bits/dim of {summary.samples} digits that it had not seen."
     )
     print(
         f"Where: the new digits are the picture {samples}, the bits/dim of each test digit are in {scores}, and "

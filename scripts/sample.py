@@ -30,10 +30,10 @@ def main(config: dict[str, Any]) -> None:
     x = draw(model, n, solver=solver, **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")})
     out.parent.mkdir(parents=True, exist_ok=True)
     save_samples(out, x, model.scaling)
-    pictures = " and ".join(str(path) for path in (out, *save_density(out, model, x)))
+    files = [str(path) for path in (out, *save_density(out, model, x))]
     values = out.with_suffix(".npz")
     write_atomically(values, lambda file: np.savez_compressed(file, x=x.numpy(), index=np.arange(first, first + n)))
-    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {pictures} and {values}")
+    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {', '.join(files)} and {values}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ DPI = 120
 
 
 def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
-    """Plot of samples: images as a grid, points in the plane as a scatter plot, of other vectors and signals a panel for
+    """Plot of samples: images as a grid, points in the plane as a scatter plot, other vectors and signals in a panel
     each, with a line for each channel.
 
     Args:
@@ -92,19 +92,14 @@ def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling | Non
         samples(x, scaling).savefig(path)
 
 
-def density(
-    model: Model, points: Tensor | None = None, *, size: int = 60, solver: Solver | None = None, seed: int = 0
-) -> Any:
-    """Picture of the density of a model of the plane, in data units, with points over it.
-
-    A model that is conditioned on a label has the mean density of its classes, as its samples have each class in turn.
+def density(model: Model, points: Tensor | None = None, *, size: int = 60, solver: Solver | None = None) -> Any:
+    """Picture of the density of a model of the plane, in data units, with points over it; of classes, their mean.
 
     Args:
         model: a model of continuous data with the event shape (2,).
         points: data values with shape (N, 2), by default 500 samples. The middle 98 % of them set the extent.
         size: the number of cells along each axis, at whose centres the density is computed.
         solver: a solver for :meth:`sde.Model.log_prob`; by default Heun's method with 20 steps. The trace is exact.
-        seed: the seed of the samples.
 
     Returns:
         The matplotlib figure.
@@ -115,7 +110,7 @@ def density(
     if not _plane(model):
         kind = "continuous" if model.scaling.levels is None else "discrete"
         raise ValueError(f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}")
-    points = model.sample(500, seed=seed) if points is None else points.detach().cpu()
+    points = model.sample(500) if points is None else points.detach().cpu()
     low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype), dim=0)
     margin = 0.25 * (high - low).clamp(min=1e-6)
     edges = [torch.linspace(*ends, size + 1, dtype=torch.float64) for ends in zip(low - margin, high + margin)]
@@ -124,21 +119,16 @@ def density(
     conditions = [None] if model.classes is None else [{"label": torch.tensor(k)} for k in range(model.classes)]
     nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
     figure, axes = _figure()
-    mesh = axes.pcolormesh(*edges, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")
+    columns, rows = (e.numpy() for e in edges)
+    mesh = axes.pcolormesh(columns, rows, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")
     axes.scatter(*points.numpy().T, s=2, alpha=0.5, linewidths=0, color="black")
-    axes.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]], aspect="equal")
+    axes.set(xlim=columns[[0, -1]], ylim=rows[[0, -1]], aspect="equal")
     figure.colorbar(mesh, ax=axes, label="density")
     return figure
 
 
 def save_density(path: str | os.PathLike[str], model: Model, points: Tensor) -> list[Path]:
-    """Writes :func:`density` beside a picture of samples, as NAME-density.png for NAME.png.
-
-    Without a density, that is for other data than continuous points of the plane, nothing is written.
-
-    Returns:
-        The files.
-    """
+    """Writes :func:`density` as NAME-density.png beside NAME.png and returns the file; none unless of the plane."""
     if not _plane(model):
         return []
     file = Path(path).with_name(f"{Path(path).stem}-density.png")

@@ -284,7 +284,8 @@ def _losses(
         except Exception:
             raise error from None
         names = ", ".join(condition)
-        raise ValueError(f"{error}; the batches have conditions ({names}): give conditions=[] to train without") from error
+        message = f"{error}; the batches have conditions ({names}), and conditions=[] trains without them"
+        raise ValueError(message) from error
 
 
 def _draws(noise: Noise, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,6 +215,10 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     small = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
     result = here(tmp_path, "train", *small, *PREVIEW, "steps=2", "log_every=1", "batch_size=8", "run_dir=run")
     assert result.code == 0, result.err
+    pictures = ["step_00000002-density.png", "step_00000002.png"]
+    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == pictures
+    sampled = here(tmp_path, "sample", "ckpt=run", *CHEAP, "n=4", "out=a.png")
+    assert sampled.out.splitlines()[-1].endswith("; wrote a.png, a-density.png and a.npz")
     scored = here(tmp_path, "likelihood", "ckpt=run", *SCORE, "trace=exact", "out=a.h5")
     assert scored.code == 0, scored.err
     assert "moons test: " in scored.out
@@ -448,6 +452,10 @@ def test_help(tmp_path: Path) -> None:
         assert (result.code, result.err) == (0, "")
         for word in words:
             assert word in result.out
+        lists = result.out.partition("\nGroups")[2].partition("\nKeys")[0]
+        groups = re.findall(r"^  ([a-z_]+)", lists, re.MULTILINE)
+        assert ("objective" in groups) == (script == "train")
+        assert "solver" in groups
     assert list(tmp_path.iterdir()) == []
 
 
