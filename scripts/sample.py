@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import command, draw
+from command import command, draw, variant
 
 import sde
+from sde.evaluation.outputs import IRRELEVANT_KEYS, check_replaceable, relevant
 from sde.instantiate import build
-from sde.plots import save_density, save_samples
+from sde.plots import save_samples
 from sde.runtime import choose_device
 from sde.storage.checkpoint import resolve, run_directory
-from sde.storage.files import write_atomically
+from sde.storage.files import sha256, write_atomically
+
+# The keys that the end of a default name leaves out: it has them in other words, or samples do not depend on them.
+TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 
 
 @command("sample")
@@ -25,15 +30,19 @@ def main(config: dict[str, Any]) -> None:
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
     if config["pilot"]:
         solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
-    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
+    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
+    values = out.with_suffix(".npz")
+    tuned = {"tuned": repr(solver)} if config["pilot"] else {}
+    settings = relevant(config, "batch_size", "pilot", checkpoint_sha256=sha256(path), **tuned)
+    for file in (out, values):
+        check_replaceable(file, settings, overwrite=config["overwrite"])
     x = draw(model, n, solver=solver, **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")})
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_samples(out, x, model.scaling)
-    files = [str(path) for path in (out, *save_density(out, model, x))]
-    values = out.with_suffix(".npz")
-    write_atomically(values, lambda file: np.savez_compressed(file, x=x.numpy(), index=np.arange(first, first + n)))
-    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {', '.join(files)} and {values}")
+    save_samples(out, x, model.scaling, settings=settings, model=model)
+    arrays: dict[str, Any] = {"x": x.numpy(), "index": np.arange(first, first + n), "settings": json.dumps(settings)}
+    write_atomically(values, lambda file: np.savez_compressed(file, **arrays))
+    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ __all__ = [
     "image_grid",
     "losses",
     "samples",
-    "save_density",
     "save_diagnostics",
     "save_likelihoods",
     "save_losses",
@@ -22,8 +21,6 @@ __all__ = [
     "typicality",
 ]
 
-import functools
-import io
 import json
 import math
 import os
@@ -35,10 +32,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .data import Scaling
 from .evaluation.out_of_distribution import latent_norm, norm_of_prior, sample_means
+from .figures import image_figure, panels_of, subplots
 from .grids import LogSNR
 from .likelihood.diagnostics import Calibration, RoundTrip
 from .model import Model
@@ -46,8 +45,6 @@ from .processes import SDE
 from .solvers import Heun, Solver
 from .trace import ExactTrace
 from .training import Report
-
-DPI = 120
 
 
 def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
@@ -64,32 +61,46 @@ def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
     """
     x = x.detach().cpu()
     if x.ndim == 4:
-        return _image_figure(_enlarged_grid(x, scaling))
+        return image_figure(_enlarged_grid(x, scaling))
     if x.ndim == 2 and x.shape[1] == 2:
-        figure, axes = _figure()
+        figure, axes = subplots()
         axes.scatter(*x.numpy().T, s=3, alpha=0.5, linewidths=0)
         axes.set_aspect("equal")
         return figure
     shown = [signal.reshape(-1, signal.shape[-1]).T for signal in x[:n]]
-    figure, _ = _panels([(range(len(signal)), signal) for signal in shown], math.ceil(math.sqrt(len(shown))))
+    figure, _ = panels_of([(range(len(signal)), signal) for signal in shown], math.ceil(math.sqrt(len(shown))))
     figure.supxlabel("dimension")
     if len(x) > n:
         figure.suptitle(f"the first {n} of {len(x)}", fontsize=10)
     return figure
 
 
-def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling | None = None) -> None:
+def save_samples(
+    path: str | os.PathLike[str],
+    x: Tensor,
+    scaling: Scaling | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    model: Model | None = None,
+) -> None:
     """Writes :func:`samples` as a PNG; images in whole pixels.
 
     Args:
         path: the file.
         x: as in :func:`samples`.
         scaling: as in :func:`samples`.
+        settings: the settings of the samples, which the file then contains (:mod:`sde.evaluation.outputs`).
+        model: the model of the samples; if it is one of the plane, its :func:`density` is below them.
     """
+    text = _png_text(path, settings)
     if x.ndim == 4:
-        _enlarged_grid(x, scaling).save(path)
+        info = PngInfo()
+        for name, value in text.items():
+            info.add_text(name, value)
+        _enlarged_grid(x, scaling).save(path, pnginfo=info)
     else:
-        samples(x, scaling).savefig(path)
+        figure = samples(x, scaling) if model is None or not _plane(model) else density(model, x)
+        figure.savefig(path, metadata=text)
 
 
 def density(model: Model, points: Tensor | None = None, *, size: int = 60, solver: Solver | None = None) -> Any:
@@ -118,22 +129,13 @@ def density(model: Model, points: Tensor | None = None, *, size: int = 60, solve
     flow: dict[str, Any] = {"solver": solver or Heun(20, grid=LogSNR()), "trace": ExactTrace()}
     conditions = [None] if model.classes is None else [{"label": torch.tensor(k)} for k in range(model.classes)]
     nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
-    figure, axes = _figure()
+    figure, axes = subplots()
     columns, rows = (e.numpy() for e in edges)
     mesh = axes.pcolormesh(columns, rows, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")
     axes.scatter(*points.numpy().T, s=2, alpha=0.5, linewidths=0, color="black")
     axes.set(xlim=columns[[0, -1]], ylim=rows[[0, -1]], aspect="equal")
     figure.colorbar(mesh, ax=axes, label="density")
     return figure
-
-
-def save_density(path: str | os.PathLike[str], model: Model, points: Tensor) -> list[Path]:
-    """Writes :func:`density` as NAME-density.png beside NAME.png and returns the file; none unless of the plane."""
-    if not _plane(model):
-        return []
-    file = Path(path).with_name(f"{Path(path).stem}-density.png")
-    density(model, points).savefig(file)
-    return [file]
 
 
 def _plane(model: Model) -> bool:
@@ -189,18 +191,18 @@ def trajectory(
     t = np.array([time for time, _ in points])
     states = torch.stack([x if scaling is None else scaling.to_data(x) for _, x in points], 1)  # (B, times, *)
     if states.ndim == 5:
-        return _image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
+        return image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
     if states.ndim == 4:
         signals = [(range(states.shape[-1]), x.T) for x in states.flatten(0, 1)]
-        figure, panels = _panels(signals, len(t))
+        figure, panels = panels_of(signals, len(t))
         for axes, time in zip(panels[-len(t) :], t):
             axes.set_xlabel(f"t = {time:.2g}")
         return figure
     if states.shape[2] != 2:
-        figure, _ = _panels([(t, x) for x in states], math.ceil(math.sqrt(len(states))))
+        figure, _ = panels_of([(t, x) for x in states], math.ceil(math.sqrt(len(states))))
         figure.supxlabel("t")
         return figure
-    figure, axes = _figure()
+    figure, axes = subplots()
     axes.plot(*states.permute(2, 1, 0).numpy(), linewidth=0.8, alpha=0.6)
     axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
     axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
@@ -238,7 +240,7 @@ def save_losses(path: str | os.PathLike[str], metrics: str | os.PathLike[str]) -
 
 
 def _loss_figure(training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> Any:
-    figure, axes = _figure()
+    figure, axes = subplots()
     for points, label, style in ((training, "training", "-"), (validation, "validation (EMA)", "o-")):
         if points:
             axes.plot(*zip(*points), style, label=label, linewidth=1.0, markersize=3)
@@ -259,7 +261,7 @@ def bits_histogram(sets: Mapping[str, NDArray[np.float64]]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axes = _figure()
+    figure, axes = subplots()
     every = np.concatenate(list(sets.values()))
     edges = np.histogram_bin_edges(every, bins=min(60, max(5, round(math.sqrt(len(every))))))
     for i, (name, bits) in enumerate(sets.items()):
@@ -281,7 +283,7 @@ def typicality(sets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]
     Returns:
         The matplotlib figure.
     """
-    figure, axes = _figure()
+    figure, axes = subplots()
     axes.axvspan(mean - 2.0 * std, mean + 2.0 * std, color="0.85", label="prior, mean and 2 standard deviations")
     axes.axvline(mean, color="0.4", linewidth=1.0)
     for name, (norms, nats) in sets.items():
@@ -329,7 +331,7 @@ def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, (left, right) = _figure((10.0, 4.0), ncols=2)
+    figure, (left, right) = subplots((10.0, 4.0), ncols=2)
     snr = [c.log_snr for c in times]
     errors = [2.0 * c.standard_error for c in times]
     left.errorbar(snr, [c.measured for c in times], yerr=errors, fmt="o-", markersize=3, label="measured")
@@ -341,9 +343,21 @@ def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
     return figure
 
 
-def save_diagnostics(path: str | os.PathLike[str], trip: RoundTrip, times: Sequence[Calibration]) -> None:
-    """Writes :func:`diagnostics` as a PNG."""
-    diagnostics(trip, times).savefig(path)
+def save_diagnostics(
+    path: str | os.PathLike[str],
+    trip: RoundTrip,
+    times: Sequence[Calibration],
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes :func:`diagnostics` as a PNG, with settings as in :func:`save_samples`."""
+    diagnostics(trip, times).savefig(path, metadata=_png_text(path, settings))
+
+
+def _png_text(path: str | os.PathLike[str], settings: Mapping[str, Any] | None) -> dict[str, str]:
+    """The settings as the text of a PNG; other formats have no place for them."""
+    png = settings is not None and Path(path).suffix == ".png"
+    return {"settings": json.dumps(settings, sort_keys=True)} if png else {}
 
 
 def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = None) -> Image.Image:
@@ -351,53 +365,3 @@ def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = Non
     image = image_grid(x, None if scaling is None else scaling.levels, columns)
     factor = max(1, 512 // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def _image_figure(image: Image.Image, times: Sequence[str] = ()) -> Any:
-    """A figure of the size of an image in pixels, and, with times, a line higher: one below each column."""
-    width, height, margin = image.width, image.height, 40 if times else 0
-    figure = _figure_class()(figsize=(width / DPI, (height + margin) / DPI), dpi=DPI)
-    axes = figure.add_axes((0.0, margin / (height + margin), 1.0, height / (height + margin)))
-    axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest", aspect="auto")
-    axes.set(xticks=[], yticks=[], frame_on=False)
-    for i, time in enumerate(times):
-        figure.text((i + 0.5) / len(times), 0.3 * margin / (height + margin), time, ha="center", fontsize=8)
-    return figure
-
-
-def _figure(size: tuple[float, float] = (6.4, 4.0), **panels: Any) -> tuple[Any, Any]:
-    """A figure of a size in inches, and its axes: one, or those of `Figure.subplots`."""
-    figure = _figure_class()(figsize=size, dpi=DPI, layout="constrained")
-    return figure, figure.subplots(**panels)
-
-
-def _panels(curves: Sequence[tuple[Any, Tensor]], columns: int) -> tuple[Any, list[Any]]:
-    """A figure with a panel for each entry of `curves`, row by row, on common axes, and its panels.
-
-    An entry is (x, y) with x of shape (L,) and y of shape (L, C): C lines, in colours that are those of all panels.
-    """
-    rows = math.ceil(len(curves) / columns)
-    size = max(4.0, 1.4 * columns + 0.6), max(3.0, 1.1 * rows + 0.6)
-    figure, grid = _figure(size, nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(curves) :]:
-        axes.set_axis_off()
-    panels = list(grid.flat[: len(curves)])
-    for axes, (x, y) in zip(panels, curves):
-        axes.plot(x, y.numpy(), linewidth=0.8, marker="." if len(y) == 1 else "")
-        axes.tick_params(labelsize=6)
-    return figure, panels
-
-
-@functools.cache
-def _figure_class() -> Any:
-    from matplotlib.figure import Figure
-
-    class ShownFigure(Figure):
-        """A figure that a notebook shows without pyplot: IPython asks an object for its `_repr_png_`."""
-
-        def _repr_png_(self) -> bytes:
-            buffer = io.BytesIO()
-            self.savefig(buffer, format="png")
-            return buffer.getvalue()
-
-    return ShownFigure

@@ -87,7 +87,7 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     """Sampling writes a picture and values; scoring an HDF5 file that a larger n continues row for row."""
     sampled = here(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
     assert (sampled.code, sampled.err) == (0, "")
-    png = run / "samples" / "step_00000004-Heun-seed3.png"
+    png = run / "samples" / "step_00000004-Heun-seed3-n_5-solver.steps_2.png"
     assert (
         sampled.out.splitlines()[-1] == f"drew 5 samples of shape (1, 8, 8); wrote {png} and {png.with_suffix('.npz')}"
     )
@@ -140,6 +140,33 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
         found = resumed["bits_per_dim"][:][resumed["repeat"][:] == 1]
         np.testing.assert_allclose(found, bits.numpy(), rtol=1e-4)
     assert not [p for p in h5.parent.iterdir() if p != h5 and p.suffix != ".png"]
+
+
+def test_no_samples_are_written_over_by_a_command_with_other_settings(run: Path) -> None:
+    """Default names tell what differs, and with `out=` what stands is kept; the same command gives the same files."""
+    command = ["ckpt=run", *CHEAP, "n=2"]
+    for name in ([], ["out=a.png"]):
+        assert here(run.parent, "sample", *command, *name).code == 0
+    before = files(run.parent)
+    for name in ([], ["out=a.png"]):
+        assert here(run.parent, "sample", *command, *name).code == 0
+    assert files(run.parent) == before
+    Image.new("L", (2, 2)).save(run.parent / "photo.png")
+    with np.load(run.parent / "a.npz") as archive:
+        assert json.loads(str(archive["settings"]))["n"] == 2
+    before = files(run.parent)
+    for key, word in {"n=3": "n was 2", "first=1": "first was 0", "ema=null": "ema was 'default'"}.items():
+        assert here(run.parent, "sample", *command, key).code == 0
+        refused(here(run.parent, "sample", *command, key, "out=a.png"), "a.png", word, "out=", "overwrite=true")
+    assert here(run.parent, "sample", "-m", *command, "solver.steps=3,4").code == 0
+    refused(here(run.parent, "sample", *command, "out=photo.png"), "photo.png", "settings")
+    after = files(run.parent)
+    assert {name: after[name] for name in before} == before
+    new = [name for name in after.keys() - before.keys() if name.startswith("run/samples/")]
+    assert len(new) == 2 * 5
+    assert len({after[name] for name in new}) == 2 * 5
+    assert here(run.parent, "sample", *command, "first=1", "out=a.png", "overwrite=true").code == 0
+    assert files(run.parent)["a.npz"] != before["a.npz"]
 
 
 SAME = ["sde=vp", *TINY, *PREVIEW, "save_every=2", "data.holdout=9", "validate_every=2"]
@@ -215,10 +242,12 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     small = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
     result = here(tmp_path, "train", *small, *PREVIEW, "steps=2", "log_every=1", "batch_size=8", "run_dir=run")
     assert result.code == 0, result.err
-    pictures = ["step_00000002-density.png", "step_00000002.png"]
-    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == pictures
     sampled = here(tmp_path, "sample", "ckpt=run", *CHEAP, "n=4", "out=a.png")
-    assert sampled.out.splitlines()[-1].endswith("; wrote a.png, a-density.png and a.npz")
+    assert sampled.code == 0, sampled.err
+    for picture in ("run/samples/step_00000002.png", "a.png"):
+        with Image.open(tmp_path / picture) as image:
+            blue = np.asarray(image.convert("RGB")).astype(int)
+        assert ((blue[..., 2] - blue[..., 0]) > 100).any()  # the density, and not the points alone, which are black
     scored = here(tmp_path, "likelihood", "ckpt=run", *SCORE, "trace=exact", "out=a.h5")
     assert scored.code == 0, scored.err
     assert "moons test: " in scored.out
