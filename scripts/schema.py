@@ -190,7 +190,16 @@ class Preview(Keys):
     """`preview` of `train.py`."""
 
     n: Whole
+    seed: Seed
     solver: Solver
+
+
+class Demo(Keys):
+    """`demo.py`."""
+
+    run_dir: str
+    samples: str
+    components: Count
 
 
 class Train(Keys):
@@ -223,6 +232,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,
+    "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
     "likelihood": Likelihood,

@@ -54,6 +54,7 @@ def test_these_are_the_configs() -> None:
         "bounds",
         "compare",
         "convert",
+        "demo",
         "dequantiser_training",
         "diagnose",
         "likelihood",
@@ -224,3 +225,26 @@ def test_every_key_is_explained_in_the_help(top: str) -> None:
     by_group = {g for g in GROUPS if re.search(rf"^  - {g}(@\S+)?:", text, re.MULTILINE)}
     assert keys - explained - by_group == set()
     assert explained <= keys | by_group
+
+
+# Where a group is part of an option of another, that option.
+WITHIN = {
+    "grid@solver.grid": "solver=heun",
+    "grid@chain.grid": "solver@chain=ancestral",
+    "solver@solver.predictor": "solver=predictor_corrector",
+    "solver@density.solver": "density=flow",
+    "grid@density.solver.grid": "density=flow",
+    "trace@density.trace": "density=flow",
+}
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_the_help_lists_the_groups_that_a_script_takes_and_no_other(top: str) -> None:
+    text = (CONFIGS / f"{top}.yaml").read_text()
+    lists = re.findall(r"\$\{options:([^}]*)\}", text)
+    listed = lists[0].split(",") if lists else []
+    choices = compose(top, return_hydra_config=True).hydra.runtime.choices
+    assert {key for key in choices if not key.startswith("hydra/")} <= {*listed}
+    for key in listed:
+        compose(top, [*([WITHIN[key]] if key in WITHIN else []), f"{key}={leaves(key.partition('@')[0])[0]}"])
+    assert "APP_CONFIG_GROUPS" not in text

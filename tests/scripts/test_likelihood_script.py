@@ -480,15 +480,10 @@ def test_diagnose(folder: Path) -> None:
 
 
 def test_the_jobs_of_a_sweep_have_files_of_their_own(folder: Path) -> None:
-    """And the rows of single jobs."""
     job = ["ckpt=run", "device=cpu", "solver=heun", "budget=0", "n=2"]
     result = here(folder, "likelihood", "-m", *job, "solver.steps=2,3")
     assert (result.code, result.err) == (0, "")
-    for steps in (2, 3):
-        path = folder / "run" / "likelihood" / f"test-solver_heun-solver.steps_{steps}.h5"
-        single = here(folder, "likelihood", *job, f"solver.steps={steps}", f"out={steps}.h5")
-        assert (single.code, single.err) == (0, "")
-        one, other = (read(file).columns for file in (path, folder / f"{steps}.h5"))
-        for name, values in other.items():
-            np.testing.assert_array_equal(one[name], values, err_msg=name)
-    assert len(list(path.parent.glob("*.h5"))) == 2
+    paths = {f"test-solver_heun-solver.steps_{steps}.h5": steps for steps in (2, 3)}
+    assert {path.name for path in (folder / "run" / "likelihood").glob("*.h5")} == paths.keys()
+    for name, steps in paths.items():
+        assert read(folder / "run" / "likelihood" / name).columns["nfe"].tolist() == [2 * steps] * 2

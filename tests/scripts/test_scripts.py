@@ -148,8 +148,7 @@ def test_no_samples_are_written_over_by_a_command_with_other_settings(run: Path)
     for name in ([], ["out=a.png"]):
         assert here(run.parent, "sample", *command, *name).code == 0
     before = files(run.parent)
-    for name in ([], ["out=a.png"]):
-        assert here(run.parent, "sample", *command, *name).code == 0
+    assert here(run.parent, "sample", *command, "out=a.png").code == 0
     assert files(run.parent) == before
     Image.new("L", (2, 2)).save(run.parent / "photo.png")
     with np.load(run.parent / "a.npz") as archive:
@@ -176,11 +175,12 @@ def test_the_same_command_again_has_nothing_to_do_and_more_steps_go_on(run: Path
     before = files(run)
     again = here(run.parent, "train", *SAME, "steps=4", "run_dir=run")
     assert again.code == 0, again.err
-    assert again.out.splitlines()[-1].startswith("trained to step 4; wrote run/checkpoints/step_00000004.pt")
-    after = files(run)
-    assert after.keys() == before.keys()
-    for name in ("config.yaml", "metrics.jsonl"):
-        assert after[name] == before[name]
+    (line,) = again.out.splitlines()
+    assert line.startswith("already at step 4, nothing to do; run/checkpoints/step_00000004.pt")
+    assert files(run) == before
+    (run / "samples" / "step_00000004.png").unlink()  # as after a kill before the preview
+    assert here(run.parent, "train", *SAME, "steps=3", "run_dir=run").out.startswith("already at step 4, ")
+    assert files(run) == before | {"config.yaml": files(run)["config.yaml"]}
     more = here(run.parent, "train", *SAME, "steps=6", "run_dir=run")
     assert more.code == 0, more.err
     assert more.out.splitlines()[-1].startswith("trained to step 6;")
@@ -211,9 +211,22 @@ def tensors(tree: object) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
+def test_a_log_has_a_line_for_each_line_of_the_metrics_and_the_last_loss(trained: tuple[Path, Result]) -> None:
+    folder, result = trained
+    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = result.out.splitlines()
+    assert len(lines) == len(metrics) + 1
+    for line, row in zip(lines, metrics):
+        assert line.startswith(f"{row['step']} of 4 steps, ")
+        assert f"loss={row['loss']:.4f}" in line
+        assert "valid_loss" not in row or line.endswith(f"valid_loss={row['valid_loss']:.4f}")
+    assert lines[-1].endswith(f"last loss {metrics[-1]['loss']:.4f}")
+
+
 def test_a_run_too_short_for_a_line_of_metrics(tmp_path: Path) -> None:
     result = here(tmp_path, "train", *TINY, "log_every=50", "steps=1", "preview.n=0", "run_dir=run")
     assert result.code == 0, result.err
+    assert re.search(r"last loss \d+\.\d+$", result.out.strip())
     assert (tmp_path / "run" / "checkpoints" / "step_00000001.pt").exists()
 
 
@@ -228,6 +241,12 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     small = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
     result = here(tmp_path, "train", *small, *PREVIEW, "steps=2", "log_every=1", "batch_size=8", "run_dir=run")
     assert result.code == 0, result.err
+    sampled = here(tmp_path, "sample", "ckpt=run", *CHEAP, "n=4", "out=a.png")
+    assert sampled.code == 0, sampled.err
+    for picture in ("run/samples/step_00000002.png", "a.png"):
+        with Image.open(tmp_path / picture) as image:
+            blue = np.asarray(image.convert("RGB")).astype(int)
+        assert ((blue[..., 2] - blue[..., 0]) > 100).any()  # the density, and not the points alone, which are black
     scored = here(tmp_path, "likelihood", "ckpt=run", *SCORE, "trace=exact", "out=a.h5")
     assert scored.code == 0, scored.err
     assert "moons test: " in scored.out
@@ -402,6 +421,7 @@ def test_a_config_file_that_is_no_config(run: Path) -> None:
 def test_a_loss_that_is_not_finite(run: Path) -> None:
     """A learning rate beyond reason stops with the number of the step; what was saved before stays."""
     arguments = [*SAME, "optimizer.lr=1e30", "warmup=0", "save_every=1", "preview.n=0", "run_dir=wild", "steps=9"]
+    arguments.append("log_every=9")
     result = here(run.parent, "train", *arguments)
     assert result.code != 0
     refused(result, "step ", "loss")
@@ -419,6 +439,10 @@ def test_help(tmp_path: Path) -> None:
         assert (result.code, result.err) == (0, "")
         for word in words:
             assert word in result.out
+        lists = result.out.partition("\nGroups")[2].partition("\nKeys")[0]
+        groups = re.findall(r"^  ([a-z_]+)", lists, re.MULTILINE)
+        assert ("objective" in groups) == (script == "train")
+        assert "solver" in groups
     assert list(tmp_path.iterdir()) == []
 
 
