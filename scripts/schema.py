@@ -144,6 +144,7 @@ class Sample(Job):
     denoise: bool
     pilot: Count | None
     out: Picture | None
+    overwrite: bool
 
 
 class Compare(Job):
