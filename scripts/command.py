@@ -107,7 +107,7 @@ def _errors_of_composition(name: str, faults: Sequence[Exception]) -> Iterator[N
 
 def in_sweep() -> bool:
     """Whether this is one of the jobs of `-m`."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def variant(*without: str) -> str:
@@ -118,7 +118,8 @@ def variant(*without: str) -> str:
     Args:
         without: keys that are left out; one that ends in a dot stands for all keys below it.
     """
-    keys = {(text := item.lstrip("+~")).partition("=")[0]: text for item in HydraConfig.get().overrides.task}
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = {(text := word.lstrip("+~")).partition("=")[0]: text for word in words}
     below = tuple(key for key in without if key.endswith("."))
     kept = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
     name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in kept)

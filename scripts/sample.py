@@ -24,8 +24,6 @@ TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 @command("sample")
 def main(config: dict[str, Any]) -> None:
     path, n, first = resolve(config["ckpt"]), config["n"], config["first"]
-    if n < 1 or config["batch_size"] < 1:
-        raise ValueError(f"expected n >= 1 and batch_size >= 1, got n={n}, batch_size={config['batch_size']}")
     solver = build(config["solver"], trust=config["trust"])
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
     if config["pilot"]:
