@@ -389,15 +389,7 @@ def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
-    """Refuses the settings of an adaptive method with which no step could be accepted.
-
-    Args:
-        name: the solver's name, for the message.
-        rtol: the relative tolerance.
-        atol: the absolute tolerance.
-        max_steps: the largest number of steps.
-        on_failure: what happens to a sample that fails.
-    """
+    """Refuses settings of the adaptive method `name` with which no step could be accepted."""
     if not (rtol > 0.0 and atol > 0.0):
         raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
     if max_steps < 1:
