@@ -260,7 +260,7 @@ def _prepared(
         if name not in batch.condition:
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
-    x0 = to_model(batch, scaling, noise, torch.promote_types(reference.dtype, torch.float32))
+    x0 = to_model(batch, scaling, noise, reference.dtype)
     return x0.to(reference.device), {name: batch.condition[name].to(reference.device) for name in names}
 
 
