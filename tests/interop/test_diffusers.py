@@ -381,8 +381,8 @@ def test_the_chain_is_the_same(hf: ModuleType, pipeline: Path, tmp_path: Path, n
 
 def test_schedulers_of_the_same_chain(hf: ModuleType, pipeline: Path) -> None:
     """Each as it is after from_config of another, with settings that it does not read in its file."""
-    t = torch.arange(1, 501, dtype=torch.float64) / 500
-    first = hf.DDPMScheduler(num_train_timesteps=500, beta_end=0.03, thresholding=True)
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    first = hf.DDPMScheduler(num_train_timesteps=100, beta_end=0.03, thresholding=True)
     for name in importer._CHAINS:
         if name == "DPMSolverSDEScheduler":
             continue  # it needs another package
@@ -398,7 +398,7 @@ def test_schedulers_of_the_same_chain(hf: ModuleType, pipeline: Path) -> None:
         assert type(model.denoiser) is expected, name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exponential = hf.HeunDiscreteScheduler(num_train_timesteps=500, beta_schedule="exp")
+        exponential = hf.HeunDiscreteScheduler(num_train_timesteps=100, beta_schedule="exp")
     settings = {**exponential.config, "_class_name": "HeunDiscreteScheduler"}
     process = from_checkpoint(read(pipeline, settings=settings)).process
     alphas_bar = exponential.alphas_cumprod.double()
