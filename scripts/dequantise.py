@@ -16,12 +16,10 @@ from sde.evaluation.dequantiser_training import Gain, bits, fit
 from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 from sde.instantiate import build
 from sde.sampling import state_like
-from sde.shapes import check_count
 
 
 @command("dequantiser_training")
 def main(config: dict[str, Any]) -> None:
-    check_count("training", "steps", config["steps"])
     setup = JobSetup.load(config, swept(*IRRELEVANT_KEYS))
     model, data, density = setup.model, setup.data, setup.build("density")
     out = Path(config["out"] or setup.directory / f"dequantiser{setup.variant}.pt")

@@ -360,11 +360,8 @@ def test_bad_data_is_refused_before_anything_is_done(folder: Path) -> None:
         (["ckpt=run", "ood=high.npz", "ood_array=y"], ["'y'"]),
         (["ckpt=run", "ood=gone.npz"], ["gone.npz"]),
         (["ckpt=plane", "ood=wide.npz"], ["(B, 2), got (9, 3)"]),
-        (["ckpt=run", "n=many"], ["n='many'"]),
         (["ckpt=run", "atol=1"], ["atol=1", "Heun"]),
-        (["ckpt=run", "atol=small"], ["'small'"]),
         (["ckpt=plane", "dequantise=truncated_normal"], ["continuous"]),
-        (["ckpt=run", "pilot=0.5"], ["pilot=0.5"]),
     ):
         refused(here(folder, "likelihood", *CHEAP, *keys), *words)
     refused(here(folder, "likelihood", "ckpt=run", "device=cpu", "pilot=4"), "fixed steps", "RungeKutta")
@@ -480,20 +477,13 @@ def test_diagnose(folder: Path) -> None:
     assert here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=3").code == 0
     refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=7", "times=3"), path.name, "n was 8 and is now 7")
     assert files(folder) == before
-    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=1", "out=new.png"), "times=1")
-    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=0"), "n=0")
 
 
 def test_the_jobs_of_a_sweep_have_files_of_their_own(folder: Path) -> None:
-    """And the rows of single jobs."""
     job = ["ckpt=run", "device=cpu", "solver=heun", "budget=0", "n=2"]
     result = here(folder, "likelihood", "-m", *job, "solver.steps=2,3")
     assert (result.code, result.err) == (0, "")
-    for steps in (2, 3):
-        path = folder / "run" / "likelihood" / f"test-solver_heun-solver.steps_{steps}.h5"
-        single = here(folder, "likelihood", *job, f"solver.steps={steps}", f"out={steps}.h5")
-        assert (single.code, single.err) == (0, "")
-        one, other = (read(file).columns for file in (path, folder / f"{steps}.h5"))
-        for name, values in other.items():
-            np.testing.assert_array_equal(one[name], values, err_msg=name)
-    assert len(list(path.parent.glob("*.h5"))) == 2
+    paths = {f"test-solver_heun-solver.steps_{steps}.h5": steps for steps in (2, 3)}
+    assert {path.name for path in (folder / "run" / "likelihood").glob("*.h5")} == paths.keys()
+    for name, steps in paths.items():
+        assert read(folder / "run" / "likelihood" / name).columns["nfe"].tolist() == [2 * steps] * 2
