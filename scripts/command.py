@@ -65,6 +65,13 @@ def show(states: Generator[Any, None, None], unit: str) -> None:
             bar.update(state.rows - bar.n)
 
 
+@contextlib.contextmanager
+def track(what: str) -> Iterator[Callable[[float], object]]:
+    """A function that shows the fraction of one piece of work that is done, with a progress bar if it takes long."""
+    with tqdm(total=100, desc=what, unit="%", disable=None, dynamic_ncols=True, leave=False, delay=1.0) as bar:
+        yield lambda done: bar.update(round(100 * done) - bar.n)
+
+
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """The tree of plain values in a YAML file, or None if there is no file."""
     if not path.exists():

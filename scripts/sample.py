@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command import command, progress
+from command import command, progress, track
 
 import sde
 from sde.instantiate import build
@@ -25,7 +25,8 @@ def main(config: dict[str, Any]) -> None:
     solver = build(config["solver"], trust=config["trust"])
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
     if config["pilot"]:
-        solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
+        with track("pilot run") as done:
+            solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=done)
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
     batches = []
