@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from command import command, show, track
+from command import command, show, swept, track
 
 from sde.evaluation import JobSetup, budget_report, forecast, likelihood_jobs, report, waiting
+from sde.evaluation.job_setup import RESUMABLE_KEYS
 from sde.plots import save_likelihoods
 
 
 @command("likelihood")
 def main(config: dict[str, Any]) -> None:
-    setup = JobSetup.load(config)
+    setup = JobSetup.load(config, swept("split", *RESUMABLE_KEYS, "budget", "dry_run"))
     with track("pilot run") as progress:
         jobs = likelihood_jobs(setup, progress=progress)
     for remark in setup.remarks():
@@ -29,7 +30,7 @@ def main(config: dict[str, Any]) -> None:
         print(text)
         return
     tables = {job.name: job.table() for job in jobs}
-    save_likelihoods(jobs[0].path, setup.model.process, math.prod(setup.model.shape), tables)
+    save_likelihoods(jobs[-1].path, setup.model.process, math.prod(setup.model.shape), tables)
     for line in report(jobs):
         print(line, flush=True)
     with track("error budget") as progress:

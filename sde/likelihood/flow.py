@@ -28,7 +28,7 @@ from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
 from ..sampling import evaluating
-from ..shapes import event_dims
+from ..shapes import event_dims, working
 from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -152,6 +152,7 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
+        x = working(x)
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
         conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
@@ -188,7 +189,8 @@ def log_prob(
 
     Args:
         denoiser: the model; it is run in evaluation mode.
-        x: data in the model's range, with shape (B, \*). The computation runs in its dtype.
+        x: data in the model's range, with shape (B, \*). The computation runs in its dtype, float32 at
+            least.
         solver: a deterministic solver; :func:`default_solver` by default.
         trace: how to compute the divergence; one Rademacher probe by default.
         seed: the seed of the probes.

@@ -46,7 +46,7 @@ from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..shapes import check_count
+from ..shapes import check_count, working
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Progress:
 class Run(ABC):
     """A solver bound to a dynamics and an interval of time."""
 
+    @property
+    def steps(self) -> int | None:
+        """The number of steps, if it is known before the first one."""
+        return None
+
     @abstractmethod
     def init(self, x: State, noise: StepNoise | None) -> Progress:
         """The progress before the first step, from the state `x`."""
@@ -84,16 +89,23 @@ class Run(ABC):
         """Whether every sample has arrived."""
 
     def trajectory(self, x: State, noise: StepNoise | None = None) -> Iterator[tuple[Tensor, State]]:
-        """Yields (t, x) before the first step and after every step, with t of shape (B,)."""
-        progress = self.init(x, noise)
-        yield progress.t, progress.x
+        """Yields (t, x) before the first step and after every step, with t of shape (B,).
+
+        The state is in float32 at least, and is rounded to the dtypes of `x` where it is yielded.
+        """
+        progress = self.init(tuple(working(entry) for entry in x), noise)
+        yield progress.t, _rounded(progress.x, x)
         while not self.finished(progress):
             progress = self.step(progress)
-            yield progress.t, progress.x
+            yield progress.t, _rounded(progress.x, x)
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
         return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
+
+
+def _rounded(state: State, x: State) -> State:
+    return tuple(entry.to(original.dtype) for entry, original in zip(state, x))
 
 
 class Solver(ABC):
@@ -309,6 +321,10 @@ class FixedRun(Run):
     times: Tensor
     advance: Step
 
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
     def init(self, x: State, noise: StepNoise | None) -> Progress:
         return Progress(self.times[0].expand(len(x[0])), x, 0, None, noise)
 
@@ -318,7 +334,7 @@ class FixedRun(Run):
         return Progress(self.times[k].expand(len(x[0])), x, k, memory, progress.noise)
 
     def finished(self, progress: Progress) -> bool:
-        return progress.k == len(self.times) - 1
+        return progress.k == self.steps
 
 
 def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Step:
