@@ -16,6 +16,7 @@ __all__ = [
     "check_event",
     "event_dims",
     "expand",
+    "recordable",
     "sum_event",
     "working",
     "working_dtype",
@@ -58,6 +59,11 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def working(x: Tensor) -> Tensor:
     """`x` in its working dtype."""
     return x.to(working_dtype(x.dtype))
+
+
+def recordable(x: Tensor) -> Tensor:
+    """`x`, or a copy of it that autograd can record if it was made under `torch.inference_mode()`."""
+    return x.clone() if x.is_inference() else x
 
 
 def check_event(x: Tensor, shape: tuple[int, ...], owner: str = "this model") -> None:

@@ -49,7 +49,7 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..runtime import exact_float32
-from ..sampling import evaluating
+from ..sampling import evaluating, recording
 from ..shapes import check_count, event_dims, expand, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
@@ -104,12 +104,12 @@ def round_trip(
     """
     process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
     flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
-    with exact_float32(), torch.no_grad(), evaluating(denoiser):
+    with exact_float32(), recording(False), evaluating(denoiser):
         forward = log_prob(denoiser, x, solver=solver, **flow)
         backward = DensityFlow(denoiser, forward.latent, **flow)
         back, change = solver.bind(backward.dynamics, process.t_max, process.t_min)(backward.start)
-    error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
-    return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
+        error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
+        return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
 
 
 @dataclass(frozen=True)

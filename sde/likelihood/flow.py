@@ -23,8 +23,8 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
-from ..sampling import evaluating
-from ..shapes import event_dims, working
+from ..sampling import evaluating, recording
+from ..shapes import event_dims, recordable, working
 from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -79,6 +79,9 @@ class DensityFlow:
         condition: tensors of leading size B, or scalars.
         atol: the absolute tolerance of the log-density.
 
+    Raises:
+        ValueError: if the denoiser was made under inference mode.
+
     Attributes:
         dynamics: the flow with its probes.
         start: the state with x and a log-density of 0 for each estimate of the trace.
@@ -96,7 +99,12 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        x = working(x)
+        if any(tensor.is_inference() for tensor in (*denoiser.parameters(), *denoiser.buffers())):
+            raise ValueError(
+                "this denoiser was made under torch.inference_mode(), and no divergence can be computed through it: "
+                "make it outside of inference mode, or take a copy, copy.deepcopy(denoiser)"
+            )
+        x = recordable(working(x))
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
         conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
@@ -152,7 +160,7 @@ def log_prob(
     _check(x)
     process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
     check_tolerance(solver, atol)
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+    with recording(differentiable), evaluating(denoiser):
         flow = DensityFlow(denoiser, x, trace, seed=seed, index=index, condition=condition, atol=atol)
         run = solver.bind(flow.dynamics, process.t_min if t is None else t, process.t_max)
         latent, change = run(flow.start)

@@ -24,6 +24,7 @@ from ..model import Model
 from ..noise import Noise, Stream
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
+from ..shapes import recordable
 from ..storage.checkpoint import misfits
 from .batches import Batch, BatchSource, Iterated, to_model
 from .ema import EMA
@@ -259,7 +260,7 @@ def _prepared(
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
     x0 = to_model(batch, scaling, noise, reference.dtype)
-    return x0.to(reference.device), {name: batch.condition[name].to(reference.device) for name in names}
+    return x0.to(reference.device), {name: recordable(batch.condition[name].to(reference.device)) for name in names}
 
 
 def _draws(noise: Noise, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from ..dynamics import Reverse, Semilinear, State
 from ..grids import Explicit
 from ..likelihood.flow import DensityFlow
 from ..noise import Noise, Stream, repeat_key
-from ..sampling import evaluating, state_like
+from ..sampling import evaluating, recording, state_like
 from ..shapes import event_dims
 from ..solvers import GridSteps, RungeKutta
 from ..trace import Trace
@@ -76,7 +76,7 @@ def tune_grid(
             f"state, got {solver}"
         )
     process, deadline = denoiser.process, math.inf if seconds is None else time.monotonic() + seconds
-    with torch.no_grad(), evaluating(denoiser), _frozen(denoiser):
+    with recording(False), evaluating(denoiser), _frozen(denoiser):
         if data is None:
             assert shape is not None
             reference = state_like(denoiser)
