@@ -17,7 +17,7 @@ def main(config: dict[str, Any]) -> None:
     setup, seed = JobSetup.load(config), config["seed"]
     split, denoiser = setup.split(config["split"]), setup.model.denoiser
     scorer, plan = flow_scorer(setup, split), BatchPlan(len(split), config["n"])
-    index = torch.arange(plan.samples)
+    index = torch.arange(plan.samples, device="cpu")
     batch, condition = scorer.batch(index)
     samples: dict[str, Any] = {"index": index, "condition": condition}
     times = calibration(denoiser, batch.x, times=config["times"], seed=seed, **samples)

@@ -96,7 +96,7 @@ def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Ima
     n, c, h, w = grey.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    canvas = torch.zeros(c, rows * (h + 1) - 1, columns * (w + 1) - 1, dtype=torch.uint8)
+    canvas = torch.zeros(c, rows * (h + 1) - 1, columns * (w + 1) - 1, dtype=torch.uint8, device="cpu")
     for i, image in enumerate(grey):
         top, left = (i // columns) * (h + 1), (i % columns) * (w + 1)
         canvas[:, top : top + h, left : left + w] = image

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
 from .noise import Noise, NoiseSource, Stream
-from .shapes import recordable, working, working_dtype
+from .shapes import float64, recordable, working, working_dtype
 from .solvers import Arcsinh, Solver, UniPC
 
 
@@ -119,13 +119,13 @@ def sample(
             generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
             x = torch.cat([prior.sample(1, generator=generator) for generator in generators]).to(reference)
         else:
-            end = torch.tensor(process.t_max, dtype=torch.float64)
+            end = float64(process.t_max)
             z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
         step_noise = (keyed if noise is None else noise).batch(index, event, reference.dtype)
         _, (x,) = deque(run.trajectory((x,), step_noise), maxlen=1).pop()
         if denoise:
-            (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
+            (x,) = dynamics.predict(Prediction.X0, (x,), float64(process.t_min))
     return Samples(x.to(dtype), *conditioned.counts)
 
 

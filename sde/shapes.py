@@ -11,11 +11,13 @@ rounded once where a result in half precision is asked for.
 from __future__ import annotations
 
 __all__ = [
+    "as_tensor",
     "check_condition",
     "check_count",
     "check_event",
     "event_dims",
     "expand",
+    "float64",
     "recordable",
     "sum_event",
     "working",
@@ -24,7 +26,8 @@ __all__ = [
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +52,16 @@ def sum_event(x: Tensor) -> Tensor:
 def event_dims(x: Tensor) -> int:
     """The number of dimensions D of one sample of `x` (B, *)."""
     return math.prod(x.shape[1:])
+
+
+def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of numbers or of an array, on the CPU whatever torch's default device; a tensor stays on its own."""
+    return torch.as_tensor(value, dtype=dtype, device=value.device if isinstance(value, Tensor) else "cpu")
+
+
+def float64(value: Tensor | float | Sequence[float]) -> Tensor:
+    """Times, and numbers that depend on time alone, as a tensor for computations in float64."""
+    return as_tensor(value, torch.float64)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

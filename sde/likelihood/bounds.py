@@ -43,7 +43,7 @@ from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
 from ..sampling import evaluating, recording, state_like
-from ..shapes import check_count, event_dims, expand, recordable, sum_event, working
+from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
 from .decoder import log_decoder
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
@@ -120,8 +120,8 @@ def continuous_bound(
     x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
     index, nfe, noise = sample_index(x0, index), x0.new_zeros(len(x0), dtype=torch.int64), Noise(seed)
     conditioned = Conditioned(denoiser, condition, nfe)
-    low = torch.tensor(process.t_min, dtype=torch.float64)
-    width = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
+    low = float64(process.t_min)
+    width = process.sigma(low) / process.alpha(low) if std is None else float64(std)
     with torch.no_grad(), evaluating(denoiser):
         prior = -prior_divergence(process, x0, process.t_max)
         rows = []
@@ -187,7 +187,7 @@ def density_bound(
         x, index = recordable(working(x)), sample_index(x, index)
         nfe = torch.zeros_like(index)
         conditioned = Conditioned(denoiser, condition, nfe)
-        low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
+        low, high = (float64(t) for t in (process.t_min, process.t_max))
         log_alpha, var = process.transition(low, high)
         mean = expand(log_alpha.exp(), x) * x
         ends = []
@@ -233,7 +233,7 @@ def assemble(
 
 def prior_divergence(process: SDE, x0: Tensor, t: float) -> Tensor:
     r""":math:`\mathrm{KL}(q(x_t|x_0) \,\|\, \pi)` in nats, float64 with shape (B,); both are Gaussian."""
-    end = torch.tensor(t, dtype=torch.float64)
+    end = float64(t)
     alpha, var, v = process.alpha(end).item(), process.var(end).item(), process.prior_var(end).item()
     ratio = var / v
     return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))

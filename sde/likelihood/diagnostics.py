@@ -50,7 +50,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..runtime import exact_float32
 from ..sampling import evaluating, recording
-from ..shapes import check_count, event_dims, expand, sum_event, working
+from ..shapes import check_count, event_dims, expand, float64, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
 from .bounds import normal_like
@@ -173,9 +173,9 @@ def calibration(
     if len(x0) == 0:
         raise ValueError("calibration needs at least one sample, got 0 samples")
     process, x0 = denoiser.process, working(x0)
-    ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    ends = float64([process.t_min, process.t_max])
     high, low = process.log_snr(ends).tolist()
-    inner = process.time(torch.linspace(high, low, times, dtype=torch.float64)[1:-1])
+    inner = process.time(torch.linspace(high, low, times, dtype=torch.float64, device="cpu")[1:-1])
     index = sample_index(x0, index)
     conditioned = Conditioned(denoiser, condition, torch.zeros(len(x0), dtype=torch.int64, device=x0.device))
 

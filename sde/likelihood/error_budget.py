@@ -45,7 +45,7 @@ from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
 from ..noise import sample_index
 from ..processes import SDE
-from ..shapes import check_count, event_dims, sum_event
+from ..shapes import check_count, event_dims, float64, sum_event
 from ..solvers import RungeKutta, Solver
 from ..trace import Trace
 from .flow import DensityFlow, LogProb, default_solver, log_prob
@@ -184,7 +184,7 @@ def error_budget(
     y = x[rows].detach().double()
     fine = log_prob(denoiser, y, **again).nats
     # The finer solution is one of the states: the weight of a result in data units is not part of it.
-    nats, weight = result.nats.detach().double(), torch.as_tensor(result.log_weight).detach().double().to(x.device)
+    nats, weight = result.nats.detach().double(), float64(result.log_weight).detach().to(x.device)
     draws = None if repeats is None else repeats.detach().double()
     return ErrorBudget(
         probes=half_width(result.standard_error.double(), estimates),
@@ -261,7 +261,7 @@ def _prior_mismatch(process: SDE, x: Tensor) -> float:
 def _truncation(denoiser: Denoiser, x: Tensor, nats: Tensor, again: Mapping[str, Any]) -> Tensor:
     """The change of the log-density of the data when `t_min` is tripled, with shape (n,)."""
     process = denoiser.process
-    times = torch.tensor([process.t_min, 3.0 * process.t_min], dtype=torch.float64)
+    times = float64([process.t_min, 3.0 * process.t_min])
     log_a = process.log_alpha(times).diff().item()
     later = log_prob(denoiser, math.exp(log_a) * x, t=times[1].item(), **again).nats
     return later + event_dims(x) * log_a - nats

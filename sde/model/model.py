@@ -160,7 +160,7 @@ class Model:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
         named = dict(condition or {})
         if self.classes is not None:
-            named.setdefault("label", torch.arange(first, first + n) % self.classes)
+            named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
         device = state_like(self.denoiser).device
         return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
 

@@ -145,7 +145,9 @@ class Training:
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * warm
-        self.optimizer.step()
+        # The optimiser keeps its counters on torch's default device.
+        with torch.device("cpu"):
+            self.optimizer.step()
         for average in self.ema.values():
             average.update(self.denoiser, step)
         self.step = step

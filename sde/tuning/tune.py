@@ -18,7 +18,7 @@ from ..grids import Explicit
 from ..likelihood.flow import DensityFlow
 from ..noise import Noise, Stream, repeat_key
 from ..sampling import evaluating, recording, state_like
-from ..shapes import event_dims
+from ..shapes import event_dims, float64
 from ..solvers import GridSteps, RungeKutta
 from ..trace import Trace
 from .gradient import Gradient
@@ -82,7 +82,7 @@ def tune_grid(
             reference = state_like(denoiser)
             index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
             z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
-            end = torch.tensor(process.t_max, dtype=torch.float64)
+            end = float64(process.t_max)
             begin: State = (process.prior_var(end).sqrt().item() * z,)
             dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
             start, stop = process.t_max, process.t_min
