@@ -20,6 +20,7 @@ PACKAGE = ROOT / "sde"
 ROOMS = [
     "version",
     "shapes",
+    "annotations",
     "noise",
     "brownian",
     "runtime",
@@ -44,6 +45,7 @@ ROOMS = [
     "training",
     "evaluation",
     "comparison",
+    "figures",
     "plots",
 ]
 

@@ -123,7 +123,7 @@ def continuous_bound(
     low = float64(process.t_min)
     width = process.sigma(low) / process.alpha(low) if std is None else float64(std)
     with torch.no_grad(), evaluating(denoiser):
-        prior = -prior_divergence(process, x0, process.t_max)
+        prior = -process.prior_divergence(x0)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
             z = normal_like(x0, noise, index, repeat_key(k, repeat))
@@ -229,14 +229,6 @@ def assemble(
     # Probabilities of levels do not depend on the scale.
     bits = scaling.bits_per_dim(nats, dims) if scaling.levels is None else nats_to_bits(nats, dims)
     return Bound(nats, prior, diffusion, data, parts, error, nfe, bits)
-
-
-def prior_divergence(process: SDE, x0: Tensor, t: float) -> Tensor:
-    r""":math:`\mathrm{KL}(q(x_t|x_0) \,\|\, \pi)` in nats, float64 with shape (B,); both are Gaussian."""
-    end = float64(t)
-    alpha, var, v = process.alpha(end).item(), process.var(end).item(), process.prior_var(end).item()
-    ratio = var / v
-    return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
 
 
 def mean_error(draws: Tensor, stratified: bool) -> Tensor:

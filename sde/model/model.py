@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,6 +66,8 @@ class Model:
         condition: Mapping[str, Tensor] | None = None,
         batch_size: int | None = None,
         denoise: bool = True,
+        trajectory: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         """Draws n samples as data values: levels (uint8 for images) or continuous values, with shape (n, *).
 
@@ -81,6 +83,8 @@ class Model:
                 them in turn: sample i has the class `(first + i) % classes`.
             batch_size: the number of samples in memory at a time; all by default.
             denoise: remove the noise that is left at `t_min` by one more call.
+            trajectory: as in :func:`sde.sample`, for one batch after another; its states are in the model's range.
+            progress: called after every step with the fraction of the work that is done.
         """
         batch_size = n if batch_size is None else batch_size
         check_count("sample", "n", n)
@@ -92,7 +96,11 @@ class Model:
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
             part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
-            result = draw((rows.stop - start, *self.shape), first=first + start, condition=part)
+            size = rows.stop - start
+            done = None if progress is None else functools.partial(_report, progress, start / n, size / n)
+            result = draw(
+                (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
+            )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
 
@@ -261,3 +269,8 @@ class Model:
         """The :func:`states` of data values of the model's shape."""
         check_event(x, self.shape)
         return states(self.denoiser, self.scaling, x, **draw)
+
+
+def _report(progress: Callable[[float], object], before: float, share: float, done: float) -> None:
+    """Reports the progress of one batch as that of all: `before` is done, and `done` of the batch, a `share` of all."""
+    progress(before + share * done)

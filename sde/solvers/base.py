@@ -70,6 +70,11 @@ class Progress:
 class Run(ABC):
     """A solver bound to a dynamics and an interval of time."""
 
+    @property
+    def steps(self) -> int | None:
+        """The number of steps, if it is known before the first one."""
+        return None
+
     @abstractmethod
     def init(self, x: State, noise: StepNoise | None) -> Progress:
         """The progress before the first step, from the state `x`."""
@@ -302,6 +307,10 @@ class FixedRun(Run):
     times: Tensor
     advance: Step
 
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
     def init(self, x: State, noise: StepNoise | None) -> Progress:
         return Progress(self.times[0].expand(len(x[0])), x, 0, None, noise)
 
@@ -311,7 +320,7 @@ class FixedRun(Run):
         return Progress(self.times[k].expand(len(x[0])), x, k, memory, progress.noise)
 
     def finished(self, progress: Progress) -> bool:
-        return progress.k == len(self.times) - 1
+        return progress.k == self.steps
 
 
 def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Step:
