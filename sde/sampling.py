@@ -2,12 +2,11 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 
 from __future__ import annotations
 
-__all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state_like"]
+__all__ = ["Samples", "default_solver", "encode", "evaluating", "recording", "sample", "state_like"]
 
 import contextlib
 import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
 from .noise import Noise, NoiseSource, Stream
+from .processes import SDE
+from .shapes import float64, recordable, working, working_dtype
 from .solvers import Arcsinh, Solver, UniPC
 
 
@@ -63,6 +64,8 @@ def sample(
     differentiable: bool = False,
     start: float | None = None,
     x_start: Tensor | None = None,
+    trajectory: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Samples:
     r"""Draws samples by a solver from the prior at `t_max` to data at `t_min`.
 
@@ -80,12 +83,19 @@ def sample(
         eta: the stochasticity of the dynamics, 1 for the reverse SDE, 0 for the probability flow; the solver's own
             by default.
         denoise: add one Tweedie step at `t_min`, :math:`E[x_0 | x]`, which removes the noise that is left there.
-        dtype: the dtype of the state; the denoiser's by default.
+        dtype: the dtype of the samples; that of `x_T`, `x_start` or the denoiser, float32 at least, by default. The
+            state is in float32 at least.
         device: the device of the state; the denoiser's by default.
         noise: the source of the noise of the solver's steps; that of the seed by default. The prior uses the seed.
         differentiable: keep the graph, for gradients through the solver.
         start: the time to start from, within (t_min, t_max], with `x_start`.
         x_start: the state at the time `start`, with shape (B, \*).
+        trajectory: called with (t, x) before the first step, after every step, and with the result of `denoise`; t has
+            shape (B,), x shape (B, \*). With `path = []` and `trajectory=path.append`, :func:`sde.plots.trajectory`
+            plots `path`.
+        progress: called after every step with the fraction of the work that is done, which ends at 1: that of the
+            steps, or, for solvers with adaptive steps, that of :math:`\arctan(\sigma_t / \alpha_t)` on average over
+            the samples.
 
     Raises:
         ValueError: if solver and dynamics do not fit, or not exactly one of `shape`, `x_T` and `x_start` is given.
@@ -102,29 +112,46 @@ def sample(
         raise ValueError("sample: with x_T or x_start there is no draw from a prior: leave out prior=")
     solver = default_solver() if solver is None else solver
     reference = state_like(denoiser) if state is None else state
-    reference = torch.empty(0, dtype=dtype or reference.dtype, device=device or reference.device)
+    dtype = dtype or working_dtype(reference.dtype)
+    reference = torch.empty(0, dtype=working_dtype(dtype), device=device or reference.device)
     batch, *event = shape if state is None else state.shape  # type: ignore[misc]
-    keyed, index = Noise(seed), torch.arange(first, first + batch, device=reference.device)
-    nfe = torch.zeros(batch, dtype=torch.int64, device=reference.device)
-    conditioned = Conditioned(denoiser, condition, nfe, vjps=torch.zeros_like(nfe))
-    dynamics = Reverse(conditioned, eta=solver.eta if eta is None else eta)
-    process = denoiser.process
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+    keyed, process = Noise(seed), denoiser.process
+    with recording(differentiable), evaluating(denoiser):
+        index = torch.arange(first, first + batch, device=reference.device)
+        conditioned = Conditioned(denoiser, condition, torch.zeros_like(index), vjps=torch.zeros_like(index))
+        dynamics = Reverse(conditioned, eta=solver.eta if eta is None else eta)
         run = solver.bind(dynamics, start)
         if state is not None:
-            x = state.to(reference)
+            x = recordable(state.to(reference))
         elif prior is not None:
             generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
             x = torch.cat([prior.sample(1, generator=generator) for generator in generators]).to(reference)
         else:
-            end = torch.tensor(process.t_max, dtype=torch.float64)
+            end = float64(process.t_max)
             z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
         step_noise = (keyed if noise is None else noise).batch(index, event, reference.dtype)
-        _, (x,) = deque(run.trajectory((x,), step_noise), maxlen=1).pop()
+        begin, work = process.t_max if start is None else start, run.steps and run.steps + denoise
+        states = run.trajectory((x,), step_noise)
+        for k, (t, (x,)) in enumerate(states):
+            if trajectory is not None:
+                trajectory((t, x))
+            if progress is not None and k:
+                progress(k / work if work else _travelled(process, begin, t))
         if denoise:
-            (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
-    return Samples(x, *conditioned.counts)
+            (x,) = dynamics.predict(Prediction.X0, (x,), float64(process.t_min))
+            if trajectory is not None:
+                trajectory((t, x))
+        if progress is not None and (denoise or not work):
+            progress(1.0)
+    return Samples(x.to(dtype), *conditioned.counts)
+
+
+def _travelled(process: SDE, begin: float, t: Tensor) -> float:
+    """The fraction of the way from the time `begin` to `t_min` at which samples stand, the mean over times (B,)."""
+    ends = float64([begin, process.t_min])
+    first, last, here = (torch.atan2(process.sigma(s), process.alpha(s)) for s in (*ends, t))
+    return float(((first - here) / (first - last)).mean())
 
 
 def encode(
@@ -135,7 +162,7 @@ def encode(
     condition: Mapping[str, Tensor] | None = None,
     differentiable: bool = False,
 ) -> Tensor:
-    r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`.
+    r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`, float32 at least.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
@@ -147,17 +174,26 @@ def encode(
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
-    nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
     solver, process = default_solver() if solver is None else solver, denoiser.process
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
-        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((x,))
+    with recording(differentiable), evaluating(denoiser):
+        nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
+        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((recordable(working(x)),))
     return latent
 
 
 def state_like(denoiser: Denoiser) -> Tensor:
-    """A tensor with the dtype and the device of a denoiser: its first parameter, or else its first buffer."""
-    return next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0))
+    """An empty tensor like the states of a denoiser: on the device and in the dtype, float32 at least, of its first
+    parameter, or else its first buffer."""
+    first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
+    return first.new_empty(0, dtype=working_dtype(first.dtype))
+
+
+@contextlib.contextmanager
+def recording(differentiable: bool) -> Iterator[None]:
+    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        yield
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from ..model import Model, from_checkpoint
 from ..runtime import choose_device
 from ..sampling import state_like
 from ..shapes import check_event
-from ..solvers import FixedStep, Solver
 from ..storage.checkpoint import load_checkpoint, resolve, run_directory
 from ..storage.files import sha256
 from ..storage.results import Plain
@@ -42,6 +41,7 @@ class JobSetup:
         model: the model in it.
         data: the data set of the config, by default the one that the model was trained on.
         shard: this process.
+        variant: the end of the names of output files that have their default path; it tells the jobs of a sweep apart.
     """
 
     config: Mapping[str, Any]
@@ -49,9 +49,10 @@ class JobSetup:
     model: Model
     data: DataSet
     shard: Shard
+    variant: str = ""
 
     @classmethod
-    def load(cls, config: Mapping[str, Any]) -> JobSetup:
+    def load(cls, config: Mapping[str, Any], variant: str = "") -> JobSetup:
         """Loads the checkpoint `ckpt` with the average `ema` on the `device`, and the `data`.
 
         Raises:
@@ -65,7 +66,7 @@ class JobSetup:
         tree = config.get("data") or json.loads(content["config"]).get("data")
         if not tree:
             raise ValueError("data is missing: give data=..., because this checkpoint does not name its training data")
-        return cls(config, path, model, build(tree, rooms=("sde.data",), trust=trust), shard)
+        return cls(config, path, model, build(tree, rooms=("sde.data",), trust=trust), shard, variant)
 
     @property
     def directory(self) -> Path:
@@ -74,7 +75,8 @@ class JobSetup:
 
     def output(self, suffix: str) -> Path:
         """The path `out` of the config, by default the file of the split with this suffix in the run directory."""
-        return Path(self.config["out"] or self.directory / "likelihood" / f"{self.config['split']}{suffix}")
+        name = f"{self.config['split']}{self.variant}{suffix}"
+        return Path(self.config["out"] or self.directory / "likelihood" / name)
 
     def build(self, key: str) -> Any:
         """The object that the config describes by a key."""
@@ -171,10 +173,8 @@ def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Seque
     return dequantiser
 
 
-def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
-    """The tolerance of the log-density in nats: `auto` is 0.01 for adaptive solvers, and none for fixed steps."""
-    if atol == "auto":
-        return None if isinstance(solver, FixedStep) else 0.01
-    if isinstance(atol, str):
+def tolerance_of(atol: str | float | None) -> float | None:
+    """The tolerance of the log-density in nats that a config gives; `auto` and null are the default of the library."""
+    if isinstance(atol, str) and atol != "auto":
         raise ValueError(f"expected atol to be auto, a number of nats or null, got {atol!r}")
-    return atol
+    return None if isinstance(atol, str) else atol

@@ -42,8 +42,8 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
-from ..sampling import evaluating, state_like
-from ..shapes import check_count, event_dims, expand, sum_event
+from ..sampling import evaluating, recording, state_like
+from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
 from .decoder import log_decoder
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
@@ -120,10 +120,10 @@ def continuous_bound(
     x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
     index, nfe, noise = sample_index(x0, index), x0.new_zeros(len(x0), dtype=torch.int64), Noise(seed)
     conditioned = Conditioned(denoiser, condition, nfe)
-    low = torch.tensor(process.t_min, dtype=torch.float64)
-    width = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
+    low = float64(process.t_min)
+    width = process.sigma(low) / process.alpha(low) if std is None else float64(std)
     with torch.no_grad(), evaluating(denoiser):
-        prior = -prior_divergence(process, x0, process.t_max)
+        prior = -process.prior_divergence(x0)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
             z = normal_like(x0, noise, index, repeat_key(k, repeat))
@@ -165,7 +165,8 @@ def density_bound(
 
     Args:
         denoiser: the model; it is run in evaluation mode.
-        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype.
+        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype,
+            float32 at least.
         draws, times, stratified, seed, index, repeat, condition: as in :func:`continuous_bound`.
         prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`. It is averaged over
             `draws` states; the process's own is integrated exactly.
@@ -181,11 +182,12 @@ def density_bound(
             f"density_bound: expected floating-point data of shape (B, *) with B >= 1 in the model's range, got "
             f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation.states)"
         )
-    process, dims = denoiser.process, event_dims(x)
-    index, nfe, noise = sample_index(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device), Noise(seed)
-    conditioned = Conditioned(denoiser, condition, nfe)
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+    process, dims, noise = denoiser.process, event_dims(x), Noise(seed)
+    with recording(differentiable), evaluating(denoiser):
+        x, index = recordable(working(x)), sample_index(x, index)
+        nfe = torch.zeros_like(index)
+        conditioned = Conditioned(denoiser, condition, nfe)
+        low, high = (float64(t) for t in (process.t_min, process.t_max))
         log_alpha, var = process.transition(low, high)
         mean = expand(log_alpha.exp(), x) * x
         ends = []
@@ -210,12 +212,12 @@ def density_bound(
         # A score of slope -h/v in every direction has the multiple (h^2 rise/2 - h) of |z|^2 in its integrand.
         h = _neighbours(-slopes.detach() / (excess + dims)).clamp(0.0, 1.0)
         path = scale * (squares + slopes - (0.5 * h.square() * rise - h) * excess)
-    error = mean_error(path * draws, stratified)
-    if prior is not None:
-        error = (error.square() + mean_error(end, False).square()).sqrt()
-    start, diffusion = end.mean(1) + dims * log_alpha.item(), path.sum(1)
-    bits = (Scaling.identity() if scaling is None else scaling).bits_per_dim(start + diffusion, dims)
-    return Bound(start + diffusion, start, diffusion, torch.zeros_like(start), path, error, nfe, bits)
+        error = mean_error(path * draws, stratified)
+        if prior is not None:
+            error = (error.square() + mean_error(end, False).square()).sqrt()
+        start, diffusion = end.mean(1) + dims * log_alpha.item(), path.sum(1)
+        bits = (Scaling.identity() if scaling is None else scaling).bits_per_dim(start + diffusion, dims)
+        return Bound(start + diffusion, start, diffusion, torch.zeros_like(start), path, error, nfe, bits)
 
 
 def assemble(
@@ -227,14 +229,6 @@ def assemble(
     # Probabilities of levels do not depend on the scale.
     bits = scaling.bits_per_dim(nats, dims) if scaling.levels is None else nats_to_bits(nats, dims)
     return Bound(nats, prior, diffusion, data, parts, error, nfe, bits)
-
-
-def prior_divergence(process: SDE, x0: Tensor, t: float) -> Tensor:
-    r""":math:`\mathrm{KL}(q(x_t|x_0) \,\|\, \pi)` in nats, float64 with shape (B,); both are Gaussian."""
-    end = torch.tensor(t, dtype=torch.float64)
-    alpha, var, v = process.alpha(end).item(), process.var(end).item(), process.prior_var(end).item()
-    ratio = var / v
-    return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
 
 
 def mean_error(draws: Tensor, stratified: bool) -> Tensor:

@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_pr
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, sample, state_like
+from ..sampling import encode, recording, sample, state_like
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
@@ -66,6 +66,8 @@ class Model:
         condition: Mapping[str, Tensor] | None = None,
         batch_size: int | None = None,
         denoise: bool = True,
+        trajectory: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         """Draws n samples as data values: levels (uint8 for images) or continuous values, with shape (n, *).
 
@@ -81,18 +83,24 @@ class Model:
                 them in turn: sample i has the class `(first + i) % classes`.
             batch_size: the number of samples in memory at a time; all by default.
             denoise: remove the noise that is left at `t_min` by one more call.
+            trajectory: as in :func:`sde.sample`, for one batch after another; its states are in the model's range.
+            progress: called after every step with the fraction of the work that is done.
         """
         batch_size = n if batch_size is None else batch_size
         check_count("sample", "n", n)
         check_count("sample", "batch_size", batch_size)
         condition = self._labelled(condition, first, n)
         check_condition(condition, n)
-        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise, dtype=self._dtype)
+        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise)
         batches = []
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
             part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
-            result = draw((rows.stop - start, *self.shape), first=first + start, condition=part)
+            size = rows.stop - start
+            done = None if progress is None else functools.partial(_report, progress, start / n, size / n)
+            result = draw(
+                (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
+            )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
 
@@ -111,7 +119,8 @@ class Model:
             condition: as in :func:`sde.sample`.
         """
         check_event(x, self.shape)
-        y = self.scaling.to_model(x.cpu(), dtype=self._dtype).to(state_like(self.denoiser).device)
+        reference = state_like(self.denoiser)
+        y = self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)
         return encode(self.denoiser, y, solver=solver, condition=condition)
 
     def tuned(
@@ -126,6 +135,7 @@ class Model:
         seed: int = 0,
         seconds: float | None = None,
         save: bool = True,
+        progress: Callable[[float], object] | None = None,
     ) -> GridSteps:
         r"""The solver with a time grid that a pilot run designs for this model; see :func:`sde.tune_grid`.
 
@@ -140,6 +150,7 @@ class Model:
             seed: the seed of the pilot run.
             seconds: stop improving the grid after this time.
             save: save a new grid in the directory.
+            progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
             raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
@@ -150,21 +161,17 @@ class Model:
                 condition = self._labelled(condition, 0, pilot)
             else:
                 start = {"data": self._states(data, seed=seed).x, "trace": trace}
-            grid = tune_grid(self.denoiser, solver=solver, condition=condition, seed=seed, seconds=seconds, **start)
+            how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
+            grid = tune_grid(self.denoiser, solver=solver, **how, **start)
             if directory is not None and save:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The dtype of states: at least float32, whatever the precision of the network."""
-        return torch.promote_types(state_like(self.denoiser).dtype, torch.float32)
 
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> dict[str, Tensor]:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
         named = dict(condition or {})
         if self.classes is not None:
-            named.setdefault("label", torch.arange(first, first + n) % self.classes)
+            named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
         device = state_like(self.denoiser).device
         return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
 
@@ -199,7 +206,7 @@ class Model:
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-        with torch.set_grad_enabled(differentiable), exact_float32():
+        with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
             log_weight = s.log_weight.to(r.nats)
@@ -240,6 +247,7 @@ class Model:
         prior: Any = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
@@ -249,6 +257,7 @@ class Model:
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
+            progress: called while they are solved again, with the fraction that is done.
         """
         check_count("error_budget", "repeats", repeats)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
@@ -258,10 +267,23 @@ class Model:
         with torch.no_grad(), exact_float32():
             s = self._states(x, **draw)
             return error_budget(
-                self.denoiser, s.x, results[0], seed=seed, index=s.keys, rows=rows, repeats=nats, **flow
+                self.denoiser,
+                s.x,
+                results[0],
+                seed=seed,
+                index=s.keys,
+                rows=rows,
+                repeats=nats,
+                progress=progress,
+                **flow,
             )
 
     def _states(self, x: Tensor, **draw: Any) -> States:
         """The :func:`states` of data values of the model's shape."""
         check_event(x, self.shape)
         return states(self.denoiser, self.scaling, x, **draw)
+
+
+def _report(progress: Callable[[float], object], before: float, share: float, done: float) -> None:
+    """Reports the progress of one batch as that of all: `before` is done, and `done` of the batch, a `share` of all."""
+    progress(before + share * done)

@@ -23,7 +23,7 @@ from ..brownian import along_path
 from ..dynamics import Dynamics, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..shapes import check_count
+from ..shapes import check_count, float64
 from .base import FixedRun, Progress, Run, SDESolver, check_tolerances, require_noise, rows
 from .systems import SystemsRun, advanced, sample_in
 
@@ -137,7 +137,7 @@ class _System:
         import torchsde  # only this solver needs it
 
         y = self.x.reshape(self.shape)
-        ends = torch.tensor([self.sign * self.start, self.sign * self.stop], dtype=torch.float64)
+        ends = float64([self.sign * self.start, self.sign * self.stop])
         if memory:
             # torchsde calls the drift at the start for its shape. A method with a memory does not use its value.
             self.last = (float(ends[0]), y, y)
@@ -182,9 +182,10 @@ class _System:
         increment = area = self.zeros
         if self.dynamics.stochastic:
             source, span = require_noise(self.noise), (self.sign * float(ta), self.sign * float(tb))
-            increment = source.normal(Stream.STEP, self.k, *span).reshape(self.shape) * math.sqrt(h)
+            increment = source.normal(Stream.STEP, self.k, *span).to(self.zeros).reshape(self.shape) * math.sqrt(h)
             if return_U:
-                area = source.normal(Stream.AREA, self.k, *span).reshape(self.shape) * math.sqrt(h / 12.0)
+                area = source.normal(Stream.AREA, self.k, *span).to(self.zeros).reshape(self.shape)
+                area = area * math.sqrt(h / 12.0)
         if return_U:
             return increment, h * (0.5 * increment + area)
         if return_A:

@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..shapes import working
+from ..storage.wrappers import fitted
+
 
 class EMA:
-    r"""Exponential moving average of the parameters of a module; buffers are copied.
+    r"""Exponential moving average of the parameters of a module, in float32 at least; buffers are copied.
 
     .. math:: \bar\theta \leftarrow \mu_k \bar\theta + (1 - \mu_k)\, \theta, \qquad
               \mu_k = \min\Big(\mu, \frac{1 + k}{10 + k}\Big)
@@ -39,19 +42,23 @@ class EMA:
             raise ValueError(f"an EMA needs a decay in [0, 1), got decay={decay}")
         self.decay = decay
         self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        # In half precision a step of the average would round to nothing.
+        for name, _ in module.named_parameters(remove_duplicate=False):
+            self.weights[name] = working(self.weights[name])
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Updates the averages with the weights after training step number `step`, counted from 1."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
         names, values = zip(*module.named_parameters(remove_duplicate=False))
-        torch._foreach_lerp_([self.weights[n] for n in names], [v.detach() for v in values], 1.0 - decay)
+        torch._foreach_lerp_([self.weights[n] for n in names], [working(v.detach()) for v in values], 1.0 - decay)
         for name, value in module.named_buffers():
             if name in self.weights:
                 self.weights[name].copy_(value)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies saved averages; their names must be those of the module."""
+        """Copies saved averages; their names must be those of the module, whatever wraps either."""
+        weights = fitted(self.weights, weights)
         if weights.keys() != self.weights.keys():
             differing = sorted(weights.keys() ^ self.weights.keys())
             raise ValueError(f"these averages are of another module: only one of the two has {differing[0]!r}")

@@ -24,7 +24,9 @@ from ..model import Model
 from ..noise import Noise, Stream
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
+from ..shapes import recordable
 from ..storage.checkpoint import misfits
+from ..storage.wrappers import fitted
 from .batches import Batch, BatchSource, Iterated, to_model
 from .ema import EMA
 
@@ -120,7 +122,7 @@ class Training:
         x0, condition = self._batch(0)
         condition = {name: value[:2] if value.ndim else value for name, value in condition.items()}
         with torch.no_grad(), evaluating(self.denoiser):
-            self.objective(self.denoiser, x0[:2], *_draws(self.noise, 0, x0[:2]), **condition)
+            _losses(self.objective, self.denoiser, x0[:2], self.noise, 0, condition, self.conditions)
 
     def advance(self) -> Report:
         """One step of training.
@@ -130,7 +132,7 @@ class Training:
         """
         x0, condition = self._batch(self.step)
         self.denoiser.train()
-        loss = self.objective(self.denoiser, x0, *_draws(self.noise, self.step, x0), **condition).mean()
+        loss = _losses(self.objective, self.denoiser, x0, self.noise, self.step, condition, self.conditions).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.clip)
@@ -144,7 +146,9 @@ class Training:
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * warm
-        self.optimizer.step()
+        # The optimiser keeps its counters on torch's default device.
+        with torch.device("cpu"):
+            self.optimizer.step()
         for average in self.ema.values():
             average.update(self.denoiser, step)
         self.step = step
@@ -201,13 +205,14 @@ class Training:
             if name not in state["ema"]:
                 raise ValueError(f"this state has no EMA {name!r}: it has {', '.join(state['ema']) or 'none'}")
         shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
-        for weights in (state["weights"], *(state["ema"][name] for name in self.ema)):
+        raw, averages = fitted(shapes, state["weights"]), {n: fitted(shapes, state["ema"][n]) for n in self.ema}
+        for weights in (raw, *averages.values()):
             if difference := misfits(shapes, weights):
                 raise ValueError(f"this state is of another network: {difference}")
         self.step = int(state["step"])
-        self.denoiser.load_state_dict(state["weights"])
+        self.denoiser.load_state_dict(raw)
         for name, average in self.ema.items():
-            average.load(state["ema"][name])
+            average.load(averages[name])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda" and state["cuda_rng"]:
@@ -244,7 +249,7 @@ def validate(
     with evaluating(denoiser):
         for number, batch in enumerate(source.epoch()):
             x0, condition = _prepared(denoiser, batch, scaling, source.noise, conditions)
-            total += objective(denoiser, x0, *_draws(noise, number, x0), **condition).sum().item()
+            total += _losses(objective, denoiser, x0, noise, number, condition, conditions).sum().item()
             count += len(x0)
     return total / count
 
@@ -258,8 +263,34 @@ def _prepared(
         if name not in batch.condition:
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
-    x0 = to_model(batch, scaling, noise, torch.promote_types(reference.dtype, torch.float32))
-    return x0.to(reference.device), {name: batch.condition[name].to(reference.device) for name in names}
+    x0 = to_model(batch, scaling, noise, reference.dtype)
+    return x0.to(reference.device), {name: recordable(batch.condition[name].to(reference.device)) for name in names}
+
+
+def _losses(
+    objective: Objective,
+    denoiser: Denoiser,
+    x0: Tensor,
+    noise: Noise,
+    step: int,
+    condition: Mapping[str, Tensor],
+    conditions: Sequence[str] | None,
+) -> Tensor:
+    """The losses of a batch, with shape (B,); the error of a denoiser that takes none of its conditions names the way
+    out, unless `conditions` chose them."""
+    draws = _draws(noise, step, x0)
+    try:
+        return objective(denoiser, x0, *draws, **condition)
+    except (TypeError, ValueError) as error:
+        if not condition or conditions is not None:
+            raise
+        try:
+            objective(denoiser, x0, *draws)
+        except Exception:
+            raise error from None
+        names = ", ".join(condition)
+        message = f"{error}; the batches have conditions ({names}), and conditions=[] trains without them"
+        raise ValueError(message) from error
 
 
 def _draws(noise: Noise, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:

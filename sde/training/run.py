@@ -8,14 +8,14 @@ same classes.
 
 from __future__ import annotations
 
-__all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences"]
+__all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences", "opened"]
 
 import contextlib
 import inspect
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..denoisers import Denoiser
 from ..instantiate import build, describe, find, public
 from ..runtime import choose_device
 from ..storage.checkpoint import load_checkpoint, resolve, save_checkpoint
-from ..storage.files import write_atomically
+from ..storage.files import Lock, write_atomically
 from ..version import __version__
 from .batches import Batches
 from .loop import Report, Training, validate
@@ -76,8 +76,43 @@ def differences(
             yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
 
 
+@contextlib.contextmanager
+def opened(
+    directory: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    text: str,
+    read: Callable[[Path], Mapping[str, Any] | None],
+) -> Iterator[Run]:
+    """The run in a directory, with the lock of its single writer.
+
+    The lock is the file `.lock` in the directory, which blocks nobody once its process has ended. A run that does not
+    start leaves no directory behind.
+
+    Args:
+        directory, config, text: as in :class:`Run`.
+        read: reads the config at a path; None if there is no file.
+
+    Raises:
+        ValueError: as in :class:`Run`.
+        BlockingIOError: if another process trains in the directory.
+    """
+    directory = Path(directory)
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = Lock(directory / ".lock")
+        try:
+            yield Run(directory, config, text, read(directory / "config.yaml"))
+        finally:
+            lock.release()
+    finally:
+        for path in created:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
 class Run:
-    """A training run in a directory.
+    """A training run in a directory. :func:`opened` keeps other processes out of it.
 
     Args:
         directory: the directory; created by :meth:`start` if it is missing.
@@ -98,7 +133,6 @@ class Run:
     ) -> None:
         self.directory = Path(directory)
         self.checkpoints, self.metrics = self.directory / "checkpoints", self.directory / "metrics.jsonl"
-        _check_numbers(config)
         self.config = config
         self._text = text
         if stored is not None:
@@ -199,20 +233,6 @@ class Run:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         write_atomically(self.metrics, lambda file: file.write("".join(kept).encode()))
-
-
-def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the first setting of the loop that is not a number in its range."""
-    counts = ("steps", "batch_size", "log_every", "save_every", "validate_every", *(["keep"] if config["keep"] else []))
-    for key in counts:
-        if not (type(config[key]) is int and config[key] >= 1):
-            raise ValueError(f"{key}={config[key]!r}: expected a whole number >= 1")
-    for key in ("warmup", "seed"):
-        if type(config[key]) is not int:
-            raise ValueError(f"{key}={config[key]!r}: expected a whole number")
-    for key in ("clip", "ema"):
-        if type(config[key]) not in (int, float):
-            raise ValueError(f"{key}={config[key]!r}: expected a number")
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -449,6 +449,25 @@ def test_the_denoiser_takes_the_conditions_that_are_named() -> None:
         line_training(batches=[batch], conditions=["audio"]).check()
 
 
+@pytest.mark.parametrize("call", [lambda t: next(t.run(1)), Training.check], ids=["step", "check"])
+def test_an_unconditional_network_with_labels_is_told_the_way_out(call: Any) -> None:
+    data, network = sde.data.gaussians(n_train=9), sde.networks.MLP(features=2, width=8, depth=1)
+    batches = Batches(data.train, 4)
+
+    def training(**settings: Any) -> Training:
+        return Training(sde.NetworkDenoiser(network, sde.VP()), batches, data.scaling, **settings)
+
+    with pytest.raises(ValueError, match=r"no label.*conditions \(label\).*conditions=\[\]"):
+        call(training())
+    call(training(conditions=[]))
+    # Another error stays as it is, and so does that of conditions that were chosen.
+    with pytest.raises(ValueError, match=r"no label[^()]*$"):
+        call(training(conditions=["label"]))
+    network = sde.networks.MLP(features=2, width=8, depth=1, classes=1)
+    with pytest.raises(ValueError, match=r"every label in 0 \.\.\. 0[^()]*$"):
+        call(training())
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
@@ -529,6 +548,23 @@ def test_a_state_of_another_network_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match=r"weight \(3,\) instead of \(2,\)"):
         training.restore(other.state())
     assert_same_bits(saved(training), before)
+
+
+def test_a_state_is_restored_with_and_without_wrappers() -> None:
+    def training(wrapped: bool) -> Training:
+        network = sde.networks.MLP(2, width=4, depth=1)
+        data = torch.zeros(8, 2)
+        denoiser = sde.NetworkDenoiser(torch.nn.DataParallel(network) if wrapped else network, sde.VP())
+        return Training(denoiser, Batches(data, 4))
+
+    for saved_wrapped in (False, True):
+        one, other = training(saved_wrapped), training(not saved_wrapped)
+        assert not one.denoiser.state_dict().keys() & other.denoiser.state_dict().keys()
+        list(one.run(2))
+        other.restore(saved(one))
+        for mine, theirs in zip(other.state()["ema"]["default"].values(), one.state()["ema"]["default"].values()):
+            assert torch.equal(mine, theirs)
+        assert all(map(torch.equal, other.denoiser.parameters(), one.denoiser.parameters()))
 
 
 def test_an_average_in_a_loop_of_ones_own() -> None:
