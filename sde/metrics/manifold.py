@@ -120,7 +120,7 @@ def precision_recall(
         wilson = proportion(round(result.value * n), n)
         return replace(result, low=min(result.low, wilson.low), high=max(wilson.high, min(1.0, result.high)))
 
-    i = torch.arange(1, ks[1] + 1, dtype=torch.float64)
+    i = torch.arange(1, ks[1] + 1, dtype=torch.float64, device="cpu")
     expected = 1.0 - float(((n - i) / (n + m - i)).prod())
     return Manifold(
         share(inside, of_sample),

@@ -62,14 +62,14 @@ def classifier_two_sample_test(
     train, test = (torch.cat([side[part] for side in sides]) for part in (slice(half), slice(half, None)))
     mean, scale = train.mean(0), train.std(0)
     scale[scale == 0] = 1.0
-    labels = [torch.cat([torch.ones(n), torch.zeros(n)]).long() for n in (half, size - half)]
+    labels = [torch.tensor([1] * n + [0] * n, device="cpu") for n in (half, size - half)]
     if classifier is None:
         classifier = _network(seed)
     with warnings.catch_warnings():
         # scikit-learn's, that it stopped at its number of epochs: the test is valid for any classifier.
         warnings.filterwarnings("ignore", message=".*Maximum iterations.*")
         classifier.fit(((train - mean) / scale).numpy(), labels[0].numpy())
-        predicted = torch.as_tensor(classifier.predict(((test - mean) / scale).numpy()))
+        predicted = torch.as_tensor(classifier.predict(((test - mean) / scale).numpy()), device="cpu")
     right, n = int((predicted == labels[1]).sum()), len(test)
     from scipy.stats import binom
 
@@ -79,5 +79,5 @@ def classifier_two_sample_test(
 def _network(seed: int) -> Classifier:
     from sklearn.neural_network import MLPClassifier
 
-    bits = Noise(seed).bits(Stream.SPLIT, torch.tensor(0), torch.tensor(1), 1)
+    bits = Noise(seed).bits(Stream.SPLIT, torch.tensor(0, device="cpu"), torch.tensor(1, device="cpu"), 1)
     return MLPClassifier((64,), early_stopping=True, max_iter=100, random_state=int(bits) & 0xFFFFFFFF)

@@ -64,6 +64,14 @@ def test_the_order_of_items_does_not_matter(name: str) -> None:
         assert plain(SETS[name](*shuffled)) == pytest.approx(plain(SETS[name](x, y)), rel=1e-10, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_the_default_device_does_not_matter(name: str) -> None:
+    x, y = normals(30, 3), 0.3 + normals(25, 3, seed=1)
+    whole = numbers(SETS[name](x, y))
+    with torch.device("meta"):
+        assert numbers(SETS[name](x, y)) == whole
+
+
 @pytest.mark.parametrize("name", CHUNKED)
 def test_chunks_do_not_matter(name: str) -> None:
     """Far from the origin, and with copies of items in both sets, whose distance is 0."""
