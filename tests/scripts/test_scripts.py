@@ -191,9 +191,9 @@ def test_a_run_too_short_for_a_line_of_metrics(tmp_path: Path) -> None:
 
 
 def test_a_model_with_classes_is_trained_and_drawn_from(tmp_path: Path) -> None:
-    classes = ["conditional=true", "network.classes=10", "steps=1", "run_dir=run"]
-    result = here(tmp_path, "train", *TINY, *PREVIEW, *classes)
+    result = here(tmp_path, "train", *TINY, *PREVIEW, "conditional=true", "steps=1", "run_dir=run")
     assert result.code == 0, result.err
+    assert sde.load(tmp_path / "run").classes == 10
     assert result.out.splitlines()[-1].startswith("trained to step 1; wrote ")
 
 
@@ -247,7 +247,7 @@ def test_a_misspelt_key_in_a_process_of_its_own(tmp_path: Path) -> None:
         ("network.heads=3", "heads"),
         ("preview.solver.steps=0", "steps"),
         ("objective=ddpm", "sde.chain.n"),
-        ("conditional=true", "label"),
+        ("network.classes=10", "conditional=true"),
         ("trust=nothing", "trust"),
         ("sde._target_=sde.SDE", "sde.SDE"),
     ],
