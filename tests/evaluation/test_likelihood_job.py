@@ -456,10 +456,17 @@ def test_a_job_writes_its_rows_and_shows_their_means(model: Model, split: Split,
 
 
 def test_a_file_with_the_names_of_an_older_version_is_continued(model: Model, split: Split, tmp_path: Path) -> None:
-    """Its config names classes as version 0.1.0 did, and keeps those names; a difference in anything else counts."""
+    """Its config names classes as version 0.1.0 did and lacks a key that is null, and stays; any other difference counts."""
     trees = [
-        {"trace": {"_target_": exact, "chunk": 64}, "dequantise": {"_target_": f"{module}.TruncatedNormal.matched"}}
-        for exact, module in (("sde.Exact", "sde.likelihood.dequantise"), ("sde.ExactTrace", "sde.likelihood"))
+        {
+            "trace": {"_target_": exact, "chunk": 64},
+            "dequantise": {"_target_": f"{module}.TruncatedNormal.matched"},
+            **more,
+        }
+        for exact, module, more in (
+            ("sde.Exact", "sde.likelihood.dequantise", {}),
+            ("sde.ExactTrace", "sde.likelihood", {"data": {"valid_labels": None}}),
+        )
     ]
     old, new = (json.dumps(tree, sort_keys=True, indent=1) for tree in trees)
     path = tmp_path / "a.h5"
