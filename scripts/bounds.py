@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from command import command, show
+from command import command, show, swept
 
 from sde.evaluation import JobSetup, against_flow, bounds_job, summarise_measures, table, waiting
+from sde.evaluation.job_setup import RESUMABLE_KEYS
 
 
 @command("bounds")
 def main(config: dict[str, Any]) -> None:
-    setup = JobSetup.load(config)
+    setup = JobSetup.load(config, swept("split", *RESUMABLE_KEYS))
     job = bounds_job(setup)
     for remark in setup.remarks():
         print(remark)

@@ -1,16 +1,22 @@
-"""Shared parts of the scripts: Hydra configs as trees of plain values, errors in one line, progress bars."""
+"""Shared parts of the scripts: Hydra configs as trees of plain values, sweeps, errors in one line, progress bars."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import re
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from faults import CONFIGS, line_of, line_of_composition
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from schema import SCHEMAS, check_keys
 from tqdm import tqdm
 from yaml import YAMLError
 
@@ -18,33 +24,92 @@ from sde.runtime import keep_memory
 
 Item = TypeVar("Item")
 
-# Absolute, because Hydra looks beside the module that defines the function, not beside the script.
-CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 
+def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
+    """Turns a function of a config tree into a program with the Hydra config `name`.
 
-def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
-    """Turns a function of a config tree into a program with the Hydra config `name`."""
+    The config is checked before any work. An error is one line, and the exit status 1 at the end of the program: a
+    sweep goes on with its next job. With a config as its argument the program runs without the command line.
+    """
 
-    def wrap(main: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    def wrap(main: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+        failed: list[str] = []
+        faults: list[Exception] = []  # of the program, not of the user
+
         @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)
         def run(config: DictConfig) -> None:
             keep_memory()
             try:
+                if "world" not in config and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+                    raise ValueError(f"this command runs in one process, got WORLD_SIZE={world}: start it by python")
                 missing = sorted(OmegaConf.missing_keys(config))
                 if missing:
                     raise ValueError(f"{missing[0]} is missing: give {missing[0]}=...")
-                tree = OmegaConf.to_container(config, resolve=True)
-                assert isinstance(tree, dict)
-                main({str(key): value for key, value in tree.items()})
-            except (ValueError, ArithmeticError, OSError, OmegaConfBaseException) as error:
-                message = str(error)
-                sys.exit(f"error: {message.splitlines()[0] if isinstance(error, OmegaConfBaseException) else message}")
+                tree: Any = OmegaConf.to_container(config, resolve=True)
+                check_keys(SCHEMAS[name], tree)
+                main(tree)
+            except Exception as error:
+                line = line_of(error, [str(key) for key in config])
+                if line is None:
+                    faults.append(error)
+                    raise
+                job = f" (job {' '.join(HydraConfig.get().overrides.task)})" if in_sweep() else ""
+                failed.append(f"error: {line}{job}")
+                print(failed[-1], file=sys.stderr)
             except KeyboardInterrupt:
                 sys.exit("interrupted")
 
-        return run
+        def program(config: DictConfig | None = None) -> None:
+            with _errors_of_composition(name, faults):
+                run(config)
+            if failed:
+                sys.exit(1)
+
+        return program
 
     return wrap
+
+
+@contextlib.contextmanager
+def _errors_of_composition(name: str, faults: Sequence[Exception]) -> Iterator[None]:
+    """Ends the program with one line if the command line does not make a config."""
+    if "HYDRA_FULL_ERROR" in os.environ:
+        yield
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors only then
+    try:
+        yield
+    except Exception as error:
+        if error in faults:
+            raise
+        sys.exit(f"error: {line_of_composition(error, name, [a for a in sys.argv[1:] if not a.startswith('-')])}")
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
+
+
+def in_sweep() -> bool:
+    """Whether this is one of the jobs of `-m`."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def variant(*without: str) -> str:
+    """The keys that the command sets, as the end of a file name: `-n_5-solver.steps_2`.
+
+    Characters that Hydra or a shell would want quoted are replaced by underscores, and long names end in a digest.
+
+    Args:
+        without: keys that are left out; one that ends in a dot stands for all keys below it.
+    """
+    keys = {(text := item.lstrip("+~")).partition("=")[0]: text for item in HydraConfig.get().overrides.task}
+    below = tuple(key for key in without if key.endswith("."))
+    kept = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
+    name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in kept)
+    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def swept(*without: str) -> str:
+    """:func:`variant` in the jobs of a sweep, so that each has files of its own; empty for a single job."""
+    return variant(*without) if in_sweep() else ""
 
 
 def progress(items: Iterable[Item], total: int, done: int = 0, unit: str = "step") -> Iterator[tuple[Item, Any]]:

@@ -8,25 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import command, progress
+from command import command, progress, swept
 
 from sde.evaluation import JobSetup, save_dequantiser
 from sde.evaluation.dequantiser_file import check_free
 from sde.evaluation.dequantiser_training import Gain, bits, fit
+from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 from sde.instantiate import build
 from sde.sampling import state_like
 from sde.shapes import check_count
-
-# The keys without influence on the dequantiser.
-IRRELEVANT_KEYS = ("ckpt", "device", "n", "out", "overwrite", "trust")
 
 
 @command("dequantiser_training")
 def main(config: dict[str, Any]) -> None:
     check_count("training", "steps", config["steps"])
-    setup = JobSetup.load(config)
+    setup = JobSetup.load(config, swept(*IRRELEVANT_KEYS))
     model, data, density = setup.model, setup.data, setup.build("density")
-    out = Path(config["out"] or setup.directory / "dequantiser.pt")
+    out = Path(config["out"] or setup.directory / f"dequantiser{setup.variant}.pt")
     check_free(out, overwrite=config["overwrite"])
     settings = {key: config[key] for key in ("batch_size", "seed")}
     torch.manual_seed(config["seed"])
@@ -38,9 +36,8 @@ def main(config: dict[str, Any]) -> None:
 
     def save(steps: int) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        relevant = {key: value for key, value in config.items() if key not in IRRELEVANT_KEYS} | {"steps": steps}
-        digest = {"checkpoint_sha256": setup.sha256}
-        save_dequantiser(out, dequantiser, settings=json.dumps(relevant, sort_keys=True), **digest)
+        text = json.dumps(relevant(config, "n") | {"steps": steps}, sort_keys=True)
+        save_dequantiser(out, dequantiser, settings=text, checkpoint_sha256=setup.sha256)
 
     mean, done = 0.0, 0
     try:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from command import command, show
+from command import command, show, swept
 
 from sde.evaluation import JobSetup, forecast, likelihood_jobs, report, waiting
+from sde.evaluation.job_setup import RESUMABLE_KEYS
 from sde.plots import save_likelihoods
 
 
 @command("likelihood")
 def main(config: dict[str, Any]) -> None:
-    setup = JobSetup.load(config)
+    setup = JobSetup.load(config, swept("split", *RESUMABLE_KEYS, "budget", "dry_run"))
     jobs = likelihood_jobs(setup)
     for remark in setup.remarks():
         print(remark)
@@ -27,7 +28,7 @@ def main(config: dict[str, Any]) -> None:
         print(text)
         return
     tables = {job.name: job.table() for job in jobs}
-    save_likelihoods(jobs[0].path, setup.model.process, math.prod(setup.model.shape), tables)
+    save_likelihoods(jobs[-1].path, setup.model.process, math.prod(setup.model.shape), tables)
     for line in report(jobs, budget=config["budget"]):
         print(line)
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from command import command, progress
+from command import command, progress, variant
 
 import sde
+from sde.evaluation.outputs import IRRELEVANT_KEYS, check_replaceable, relevant
 from sde.instantiate import build
 from sde.plots import save_samples
 from sde.runtime import choose_device
 from sde.storage.checkpoint import resolve, run_directory
-from sde.storage.files import write_atomically
+from sde.storage.files import sha256, write_atomically
+
+# The keys that the end of a default name leaves out: it has them in other words, or samples do not depend on them.
+TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 
 
 @command("sample")
@@ -26,19 +31,24 @@ def main(config: dict[str, Any]) -> None:
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
     if config["pilot"]:
         solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
-    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}.png"
+    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
+    values = out.with_suffix(".npz")
+    tuned = {"tuned": repr(solver)} if config["pilot"] else {}
+    settings = relevant(config, "batch_size", "pilot", checkpoint_sha256=sha256(path), **tuned)
+    for file in (out, values):
+        check_replaceable(file, settings, overwrite=config["overwrite"])
     batches = []
     for start, bar in progress(range(first, first + n, config["batch_size"]), n, unit="sample"):
         size = min(config["batch_size"], first + n - start)
-        settings = {"seed": config["seed"], "first": start, "denoise": config["denoise"]}
-        batches.append(model.sample(size, solver=solver, **settings))
+        draw = {"seed": config["seed"], "first": start, "denoise": config["denoise"]}
+        batches.append(model.sample(size, solver=solver, **draw))
         bar.update(size - 1)
     x = torch.cat(batches)
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_samples(out, x, model.scaling)
-    values = out.with_suffix(".npz")
-    write_atomically(values, lambda file: np.savez_compressed(file, x=x.numpy(), index=np.arange(first, first + n)))
+    save_samples(out, x, model.scaling, settings=settings)
+    arrays: dict[str, Any] = {"x": x.numpy(), "index": np.arange(first, first + n), "settings": json.dumps(settings)}
+    write_atomically(values, lambda file: np.savez_compressed(file, **arrays))
     print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from command import command, progress, read_yaml, to_yaml
+from command import command, progress, read_yaml, swept, to_yaml
+from omegaconf import OmegaConf
 
 import sde
 from sde.instantiate import build
 from sde.plots import save_losses, save_samples
-from sde.training.run import Run
+from sde.training.run import RESUMABLE_KEYS, Run, opened
+
+# The part of the default directory that the jobs of a sweep do not share, without keys that a run does not depend on.
+TOLD = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.")
+OmegaConf.register_new_resolver("swept", lambda: swept(*TOLD), replace=True)
 
 
 @command("train")
 def main(config: dict[str, Any]) -> None:
-    folder = Path(config["run_dir"])
-    run = Run(folder, config, to_yaml(config), read_yaml(folder / "config.yaml"))
+    with opened(config["run_dir"], config, to_yaml(config), read_yaml) as run:
+        train(config, run)
+
+
+def train(config: dict[str, Any], run: Run) -> None:
+    """Trains the model of a run, and draws a preview."""
+    folder = run.directory
     solver = build(config["preview"]["solver"])
     torch.manual_seed(config["seed"])
     training = run.start(build(config["data"], trust=config["trust"]))

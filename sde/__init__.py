@@ -44,7 +44,10 @@ __all__ = [
     "VE",
     "VP",
     "ChainSDE",
+    "Cosine",
     "DiscreteChain",
+    "KarrasVE",
+    "RectifiedFlow",
     "SubVP",
     "Samples",
     "encode",
@@ -97,7 +100,7 @@ from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .model import Model, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, DiscreteChain, SubVP
+from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, RectifiedFlow, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace

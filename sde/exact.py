@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .denoisers import Denoiser, Prediction, from_score, from_x0
 from .processes import SDE
-from .shapes import event_dims, expand, sum_event
+from .shapes import event_dims, expand, sum_event, working
 
 
 class Target(ABC):
@@ -53,6 +53,7 @@ class Target(ABC):
             raise ValueError(
                 f"log_prob needs both process and t for a marginal, and neither for clean data, got {process=}, {t=}"
             )
+        x = working(x)
         if process is None:
             one = torch.ones((), dtype=x.dtype, device=x.device)
             return self.log_density(x, one, torch.zeros_like(one))
@@ -83,10 +84,13 @@ class ExactDenoiser(Denoiser):
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         if condition:
             raise TypeError(f"an exact denoiser takes no condition, got {', '.join(condition)}")
-        x0, score = self.target.denoise_and_score(x_t, *_alpha_and_var(self.process, t, x_t))
+        state = working(x_t)
+        x0, score = self.target.denoise_and_score(state, *_alpha_and_var(self.process, t, state))
         if what in (Prediction.X0, Prediction.VELOCITY):
-            return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
-        return from_score(what, self.process, score, x_t, t)
+            prediction = x0 if what is Prediction.X0 else from_x0(what, self.process, x0, state, t)
+        else:
+            prediction = from_score(what, self.process, score, state, t)
+        return prediction.to(x_t.dtype)
 
 
 class Marginal:
@@ -126,6 +130,7 @@ class Mixture(Target):
                 "Mixture: expected weights (K,), means (K, D), covs (K, D, D), got "
                 f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covs.shape)}"
             )
+        weights, means, covs = working(weights), working(means), working(covs)
         if not bool((weights > 0).all()):
             raise ValueError(f"Mixture: weights must be positive, got {weights.tolist()}")
         eigenvalues, self.basis = torch.linalg.eigh(covs)

@@ -7,23 +7,31 @@ modules: only those that define plain constructors. An unknown argument is an er
 
 from __future__ import annotations
 
-__all__ = ["MODEL_ROOMS", "MOVED", "build", "current", "describe", "find", "public"]
+__all__ = ["MODEL_ROOMS", "MOVED", "build", "check", "current", "describe", "find", "public"]
 
+import contextlib
 import importlib
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .annotations import annotations_of, check_value, nearest
 from .networks.network import Network
 
 TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
 
 # The modules that the tree of a checkpoint may name. Their constructors build values and access no files.
 MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scaling")
+
+# The modules whose constructors only check and store values, so that objects can be built to check a config.
+VALUE_ROOMS = (
+    *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
+    "sde.evaluation.dequantiser_training",
+)
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.
 MOVED = {
@@ -138,6 +146,53 @@ def build(tree: Any, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = 
     return tree
 
 
+def check(tree: Any, key: str, *, rooms: Sequence[str] = ("sde",), trust: Sequence[str] = (), **arguments: Any) -> None:
+    """Checks a tree before anything is built from it: its names, its arguments, and the types of its values.
+
+    The objects of `VALUE_ROOMS` that it describes completely are built once, networks without memory, which checks the
+    ranges of their values.
+
+    Args:
+        tree: as in :func:`build`.
+        key: the dotted key of the tree in the config.
+        rooms: as in :func:`build`.
+        trust: as in :func:`build`.
+        arguments: examples of the arguments of the outermost call that are filled in later, where the tree has none.
+
+    Raises:
+        ValueError: for the first mistake; it begins with the dotted key.
+    """
+    entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for name, value in entries:
+        check(value, f"{key}.{name}", rooms=rooms, trust=trust)
+    if not (isinstance(tree, Mapping) and "_target_" in tree):
+        return
+    values = {
+        **arguments,
+        **{k: v for k, v in tree.items() if k != "_target_" and (v is not None or k not in arguments)},
+    }
+    with _named(key):
+        target = find(tree["_target_"], rooms=rooms, trust=trust)
+        _check_names(tree["_target_"], target, tree.keys() - {"_target_"})
+    annotations = annotations_of(target)
+    for name in values.keys() & tree.keys():
+        check_value(f"{key}.{name}", values[name], annotations.get(name, Any))
+    known = target in TORCH.values() or any(f"{target.__module__}.".startswith(f"{room}.") for room in VALUE_ROOMS)
+    if known and not _missing(target, values):
+        network = inspect.isclass(target) and issubclass(target, Network)
+        with _named(key), torch.device("meta") if network else contextlib.nullcontext():
+            names = inspect.signature(target).parameters
+            build({**tree, **{k: v for k, v in values.items() if k in names}}, rooms=rooms, trust=trust)
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def describe(value: Any, *, without: Sequence[str] = ()) -> Any:
     """The tree of plain values from which :func:`build` makes an equal object.
 
@@ -209,11 +264,22 @@ def _resolve(parts: list[str]) -> Any:
 
 
 def _check_arguments(name: str, target: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    if unknown := [key for key in values if key not in parameters]:
-        raise ValueError(f"{name} takes no argument {unknown[0]!r}: expected {', '.join(parameters)}")
-    required = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    if missing := [key for key in required if key not in values]:
+    _check_names(name, target, values)
+    if missing := _missing(target, values):
         raise ValueError(f"{name} needs the argument {missing[0]!r}, which the config does not set")
+
+
+def _check_names(name: str, target: Callable[..., Any], values: Collection[str]) -> None:
+    parameters = inspect.signature(target).parameters
+    unknown = [key for key in values if key not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        advice = nearest(unknown[0], parameters)
+        raise ValueError(f"{name} takes no argument {unknown[0]!r}: expected {', '.join(parameters)}{advice}")
+
+
+def _missing(target: Callable[..., Any], values: Collection[str]) -> list[str]:
+    parameters = inspect.signature(target).parameters
+    required = [
+        key for key, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return [key for key in required if key not in values]

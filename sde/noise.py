@@ -10,7 +10,8 @@ chained over the parts of the address,
 
 in 64-bit integers with wrap-around, which are the same on every device. The upper and the lower 32 bits of a hash give
 two uniforms and, by the Box-Muller transform, two normals. On one type of device and in one dtype the normals are the
-same bit for bit; float32 and float64 give the same normals up to rounding. The largest normal is 6.8.
+same bit for bit; all dtypes give the same normals up to rounding. Numbers in half precision are those of float32,
+rounded to the nearest (normals) or towards 0 (uniforms, which stay below 1). The largest normal is 6.8.
 
 Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014, https://doi.org/10.1145/2714064.2660195;
 Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011, https://doi.org/10.1145/2063384.2063405.
@@ -29,6 +30,8 @@ from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from .shapes import working_dtype
 
 
 class Stream(enum.IntEnum):
@@ -99,22 +102,30 @@ class Noise:
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Standard normals with shape (\\*, *shape), for the addresses of :meth:`bits`."""
-        n = math.prod(shape)
+        n, working = math.prod(shape), working_dtype(dtype)
         h = self.bits(stream, index, counter, (n + 1) // 2)
         # Box-Muller transform; adding one half keeps the first uniform above 0.
-        radius = (((h >> 32) & 0xFFFFFFFF).to(dtype) + 0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
-        angle = (h & 0xFFFFFFFF).to(dtype).mul_(2.0 * math.pi * 2.0**-32)
-        z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+        radius = (((h >> 32) & 0xFFFFFFFF).to(working) + 0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
+        angle = (h & 0xFFFFFFFF).to(working).mul_(2.0 * math.pi * 2.0**-32)
+        z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1).to(dtype)
         return z[..., :n].reshape((*z.shape[:-1], *shape))
 
     def uniform(
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Uniforms in [0, 1), multiples of 2^-24 (float32) or 2^-53 (float64), with shape (\\*, *shape)."""
+        """Uniforms in [0, 1), with shape (\\*, *shape).
+
+        They are multiples of 2^-53 (float64) or 2^-24; those in half precision are rounded towards 0 after that.
+        """
         digits = 53 if dtype == torch.float64 else 24
         h = self.bits(stream, index, counter, math.prod(shape))
         h = (h >> (64 - digits)) & (2**digits - 1)
-        return h.to(dtype).mul_(2.0**-digits).reshape((*h.shape[:-1], *shape))
+        u = h.to(working_dtype(dtype)).mul_(2.0**-digits)
+        rounded = u.to(dtype)
+        if rounded is not u:
+            # The bits of a positive float, less 1, are those of the next smaller one.
+            rounded = (rounded.view(torch.int16) - (rounded > u).to(torch.int16)).view(dtype)
+        return rounded.reshape((*h.shape[:-1], *shape))
 
     def rademacher(
         self, stream: Stream, index: Tensor, counter: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .data import Scaling
@@ -67,18 +68,29 @@ def samples(x: Tensor, scaling: Scaling | None = None) -> Any:
     return figure
 
 
-def save_samples(path: str | os.PathLike[str], x: Tensor, scaling: Scaling | None = None) -> None:
+def save_samples(
+    path: str | os.PathLike[str],
+    x: Tensor,
+    scaling: Scaling | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Writes :func:`samples` as a PNG; images in whole pixels.
 
     Args:
         path: the file.
         x: as in :func:`samples`.
         scaling: as in :func:`samples`.
+        settings: the settings of the samples, which the file then contains (:mod:`sde.evaluation.outputs`).
     """
+    text = _png_text(path, settings)
     if x.ndim == 4:
-        _enlarged_grid(x, scaling).save(path)
+        info = PngInfo()
+        for name, value in text.items():
+            info.add_text(name, value)
+        _enlarged_grid(x, scaling).save(path, pnginfo=info)
     else:
-        samples(x, scaling).savefig(path)
+        samples(x, scaling).savefig(path, metadata=text)
 
 
 def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Image.Image:
@@ -284,9 +296,21 @@ def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
     return figure
 
 
-def save_diagnostics(path: str | os.PathLike[str], trip: RoundTrip, times: Sequence[Calibration]) -> None:
-    """Writes :func:`diagnostics` as a PNG."""
-    diagnostics(trip, times).savefig(path)
+def save_diagnostics(
+    path: str | os.PathLike[str],
+    trip: RoundTrip,
+    times: Sequence[Calibration],
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes :func:`diagnostics` as a PNG, with settings as in :func:`save_samples`."""
+    diagnostics(trip, times).savefig(path, metadata=_png_text(path, settings))
+
+
+def _png_text(path: str | os.PathLike[str], settings: Mapping[str, Any] | None) -> dict[str, str]:
+    """The settings as the text of a PNG; other formats have no place for them."""
+    png = settings is not None and Path(path).suffix == ".png"
+    return {"settings": json.dumps(settings, sort_keys=True)} if png else {}
 
 
 def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = None) -> Image.Image:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
 from .noise import Noise, NoiseSource, Stream
+from .shapes import working, working_dtype
 from .solvers import Arcsinh, Solver, UniPC
 
 
@@ -80,7 +81,8 @@ def sample(
         eta: the stochasticity of the dynamics, 1 for the reverse SDE, 0 for the probability flow; the solver's own
             by default.
         denoise: add one Tweedie step at `t_min`, :math:`E[x_0 | x]`, which removes the noise that is left there.
-        dtype: the dtype of the state; the denoiser's by default.
+        dtype: the dtype of the samples; that of `x_T`, `x_start` or the denoiser, float32 at least, by default. The
+            state is in float32 at least.
         device: the device of the state; the denoiser's by default.
         noise: the source of the noise of the solver's steps; that of the seed by default. The prior uses the seed.
         differentiable: keep the graph, for gradients through the solver.
@@ -102,7 +104,8 @@ def sample(
         raise ValueError("sample: with x_T or x_start there is no draw from a prior: leave out prior=")
     solver = default_solver() if solver is None else solver
     reference = state_like(denoiser) if state is None else state
-    reference = torch.empty(0, dtype=dtype or reference.dtype, device=device or reference.device)
+    dtype = dtype or working_dtype(reference.dtype)
+    reference = torch.empty(0, dtype=working_dtype(dtype), device=device or reference.device)
     batch, *event = shape if state is None else state.shape  # type: ignore[misc]
     keyed, index = Noise(seed), torch.arange(first, first + batch, device=reference.device)
     nfe = torch.zeros(batch, dtype=torch.int64, device=reference.device)
@@ -124,7 +127,7 @@ def sample(
         _, (x,) = deque(run.trajectory((x,), step_noise), maxlen=1).pop()
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
-    return Samples(x, *conditioned.counts)
+    return Samples(x.to(dtype), *conditioned.counts)
 
 
 def encode(
@@ -135,7 +138,7 @@ def encode(
     condition: Mapping[str, Tensor] | None = None,
     differentiable: bool = False,
 ) -> Tensor:
-    r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`.
+    r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`, float32 at least.
 
     Args:
         denoiser: the model; it is run in evaluation mode.
@@ -151,13 +154,15 @@ def encode(
     dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
     solver, process = default_solver() if solver is None else solver, denoiser.process
     with torch.set_grad_enabled(differentiable), evaluating(denoiser):
-        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((x,))
+        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((working(x),))
     return latent
 
 
 def state_like(denoiser: Denoiser) -> Tensor:
-    """A tensor with the dtype and the device of a denoiser: its first parameter, or else its first buffer."""
-    return next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0))
+    """An empty tensor like the states of a denoiser: on the device and in the dtype, float32 at least, of its first
+    parameter, or else its first buffer."""
+    first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
+    return first.new_empty(0, dtype=working_dtype(first.dtype))
 
 
 @contextlib.contextmanager

@@ -1,18 +1,31 @@
-r"""Shapes: broadcasting functions of time over data.
+r"""Shapes and precision: broadcasting functions of time over data.
 
 Data has shape (B, *): B samples and any event shape. Time has shape () or (B,). A function of time is evaluated in the
 dtype of the time, and only its result is cast to the dtype of the data. So a schedule computed in float64 stays
 accurate, and a float64 time never promotes a float32 state.
+
+Numbers in half precision are for networks: states, times, noise and densities are computed in float32 at least, and
+rounded once where a result in half precision is asked for.
 """
 
 from __future__ import annotations
 
-__all__ = ["check_condition", "check_count", "check_event", "event_dims", "expand", "sum_event"]
+__all__ = [
+    "check_condition",
+    "check_count",
+    "check_event",
+    "event_dims",
+    "expand",
+    "sum_event",
+    "working",
+    "working_dtype",
+]
 
 import math
 import numbers
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +48,16 @@ def sum_event(x: Tensor) -> Tensor:
 def event_dims(x: Tensor) -> int:
     """The number of dimensions D of one sample of `x` (B, *)."""
     return math.prod(x.shape[1:])
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which results of a dtype are computed: float32 for half precision, else itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def working(x: Tensor) -> Tensor:
+    """`x` in its working dtype."""
+    return x.to(working_dtype(x.dtype))
 
 
 def check_event(x: Tensor, shape: tuple[int, ...], owner: str = "this model") -> None:

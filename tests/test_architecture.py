@@ -20,6 +20,7 @@ PACKAGE = ROOT / "sde"
 ROOMS = [
     "version",
     "shapes",
+    "annotations",
     "noise",
     "brownian",
     "runtime",

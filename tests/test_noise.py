@@ -303,3 +303,41 @@ def test_samples_are_numbered_unless_they_have_positions() -> None:
     for bad in (torch.arange(2), torch.zeros(3), torch.zeros(3, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"int64 with shape \(3,\), got torch"):
             sample_index(x, bad)
+
+
+# ---- half precision
+
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+ADDRESS = Stream.STEP, torch.tensor(3), torch.tensor(0), (10**6,)
+
+
+def before(value: Tensor) -> Tensor:
+    """The next smaller number in half precision than a positive one."""
+    return (value.view(torch.int16) - 1).view(value.dtype)
+
+
+def within(probability: float, hits: Tensor) -> bool:
+    """Whether a share of hits is within 5 standard errors of their probability, as it is but for 6e-7 of all seeds."""
+    error = math.sqrt(probability * (1.0 - probability) / len(hits))
+    return abs(hits.double().mean().item() - probability) <= 5.0 * error
+
+
+@HALF
+def test_normals_in_half_precision_have_the_tails_of_a_normal(dtype: torch.dtype) -> None:
+    z = Noise(5).normal(*ADDRESS, dtype=dtype)
+    assert z.dtype == dtype
+    assert int((z == 0).sum()) <= 3  # 0.06 are expected, of float16: those within 3e-8
+    for edge in torch.tensor([0.002, 0.1, 3.0, 4.0], dtype=dtype):
+        # What is rounded to the edge begins in the middle between it and the number before it.
+        middle = 0.5 * (edge.double() + before(edge).double()).item()
+        assert within(2.0 * scipy.stats.norm.sf(middle), z.abs() >= edge)
+
+
+@HALF
+def test_uniforms_in_half_precision_are_rounded_towards_0(dtype: torch.dtype) -> None:
+    u, fine = Noise(5).uniform(*ADDRESS, dtype=dtype), Noise(5).uniform(*ADDRESS)
+    assert u.dtype == dtype
+    assert bool((u <= fine).all())
+    assert bool(((u.view(torch.int16) + 1).view(dtype) > fine).all())
+    for edge in torch.tensor([2.0**-8, 0.25, 1.0 - 2.0**-8], dtype=dtype):
+        assert within(1.0 - edge.item(), u >= edge)

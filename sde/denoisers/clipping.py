@@ -25,7 +25,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from ..shapes import expand
+from ..shapes import expand, working
 from .base import Denoiser, Wrapper
 from .parametrisation import Prediction, from_x0
 
@@ -38,8 +38,9 @@ class Limited(Wrapper):
         r"""The function :math:`\ell`, on data of shape (B, \*), one sample at a time."""
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        x0 = self.limit(self.inner.predict(Prediction.X0, x_t, t, **condition))
-        return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
+        state = working(x_t)
+        x0 = self.limit(self.inner.predict(Prediction.X0, state, t, **condition))
+        return (x0 if what is Prediction.X0 else from_x0(what, self.process, x0, state, t)).to(x_t.dtype)
 
 
 class Clip(Limited):

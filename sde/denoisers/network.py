@@ -20,12 +20,11 @@ __all__ = ["LearnedVarianceDenoiser", "NetworkDenoiser", "PredictingDenoiser"]
 from abc import abstractmethod
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..networks.network import Network
 from ..processes import SDE
-from ..shapes import expand
+from ..shapes import expand, working, working_dtype
 from .base import Denoiser
 from .levels import NoiseLevel, TimeLevel
 from .parametrisation import NoisePrediction, Parametrisation, Prediction
@@ -35,7 +34,7 @@ class PredictingDenoiser(Denoiser):
     """A denoiser whose predictions all come from one call of a network; a leaf splits the network's output.
 
     The state keeps the dtype that the caller chose; here, and nowhere else, it is cast to the network's and back, and
-    floating conditions with it. The noise level stays in float32 at least.
+    floating conditions with it. The noise level and the arithmetic around the network stay in float32 at least.
     """
 
     def __init__(
@@ -75,13 +74,14 @@ class PredictingDenoiser(Denoiser):
     ) -> tuple[Tensor, Tensor | None]:
         a, b = self.parametrisation.coefficients(what, self.process, t)
         scale = self.parametrisation.input_scale(self.process, t)
-        x = x_t if scale is None else expand(scale, x_t) * x_t
+        state = working(x_t)
+        x = state if scale is None else expand(scale, state) * state
         dtype = next((p.dtype for p in self.network.parameters()), x.dtype)
-        level = self.level(self.process, t).to(x.device, torch.promote_types(dtype, torch.float32))
+        level = self.level(self.process, t).to(x.device, working_dtype(dtype))
         cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
-        out, variance = self.split(self.network(x.to(dtype), level, **cast).to(x_t.dtype), x_t)
-        prediction = expand(b, x_t) * out
-        return prediction if a is None else prediction + expand(a, x_t) * x_t, variance
+        out, variance = self.split(self.network(x.to(dtype), level, **cast).to(state.dtype), state)
+        prediction = expand(b, state) * out
+        return (prediction if a is None else prediction + expand(a, state) * state).to(x_t.dtype), variance
 
 
 class NetworkDenoiser(PredictingDenoiser):

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ..processes import SDE
-from ..shapes import expand
+from ..shapes import expand, working
 
 # A prediction a(t) x_t + b(t) F; None stands for a coefficient that is 0 everywhere.
 Coefficients = tuple[Tensor | None, Tensor]
@@ -57,21 +57,24 @@ class Prediction(enum.Enum):
 
 def from_x0(what: Prediction, process: SDE, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     r"""The prediction `what` of a denoiser that knows :math:`x_0` alone, with shape (B, \*)."""
+    dtype, x0, x_t = x_t.dtype, working(x0), working(x_t)
     if what is Prediction.VELOCITY:
         alpha, sigma = process.alpha(t), process.sigma(t)
-        return expand(alpha / sigma, x_t) * x_t - expand((alpha.square() + sigma.square()) / sigma, x_t) * x0
+        velocity = expand(alpha / sigma, x_t) * x_t - expand((alpha.square() + sigma.square()) / sigma, x_t) * x0
+        return velocity.to(dtype)
     score = (expand(process.alpha(t), x_t) * x0 - x_t) / expand(process.var(t), x_t)
-    return score if what is Prediction.SCORE else -expand(process.sigma(t), x_t) * score
+    return (score if what is Prediction.SCORE else -expand(process.sigma(t), x_t) * score).to(dtype)
 
 
 def from_score(what: Prediction, process: SDE, score: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     r"""The prediction `what` of a denoiser that knows the score alone, with shape (B, \*)."""
     if what is Prediction.SCORE:
         return score
+    dtype, score, x_t = x_t.dtype, working(score), working(x_t)
     if what is Prediction.NOISE:
-        return -expand(process.sigma(t), x_t) * score
+        return (-expand(process.sigma(t), x_t) * score).to(dtype)
     x0 = (x_t + expand(process.var(t), x_t) * score) / expand(process.alpha(t), x_t)
-    return x0 if what is Prediction.X0 else from_x0(what, process, x0, x_t, t)
+    return (x0 if what is Prediction.X0 else from_x0(what, process, x0, x_t, t)).to(dtype)
 
 
 class Parametrisation(ABC):

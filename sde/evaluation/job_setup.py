@@ -42,6 +42,7 @@ class JobSetup:
         model: the model in it.
         data: the data set of the config, by default the one that the model was trained on.
         shard: this process.
+        variant: the end of the names of output files that have their default path; it tells the jobs of a sweep apart.
     """
 
     config: Mapping[str, Any]
@@ -49,9 +50,10 @@ class JobSetup:
     model: Model
     data: DataSet
     shard: Shard
+    variant: str = ""
 
     @classmethod
-    def load(cls, config: Mapping[str, Any]) -> JobSetup:
+    def load(cls, config: Mapping[str, Any], variant: str = "") -> JobSetup:
         """Loads the checkpoint `ckpt` with the average `ema` on the `device`, and the `data`.
 
         Raises:
@@ -65,7 +67,7 @@ class JobSetup:
         tree = config.get("data") or json.loads(content["config"]).get("data")
         if not tree:
             raise ValueError("data is missing: give data=..., because this checkpoint does not name its training data")
-        return cls(config, path, model, build(tree, rooms=("sde.data",), trust=trust), shard)
+        return cls(config, path, model, build(tree, rooms=("sde.data",), trust=trust), shard, variant)
 
     @property
     def directory(self) -> Path:
@@ -74,7 +76,8 @@ class JobSetup:
 
     def output(self, suffix: str) -> Path:
         """The path `out` of the config, by default the file of the split with this suffix in the run directory."""
-        return Path(self.config["out"] or self.directory / "likelihood" / f"{self.config['split']}{suffix}")
+        name = f"{self.config['split']}{self.variant}{suffix}"
+        return Path(self.config["out"] or self.directory / "likelihood" / name)
 
     def build(self, key: str) -> Any:
         """The object that the config describes by a key."""

@@ -1,5 +1,8 @@
 r"""Detection of file formats by their first bytes, and reading of files without running anything in them.
 
+Of the signs of a format the longest is tried first: the first byte alone of a safetensors file, which is the lowest
+byte of a length, may be that of a pickle.
+
 A source is a file or a directory. From a file the tree of plain values is read; its tensors are read later. The
 settings come from the user or from a JSON file beside the source. All errors about a source are ValueErrors that begin
 with its path.
@@ -7,7 +10,7 @@ with its path.
 
 from __future__ import annotations
 
-__all__ = ["LazyTensor", "Source", "largest_size", "read_json", "read_state", "tensors"]
+__all__ = ["LazyTensor", "Source", "largest_size", "named_tensors", "read_json", "read_state", "tensors"]
 
 import functools
 import json
@@ -20,6 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..storage.wrappers import unwrapped
 from .archives import no_storage, open_legacy, open_safetensors, open_zip
 from .pickles import LazyTensor, evaluate
 
@@ -59,8 +63,8 @@ class Source:
 
     @functools.cached_property
     def state(self) -> dict[str, LazyTensor] | None:
-        """The content if it is a mapping of names to tensors only, else None."""
-        return _state(self.content)
+        """The content by :func:`named_tensors` if it is a mapping of names to tensors only, else None."""
+        return named_tensors(self.content)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any] | None:
@@ -103,13 +107,22 @@ def largest_size(state: Mapping[str, LazyTensor]) -> int:
     return max(max(tensor.shape, default=1) for tensor in state.values())
 
 
+def named_tensors(content: Any) -> dict[str, LazyTensor] | None:
+    """The content if it is a mapping of names to tensors only, by its names without the prefixes of wrappers, else
+    None."""
+    fits = isinstance(content, dict) and content
+    if fits and all(isinstance(k, str) and isinstance(v, LazyTensor) for k, v in content.items()):
+        return unwrapped(content)
+    return None
+
+
 def read_state(path: Path) -> dict[str, LazyTensor]:
     """The tensors by name of a file that contains nothing else.
 
     Raises:
         ValueError: if the file contains anything else, or cannot be opened.
     """
-    state = _state(_open(path))
+    state = named_tensors(_open(path))
     if state is None:
         raise ValueError(f"{path} is not a file of weights: expected a mapping of names to tensors")
     return state
@@ -148,16 +161,16 @@ def _open(path: Path) -> Any:
     if size == 0:
         raise ValueError(f"{path} is empty, not a checkpoint")
     try:
-        if head.startswith(b"PK\x03\x04"):
-            return open_zip(path)
         if head.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
             return open_legacy(path)
-        if head.startswith(b"\x80"):
-            _refuse_pickle(path)
-        if head.startswith(b"\x89HDF\r\n\x1a\n"):
-            raise ValueError("an HDF5 file, which cannot contain a model: expected weights as torch or safetensors")
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size - 8, 2**24):
             return open_safetensors(path)
+        if head.startswith(b"\x89HDF\r\n\x1a\n"):
+            raise ValueError("an HDF5 file, which cannot contain a model: expected weights as torch or safetensors")
+        if head.startswith(b"PK\x03\x04"):
+            return open_zip(path)
+        if head.startswith(b"\x80"):
+            _refuse_pickle(path)
     except Exception as error:  # a damaged file can raise any exception; nothing in it was run
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint, or damaged: {reason}") from error
@@ -171,13 +184,6 @@ def _refuse_pickle(path: Path) -> None:
         except ValueError as error:
             raise ValueError(f"{_EXPORT} ({str(error).split(',')[0]})") from error
     raise ValueError(_EXPORT)
-
-
-def _state(content: Any) -> dict[str, LazyTensor] | None:
-    fits = isinstance(content, dict) and content
-    if fits and all(isinstance(k, str) and isinstance(v, LazyTensor) for k, v in content.items()):
-        return dict(content)
-    return None
 
 
 def _mode(path: Path) -> int:

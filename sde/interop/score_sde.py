@@ -49,6 +49,7 @@ def network(settings: Settings, logarithm: bool = True) -> Tree:
         "attention": model.attention,
         "attention_last": True,
         "dropout": model["dropout"],
+        "activation": model.activation,
         "resampling": model.resampling(),
         "centre": not settings["centered"],
     }
@@ -70,7 +71,7 @@ def weights(settings: Settings, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
     Args:
         settings: as for :func:`network`.
-        state: the original's state dict, without the prefix `module.`.
+        state: the original's state dict, without the prefixes of wrappers.
 
     Raises:
         ValueError: if a weight is missing, or belongs to no module of such a network.
@@ -88,13 +89,17 @@ def frozen(name: str) -> bool:
     return name == "sigmas" or (name.endswith(".W") and name.count(".") == 2)
 
 
+# Their names of the activations and ours.
+_ACTIVATIONS = {"swish": "silu", "elu": "elu", "relu": "relu", "lrelu": "lrelu"}
+
+
 class _Model:
     """The validated section `model` of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.model: Settings = settings["model"]
         self.plus = self._one_of("name", "ddpm", "ncsnpp") == "ncsnpp"
-        self._one_of("nonlinearity", "swish")
+        self.activation = _ACTIVATIONS[self._one_of("nonlinearity", *_ACTIVATIONS)]
         if self.plus:
             self._one_of("conditional", True)
         self.fourier = self.plus and self._one_of("embedding_type", "positional", "fourier") == "fourier"

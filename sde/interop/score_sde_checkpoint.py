@@ -6,7 +6,7 @@ weights. Untrained entries (the Fourier frequencies) are taken from the raw weig
 
 The original's conventions in terms of this library, with c the noise conditioning and h the output of the network:
 
-- VP and sub-VP: c is 999 t, and h is the noise.
+- VP and sub-VP: c is 999 t, and h is the noise. For VP with `training.continuous=False`, c is (N - 1) t for N levels.
 - VE: c is sigma. With `scale_by_sigma`, h is sigma times the score, which is minus the noise, so that we change the
   sign of the last layer; without it, h is the score. With positional embeddings, c is the number of the noise level,
   counted down from the largest: (N - 1)(1 - t) for N levels.
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..processes import SDE
-from .formats import LazyTensor, Source, tensors
+from .formats import Source, named_tensors, tensors
 from .matching import Tree, content, node
 from .score_sde import frozen, network, weights
 
@@ -43,7 +43,8 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
 
     Args:
         source: the checkpoint and the original's settings: the section `model`, and `image_size`, `num_channels` and
-            `centered` in the section `data` or at the top level.
+            `centered` in the section `data` or at the top level; `sde` and `continuous` of the section `training`, if
+            there is one.
         process: the process of training. By default that of the section `training` if there is one, else VE with
             `scale_by_sigma` and VP without it.
     """
@@ -66,11 +67,11 @@ def read(source: Source, process: SDE | None) -> dict[str, Any]:
 
 
 def _state(source: Source) -> dict[str, Tensor]:
-    """The raw weights, without the prefix of data-parallel training."""
-    state = source.content["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, LazyTensor) for value in state.values()):
+    """The raw weights."""
+    state = named_tensors(source.content["model"])
+    if state is None:
         raise ValueError(f"{source.path}: model does not contain weights: expected a mapping of names to tensors")
-    return {str(name).removeprefix("module."): value for name, value in tensors(state).items()}
+    return tensors(state)
 
 
 def _average(source: Source, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,9 +103,11 @@ def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[Tree, float
         raise ValueError(
             "expected process=sde.VE(...) or None for a network with scale_by_sigma, which predicts the VE score"
         )
-    fourier = model.get("embedding_type", "positional") == "fourier"
+    unet = network(settings, logarithm=not exploding)
+    fourier = "embedding" in unet
     prediction = node("NoisePrediction" if scaled or not exploding else "ScorePrediction", data_std=None)
-    level = node("TimeLevel", scale=999.0)
+    discrete = settings.get("training", {}).get("continuous") is False and name == "vpsde"
+    level = node("TimeLevel", scale=float(model["num_scales"] - 1) if discrete else 999.0)
     if exploding and fourier:
         level = node("LogSNRLevel", scale=0.5)  # log sigma
     elif exploding:
@@ -113,7 +116,7 @@ def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[Tree, float
     low = -1.0 if settings["centered"] else 0.0
     tree = {
         "process": node(_KINDS[name], **{key: float(model[key]) for key in rates}),
-        "network": network(settings, logarithm=not exploding),
+        "network": unet,
         "denoiser": node("NetworkDenoiser", parametrisation=prediction, level=level),
         "scaling": node("data.Scaling", scale=(1.0 - low) / 256, shift=low, levels=256),
         "shape": [settings["num_channels"], settings["image_size"], settings["image_size"]],

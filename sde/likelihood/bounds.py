@@ -43,7 +43,7 @@ from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
 from ..sampling import evaluating, state_like
-from ..shapes import check_count, event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event, working
 from .decoder import log_decoder
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
@@ -123,7 +123,7 @@ def continuous_bound(
     low = torch.tensor(process.t_min, dtype=torch.float64)
     width = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
     with torch.no_grad(), evaluating(denoiser):
-        prior = -prior_divergence(process, x0, process.t_max)
+        prior = -process.prior_divergence(x0)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):
             z = normal_like(x0, noise, index, repeat_key(k, repeat))
@@ -165,7 +165,8 @@ def density_bound(
 
     Args:
         denoiser: the model; it is run in evaluation mode.
-        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype.
+        x: data in the model's range, with shape (B, \*), as states at `t_min`. The computation runs in its dtype,
+            float32 at least.
         draws, times, stratified, seed, index, repeat, condition: as in :func:`continuous_bound`.
         prior: anything with `log_prob(x)` in nats, in place of the process's own at `t_max`. It is averaged over
             `draws` states; the process's own is integrated exactly.
@@ -181,7 +182,7 @@ def density_bound(
             f"density_bound: expected floating-point data of shape (B, *) with B >= 1 in the model's range, got "
             f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation.states)"
         )
-    process, dims = denoiser.process, event_dims(x)
+    process, x, dims = denoiser.process, working(x), event_dims(x)
     index, nfe, noise = sample_index(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device), Noise(seed)
     conditioned = Conditioned(denoiser, condition, nfe)
     low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
@@ -227,14 +228,6 @@ def assemble(
     # Probabilities of levels do not depend on the scale.
     bits = scaling.bits_per_dim(nats, dims) if scaling.levels is None else nats_to_bits(nats, dims)
     return Bound(nats, prior, diffusion, data, parts, error, nfe, bits)
-
-
-def prior_divergence(process: SDE, x0: Tensor, t: float) -> Tensor:
-    r""":math:`\mathrm{KL}(q(x_t|x_0) \,\|\, \pi)` in nats, float64 with shape (B,); both are Gaussian."""
-    end = torch.tensor(t, dtype=torch.float64)
-    alpha, var, v = process.alpha(end).item(), process.var(end).item(), process.prior_var(end).item()
-    ratio = var / v
-    return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
 
 
 def mean_error(draws: Tensor, stratified: bool) -> Tensor:

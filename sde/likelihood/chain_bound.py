@@ -41,7 +41,7 @@ from ..processes import SDE
 from ..sampling import evaluating, state_like
 from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Ancestral
-from .bounds import Bound, assemble, check_std, mean_error, normal_like, prior_divergence
+from .bounds import Bound, assemble, check_std, mean_error, normal_like
 from .decoder import log_decoder
 
 
@@ -96,7 +96,7 @@ def chain_bound(
     high = process.t_max if start is None else start
     times = solver.grid.times(process, solver.steps, process.t_min, high)
     with torch.no_grad(), evaluating(denoiser):
-        prior = -prior_divergence(process, x0, high)
+        prior = -process.prior_divergence(x0, high)
         chains, ends = [], []
         for draw in range(repeat * draws, (repeat + 1) * draws):
             parts = []

@@ -50,7 +50,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..runtime import exact_float32
 from ..sampling import evaluating
-from ..shapes import check_count, event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
 from .bounds import normal_like
@@ -172,7 +172,7 @@ def calibration(
     check_count("calibration", "times", times, 2)
     if len(x0) == 0:
         raise ValueError("calibration needs at least one sample, got 0 samples")
-    process = denoiser.process
+    process, x0 = denoiser.process, working(x0)
     ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     high, low = process.log_snr(ends).tolist()
     inner = process.time(torch.linspace(high, low, times, dtype=torch.float64)[1:-1])

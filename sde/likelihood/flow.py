@@ -24,7 +24,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..sampling import evaluating
-from ..shapes import event_dims
+from ..shapes import event_dims, working
 from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -96,6 +96,7 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
+        x = working(x)
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
         conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
@@ -131,7 +132,8 @@ def log_prob(
 
     Args:
         denoiser: the model; it is run in evaluation mode.
-        x: data in the model's range, with shape (B, \*). The computation runs in its dtype.
+        x: data in the model's range, with shape (B, \*). The computation runs in its dtype, float32 at
+            least.
         solver: a deterministic solver; :func:`default_solver` by default.
         trace: how to compute the divergence; one Rademacher probe by default.
         seed: the seed of the probes.

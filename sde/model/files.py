@@ -24,6 +24,7 @@ from ..interop import read
 from ..interop.formats import Settings, Source
 from ..processes import SDE
 from ..storage.checkpoint import misfits, write
+from ..storage.wrappers import fitted
 from ..version import __version__
 from .model import Model
 
@@ -155,7 +156,9 @@ def from_checkpoint(
     leaf = denoiser = _leaf(tree, process, network, trust)
     for wrapper in tree.get("wrappers", ()):
         denoiser = build(wrapper, rooms=MODEL_ROOMS, inner=denoiser)
-    if difference := misfits({name: value.shape for name, value in leaf.state_dict().items()}, weights):
+    shapes = {name: value.shape for name, value in leaf.state_dict().items()}
+    weights = fitted(shapes, weights)
+    if difference := misfits(shapes, weights):
         raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
     leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))
     return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree.get("classes"))

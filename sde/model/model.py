@@ -93,7 +93,7 @@ class Model:
         check_count("sample", "batch_size", batch_size)
         condition = self._labelled(condition, first, n)
         check_condition(condition, n)
-        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise, dtype=self._dtype)
+        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise)
         batches = []
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
@@ -117,7 +117,8 @@ class Model:
             condition: as in :func:`sde.sample`.
         """
         check_event(x, self.shape)
-        y = self.scaling.to_model(x.cpu(), dtype=self._dtype).to(state_like(self.denoiser).device)
+        reference = state_like(self.denoiser)
+        y = self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)
         return encode(self.denoiser, y, solver=solver, condition=condition)
 
     def tuned(
@@ -160,11 +161,6 @@ class Model:
             if directory is not None and save:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The dtype of states: at least float32, whatever the precision of the network."""
-        return torch.promote_types(state_like(self.denoiser).dtype, torch.float32)
 
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> dict[str, Tensor]:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""

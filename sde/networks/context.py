@@ -2,7 +2,9 @@ r"""The context: the vector h through which the blocks of a network are conditio
 
 With e(c) the embedding of the noise level c, T_y the row of a table for the label y, and a an augmentation vector,
 
-.. math:: h = \mathrm{SiLU}(W_2 \, \mathrm{SiLU}(W_1 (e(c) + A a) + b_1) + b_2 + T_y).
+.. math:: h = \mathrm{SiLU}(W_2 \, \mathrm{SiLU}(W_1 (e(c) + A a) + b_1) + b_2 + T_y),
+
+or with other activations.
 
 This is the context of Ho et al. (2020, arXiv:2006.11239), with the label added as by Dhariwal and Nichol (2021,
 arXiv:2105.05233) and the augmentation vector as by Karras et al. (2022, arXiv:2206.00364, appendix F.2). Some networks
@@ -31,7 +33,8 @@ class Context(nn.Module):
         null_class: whether the table T has an additional row, number `classes`, for "no label".
         label_first: whether the row of the label is added to e(c), before the two layers.
         augment: the length of a, 0 for a network without augmentation vectors.
-        activation: SiLU by default.
+        activation: the activation of h, which the blocks of a network take; SiLU by default.
+        inner_activation: the activation between the two layers; `activation` by default.
 
     Raises:
         ValueError: if `classes` is below 1 or `augment` is below 0.
@@ -46,6 +49,7 @@ class Context(nn.Module):
         label_first: bool = False,
         augment: int = 0,
         activation: nn.Module | None = None,
+        inner_activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if classes is not None and classes < 1:
@@ -60,6 +64,7 @@ class Context(nn.Module):
         self.table = None if classes is None else nn.Embedding(classes + null_class, length)
         self.augment = linear(augment, embedding.dim, bias=False) if augment else None
         self.activation = nn.SiLU() if activation is None else activation
+        self.inner_activation = self.activation if inner_activation is None else inner_activation
 
     def forward(
         self, batch: int, noise_level: Tensor, label: Tensor | None = None, augment: Tensor | None = None
@@ -84,7 +89,7 @@ class Context(nn.Module):
             e = e + rows
         if augment is not None:
             e = e + self._augmentation(batch, augment)
-        h = self.outer(self.activation(self.inner(e)))
+        h = self.outer(self.inner_activation(self.inner(e)))
         return self.activation(h if self.label_first else h + rows)
 
     def _rows(self, batch: int, label: Tensor | None) -> Tensor | float:

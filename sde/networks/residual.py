@@ -34,6 +34,7 @@ class BlockConfig:
         activation: the activation.
         scale_shift: whether the context gives a scale and a shift after the second norm, or only a shift before it.
         skip_scale: the factor of each sum of a shortcut and a branch.
+        outer_activation: the activation before the last convolution; `activation` by default.
     """
 
     rank: int
@@ -43,11 +44,12 @@ class BlockConfig:
     activation: nn.Module = field(default_factory=nn.SiLU)
     scale_shift: bool = False
     skip_scale: float = 1.0
+    outer_activation: nn.Module | None = None
 
     def outlet(self, inputs: int, outputs: int) -> nn.Sequential:
         """The output layers: norm, activation and a convolution initialised to zero."""
         last = zero_init(conv(self.rank, inputs, outputs, padding=1))
-        return nn.Sequential(self.norm(inputs), self.activation, last)
+        return nn.Sequential(self.norm(inputs), self.outer_activation or self.activation, last)
 
 
 class Residual(nn.Module):

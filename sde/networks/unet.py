@@ -34,6 +34,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .activations import Activation, named_activation
 from .checks import check_counts, check_data, check_rank
 from .context import Context
 from .embedding import LevelEmbedding, Positional
@@ -88,7 +89,9 @@ class UNet(Network):
         decoder_attention: the levels of the decoder with self-attention; `attention` by default.
         attention_last: whether, at these levels of the decoder, only the last block is followed by self-attention.
         norm: the normalisation; `Normalisation()` by default.
-        activation: the activation; SiLU by default.
+        activation: the activation: a name in :mod:`sde.networks.activations` or a module; SiLU by default.
+        outer_activation: the activation outside of the residual blocks, which is between the two layers of the context
+            and before the last convolution; `activation` by default.
         scale_shift: whether the context gives a scale and a shift after the second norm, or only a shift before it.
         skip_scale: the factor of each sum of a shortcut and a branch; sqrt(1/2) preserves the variance.
         resampling: the layers between two levels; `StridedConv()` by default.
@@ -105,7 +108,7 @@ class UNet(Network):
 
     Raises:
         ValueError: if a number is not positive, the rank is not 1, 2 or 3, `attention` names a level that does not
-            exist, or the heads do not divide the channels of an attention.
+            exist, there is no activation of a name, or the heads do not divide the channels of an attention.
     """
 
     def __init__(
@@ -126,7 +129,8 @@ class UNet(Network):
         decoder_attention: Sequence[int] | None = None,
         attention_last: bool = False,
         norm: Normalisation | None = None,
-        activation: nn.Module | None = None,
+        activation: Activation | None = None,
+        outer_activation: Activation | None = None,
         scale_shift: bool = False,
         skip_scale: float = 1.0,
         resampling: Resampling | None = None,
@@ -153,12 +157,15 @@ class UNet(Network):
         decoder_attention = attention if decoder_attention is None else decoder_attention
         _check_levels(levels, attention=attention, decoder_attention=decoder_attention)
         self.rank, self.channels, self.centre = rank, channels, centre
-        embedding, activation = embedding or Positional(width), activation or nn.SiLU()
+        inner = named_activation(activation or "silu")
+        outer = named_activation(outer_activation or inner)
+        embedding = embedding or Positional(width)
         resampling, middle = resampling or StridedConv(), middle or Middle()
         upsampling = upsampling or resampling
         input_pyramid, output_pyramid = input_pyramid or NoInputs(), output_pyramid or NoOutputs()
-        self.context = Context(embedding, features, classes, null_class, label_first, augment, activation)
-        config = BlockConfig(rank, features, dropout, norm or Normalisation(), activation, scale_shift, skip_scale)
+        self.context = Context(embedding, features, classes, null_class, label_first, augment, inner, outer)
+        norm = norm or Normalisation()
+        config = BlockConfig(rank, features, dropout, norm, inner, scale_shift, skip_scale, outer)
 
         number_of_heads = partial(_number_of_heads, heads, head_channels)
 

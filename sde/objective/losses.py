@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..denoisers import Denoiser
-from ..shapes import expand
+from ..shapes import expand, working
 from .times import Times, UniformTimes
 from .weightings import Simple, Weighting
 
@@ -41,7 +41,7 @@ class Objective(ABC):
             condition: named tensors on which the denoiser is conditioned.
 
         Returns:
-            The losses, with shape (B,).
+            The losses, with shape (B,), in the dtype of the data, float32 at least.
         """
 
 
@@ -61,7 +61,7 @@ class DenoisingScoreMatching(Objective):
     mean: bool = True
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
-        process = denoiser.process
+        process, x0, z = denoiser.process, working(x0), working(z)
         t, factor = self.times(process, u)
         mean, std = process.marginal(x0, t)
         error = (denoiser.noise(mean + expand(std, x0) * z, t, **condition) - z).flatten(1).square()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..processes import SDE
+from ..shapes import working
 
 
 class Times(ABC):
@@ -18,7 +19,8 @@ class Times(ABC):
 
     @abstractmethod
     def __call__(self, process: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times from uniforms u in [0, 1), and the importance weights 1/p(t), each with shape (B,)."""
+        """Times from uniforms u in [0, 1), and the importance weights 1/p(t), each with shape (B,) and in the dtype of
+        u, float32 at least."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class UniformTimes(Times):
     """Times uniform in [t_min, t_max]; the weight is 1, so the loss is a mean over time and not an integral."""
 
     def __call__(self, process: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = working(u)
         return process.t_min + (process.t_max - process.t_min) * u, torch.ones_like(u)
 
 
@@ -38,6 +41,7 @@ class UniformLogSNR(Times):
     """
 
     def __call__(self, process: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        u = working(u)
         ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device=u.device)
         first, last = process.log_snr(ends)
         t = process.time(first + (last - first) * u.double()).to(u.dtype)
@@ -66,4 +70,5 @@ class ChainTimes(Times):
                 f"ChainTimes(n={self.n}) needs the process of a chain with {self.n} steps, whose t_min is 1/{self.n}, "
                 f"got t_min={process.t_min}; use DiscreteChain(...).sde() with the same number of steps"
             )
+        u = working(u)
         return ((u.double() * self.n).floor() + 1.0).to(u.dtype) / self.n, torch.ones_like(u)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..shapes import event_dims, expand, sum_event
+from ..shapes import event_dims, expand, sum_event, working, working_dtype
 
 
 class SDE(ABC):
@@ -149,13 +149,31 @@ class SDE(ABC):
             t: the time that sampling starts from; `t_max` by default.
             dtype: the dtype of the samples.
         """
-        z = torch.randn(*shape, generator=generator, device=generator.device, dtype=dtype)
-        return math.sqrt(self._prior_var(t)) * z
+        z = torch.randn(*shape, generator=generator, device=generator.device, dtype=working_dtype(dtype))
+        return (math.sqrt(self._prior_var(t)) * z).to(dtype)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
         """The log-density of the prior at `x` (B, *), in nats, with shape (B,); `t` as in :meth:`prior_sample`."""
-        var = self._prior_var(t)
+        var, x = self._prior_var(t), working(x)
         return -0.5 * (sum_event(x.square()) / var + event_dims(x) * math.log(2.0 * math.pi * var))
+
+    def prior_divergence(self, x0: Tensor, t: float | None = None) -> Tensor:
+        r"""The divergence of the prior from the kernel, :math:`\mathrm{KL}(q(x_t \mid x_0) \,\|\, \pi)`.
+
+        .. math:: \tfrac12 \Big(\frac{\alpha_t^2 \|x_0\|^2}{v} + D \big(r - 1 - \log r\big)\Big), \qquad
+            r = \frac{\sigma_t^2}{v}, \quad v = \mathrm{prior\_var}(t)
+
+        Args:
+            x0: clean data, with shape (B, *).
+            t: as in :meth:`prior_sample`.
+
+        Returns:
+            Nats, float64 with shape (B,).
+        """
+        end = torch.tensor(self.t_max if t is None else t, dtype=torch.float64)
+        alpha, var, v = self.alpha(end).item(), self.var(end).item(), self.prior_var(end).item()
+        ratio = var / v
+        return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
 
     def _prior_var(self, t: float | None) -> float:
         return self.prior_var(torch.tensor(self.t_max if t is None else t, dtype=torch.float64)).item()

@@ -45,7 +45,7 @@ from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..shapes import check_count
+from ..shapes import check_count, working
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,23 @@ class Run(ABC):
         """Whether every sample has arrived."""
 
     def trajectory(self, x: State, noise: StepNoise | None = None) -> Iterator[tuple[Tensor, State]]:
-        """Yields (t, x) before the first step and after every step, with t of shape (B,)."""
-        progress = self.init(x, noise)
-        yield progress.t, progress.x
+        """Yields (t, x) before the first step and after every step, with t of shape (B,).
+
+        The state is in float32 at least, and is rounded to the dtypes of `x` where it is yielded.
+        """
+        progress = self.init(tuple(working(entry) for entry in x), noise)
+        yield progress.t, _rounded(progress.x, x)
         while not self.finished(progress):
             progress = self.step(progress)
-            yield progress.t, progress.x
+            yield progress.t, _rounded(progress.x, x)
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
         return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
+
+
+def _rounded(state: State, x: State) -> State:
+    return tuple(entry.to(original.dtype) for entry, original in zip(state, x))
 
 
 class Solver(ABC):

@@ -182,9 +182,10 @@ class _System:
         increment = area = self.zeros
         if self.dynamics.stochastic:
             source, span = require_noise(self.noise), (self.sign * float(ta), self.sign * float(tb))
-            increment = source.normal(Stream.STEP, self.k, *span).reshape(self.shape) * math.sqrt(h)
+            increment = source.normal(Stream.STEP, self.k, *span).to(self.zeros).reshape(self.shape) * math.sqrt(h)
             if return_U:
-                area = source.normal(Stream.AREA, self.k, *span).reshape(self.shape) * math.sqrt(h / 12.0)
+                area = source.normal(Stream.AREA, self.k, *span).to(self.zeros).reshape(self.shape)
+                area = area * math.sqrt(h / 12.0)
         if return_U:
             return increment, h * (0.5 * increment + area)
         if return_A:

@@ -11,7 +11,7 @@ A killed process may leave a temporary file `.NAME.XXXXXXXXXXXXXXXX.tmp` (16 hex
 
 from __future__ import annotations
 
-__all__ = ["write_atomically", "remove_temporaries", "sha256", "Lock"]
+__all__ = ["check_writable", "write_atomically", "remove_temporaries", "sha256", "Lock"]
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,10 +49,36 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # writers such as torch's hide it behind their own
+            cause = cause.__context__
+        if cause is None or cause is error:
+            raise
+        raise cause from error
     _sync_directory(path.parent)
+
+
+def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = (), *, directory: bool = False) -> None:
+    """Refuses a path to which nothing could be written, before the work whose result goes there.
+
+    Args:
+        path: the file, or the directory, that is going to be written; missing directories above it are no obstacle.
+        suffixes: those that the name of a file may have, all by default.
+        directory: whether it is a directory.
+
+    Raises:
+        ValueError: for another suffix, a file for a directory or the reverse, or a directory that is not writable.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"expected a name that ends in {' or '.join(suffixes)}, got {str(path)!r}")
+    if path.is_dir() and not directory:
+        raise ValueError(f"expected the path of a file, and {str(path)!r} is a directory")
+    place = next(p for p in (path if directory else path.parent, *path.parents) if os.path.lexists(p))
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ValueError(f"nothing can be written to {str(path)!r}: {str(place)!r} is not a directory that is writable")
 
 
 def remove_temporaries(path: str | os.PathLike[str]) -> None:

@@ -63,7 +63,8 @@ class BoundTrace(ABC):
             x: the point, with shape (B, *).
 
         Returns:
-            The field, with shape (B, *), and P unbiased estimates of its divergence, with shape (B, P).
+            The field, with shape (B, *), and P unbiased estimates of its divergence, in float32 at least, with shape
+            (B, P).
         """
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -99,12 +100,12 @@ def vjp(value: Tensor, x: Tensor, v: Tensor, chunk: int, *, keep: bool, differen
         differentiable: whether gradients of the products are wanted.
 
     Returns:
-        J' v, with shape (P, B, *).
+        J' v, with shape (P, B, *), in the dtype of the vectors.
     """
-    chunks, results = v.split(chunk), []
+    chunks, results = v.to(value.dtype).split(chunk), []
     for i, some in enumerate(chunks):
         retain = keep or differentiable or i < len(chunks) - 1
         settings = {"retain_graph": retain, "create_graph": differentiable, "is_grads_batched": len(some) > 1}
         (products,) = torch.autograd.grad(value, x, some if len(some) > 1 else some[0], **settings)
         results.append(products.reshape(some.shape))
-    return torch.cat(results)
+    return torch.cat(results).to(v.dtype)

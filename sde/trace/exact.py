@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..shapes import check_count, event_dims
+from ..shapes import check_count, event_dims, working_dtype
 from .base import BoundTrace, Trace, vjp
 
 
@@ -45,10 +45,10 @@ class ExactTrace(Trace, BoundTrace):
 
     def divergence(self, x: Tensor, value: Tensor, differentiable: bool) -> Tensor:
         d = event_dims(x)
-        divergence = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        divergence = torch.zeros(len(x), dtype=working_dtype(x.dtype), device=x.device)
         for first in range(0, d, self.chunk):
             rows = torch.arange(first, min(first + self.chunk, d), device=x.device)
-            unit = torch.nn.functional.one_hot(rows, d).to(x).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+            unit = torch.nn.functional.one_hot(rows, d).to(divergence).reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
             jacobian = vjp(value, x, unit, len(unit), keep=True, differentiable=differentiable)
             divergence = divergence + (jacobian * unit).flatten(2).sum((0, 2))
         return divergence[:, None]

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, Stream
-from ..shapes import check_count, event_dims
+from ..shapes import check_count, event_dims, working_dtype
 from .base import BoundTrace, Trace, vjp
 
 
@@ -129,9 +129,9 @@ class Orthogonal(Trace):
 
 
 def draw_probes(draw: Callable[..., Tensor], index: Tensor, count: int, x: Tensor) -> Tensor:
-    """Probes by a method of :class:`sde.Noise`, with shape (P, B, *)."""
+    """Probes by a method of :class:`sde.Noise`, in float32 at least, with shape (P, B, *)."""
     probe = torch.arange(count, device=index.device)[:, None]
-    return draw(Stream.PROBE, index, probe, x.shape[1:], x.dtype)
+    return draw(Stream.PROBE, index, probe, x.shape[1:], working_dtype(x.dtype))
 
 
 def columns(v: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..shapes import working
+
 
 class EMA:
-    r"""Exponential moving average of the parameters of a module; buffers are copied.
+    r"""Exponential moving average of the parameters of a module, in float32 at least; buffers are copied.
 
     .. math:: \bar\theta \leftarrow \mu_k \bar\theta + (1 - \mu_k)\, \theta, \qquad
               \mu_k = \min\Big(\mu, \frac{1 + k}{10 + k}\Big)
@@ -39,13 +41,16 @@ class EMA:
             raise ValueError(f"an EMA needs a decay in [0, 1), got decay={decay}")
         self.decay = decay
         self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        # In half precision a step of the average would round to nothing.
+        for name, _ in module.named_parameters(remove_duplicate=False):
+            self.weights[name] = working(self.weights[name])
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Updates the averages with the weights after training step number `step`, counted from 1."""
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
         names, values = zip(*module.named_parameters(remove_duplicate=False))
-        torch._foreach_lerp_([self.weights[n] for n in names], [v.detach() for v in values], 1.0 - decay)
+        torch._foreach_lerp_([self.weights[n] for n in names], [working(v.detach()) for v in values], 1.0 - decay)
         for name, value in module.named_buffers():
             if name in self.weights:
                 self.weights[name].copy_(value)

@@ -26,6 +26,7 @@ from ..noise import Noise, Stream
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
 from ..storage.checkpoint import misfits
+from ..storage.wrappers import fitted
 from .batches import Batch, BatchSource, Iterated, to_model
 from .ema import EMA
 
@@ -216,13 +217,14 @@ class Training:
             if name not in state["ema"]:
                 raise ValueError(f"this state has no EMA {name!r}: it has {', '.join(state['ema']) or 'none'}")
         shapes = {name: value.shape for name, value in self.denoiser.state_dict().items()}
-        for weights in (state["weights"], *(state["ema"][name] for name in self.ema)):
+        raw, averages = fitted(shapes, state["weights"]), {n: fitted(shapes, state["ema"][n]) for n in self.ema}
+        for weights in (raw, *averages.values()):
             if difference := misfits(shapes, weights):
                 raise ValueError(f"this state is of another network: {difference}")
         self.step = int(state["step"])
-        self.denoiser.load_state_dict(state["weights"])
+        self.denoiser.load_state_dict(raw)
         for name, average in self.ema.items():
-            average.load(state["ema"][name])
+            average.load(averages[name])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda" and state["cuda_rng"]:
@@ -269,7 +271,7 @@ def _prepared(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The model values of a batch and its conditions, on the device of the denoiser."""
     reference, condition = state_like(denoiser), _condition(denoiser, batch, conditions)
-    x0 = to_model(batch, scaling, noise, torch.promote_types(reference.dtype, torch.float32))
+    x0 = to_model(batch, scaling, noise, reference.dtype)
     return x0.to(reference.device), {name: value.to(reference.device) for name, value in condition.items()}
 
 

@@ -8,7 +8,7 @@ same classes.
 
 from __future__ import annotations
 
-__all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences"]
+__all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences", "opened"]
 
 import contextlib
 import inspect
@@ -16,7 +16,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..denoisers import Denoiser
 from ..instantiate import MODEL_ROOMS, build, describe, find, public
 from ..runtime import choose_device
 from ..storage.checkpoint import load_checkpoint, resolve, save_checkpoint
-from ..storage.files import write_atomically
+from ..storage.files import Lock, write_atomically
 from ..version import __version__
 from .batches import Batches
 from .loop import Report, Training, validate
@@ -107,8 +107,43 @@ def differences(
             yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
 
 
+@contextlib.contextmanager
+def opened(
+    directory: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    text: str,
+    read: Callable[[Path], Mapping[str, Any] | None],
+) -> Iterator[Run]:
+    """The run in a directory, with the lock of its single writer.
+
+    The lock is the file `.lock` in the directory, which blocks nobody once its process has ended. A run that does not
+    start leaves no directory behind.
+
+    Args:
+        directory, config, text: as in :class:`Run`.
+        read: reads the config at a path; None if there is no file.
+
+    Raises:
+        ValueError: as in :class:`Run`.
+        BlockingIOError: if another process trains in the directory.
+    """
+    directory = Path(directory)
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = Lock(directory / ".lock")
+        try:
+            yield Run(directory, config, text, read(directory / "config.yaml"))
+        finally:
+            lock.release()
+    finally:
+        for path in created:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
 class Run:
-    """A training run in a directory.
+    """A training run in a directory. :func:`opened` keeps other processes out of it.
 
     Args:
         directory: the directory; created by :meth:`start` if it is missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["load_grid", "save_grid"]
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -26,7 +27,8 @@ def save_grid(directory: str | os.PathLike[str], solver: GridSteps, grid: Explic
     Returns:
         The path of the file.
     """
-    path = _path(directory, solver, data)
+    digest = hashlib.sha256(_settings(solver).encode()).hexdigest()[:8]  # another order is another file
+    path = Path(directory) / "grids" / f"{_name(solver, data)}-{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"solver": _settings(solver), "points": list(grid.points)}, indent=1)
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -35,14 +37,15 @@ def save_grid(directory: str | os.PathLike[str], solver: GridSteps, grid: Explic
 
 def load_grid(directory: str | os.PathLike[str], solver: GridSteps, *, data: bool = False) -> Explicit | None:
     """The saved grid of a solver with the same settings, or None if there is none."""
-    path = _path(directory, solver, data)
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-        return Explicit(content["points"]) if content["solver"] == _settings(solver) else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a tuned grid ({error}); delete it to tune the grid again") from error
+    # The files of version 0.1.0 have no digest in their names.
+    for path in sorted(Path(directory, "grids").glob(f"{_name(solver, data)}*.json")):
+        try:
+            content = json.loads(path.read_text())
+            if content["solver"] == _settings(solver):
+                return Explicit(content["points"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a tuned grid ({error}); delete it to tune the grid again") from error
+    return None
 
 
 def _settings(solver: GridSteps) -> str:
@@ -51,6 +54,5 @@ def _settings(solver: GridSteps) -> str:
     return f"{type(solver).__name__}({', '.join(f'{f.name}={getattr(solver, f.name)!r}' for f in others)})"
 
 
-def _path(directory: str | os.PathLike[str], solver: GridSteps, data: bool) -> Path:
-    purpose = "likelihood" if data else "sample"
-    return Path(directory) / "grids" / f"{type(solver).__name__}-{solver.steps}-{purpose}.json"
+def _name(solver: GridSteps, data: bool) -> str:
+    return f"{type(solver).__name__}-{solver.steps}-{'likelihood' if data else 'sample'}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.fixtures import recorded
+from support.score_sde import write as write_score_sde
 from torch import Tensor
 
 import sde
+from sde.data import Scaling
 from sde.interop import IMPORTERS, read
 from sde.interop.formats import LazyTensor, Source, read_json, read_state, tensors
 from sde.interop.matching import content
-from sde.storage.checkpoint import save_checkpoint, write
+from sde.storage.checkpoint import load_checkpoint, save_checkpoint, write
 
 DTYPES = [
     torch.float64,
@@ -140,6 +145,16 @@ def test_safetensors(tmp_path: Path) -> None:
     assert same(tensors(source.state), state)
 
 
+def test_no_length_of_a_header_makes_safetensors_a_pickle(tmp_path: Path) -> None:
+    """The first byte is the lowest of the length: that of a pickle, 0x80, in one of 32 files."""
+    first = set()
+    for padding in range(0, 256, 8):
+        save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata={"padding": "x" * padding})
+        assert read_state(tmp_path / "x.safetensors")["w"].read() == 1.0
+        first.add((tmp_path / "x.safetensors").read_bytes()[0])
+    assert first == set(range(0, 256, 8))
+
+
 def test_safetensors_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -157,7 +172,53 @@ def test_a_file_of_weights_holds_nothing_else(tree: Any, tmp_path: Path) -> None
         read_state(tmp_path)
 
 
-# Settings.
+# Wrappers.
+
+WRAPPED = "module._orig_mod._fsdp_wrapped_module._checkpoint_wrapped_module."
+
+
+def wrapped(state: dict[str, Any]) -> dict[str, Any]:
+    return {WRAPPED + name: value for name, value in state.items()}
+
+
+def score_sde_file(folder: Path) -> tuple[Any, dict[str, Any] | None, Callable[[], Any]]:
+    path = write_score_sde("ddpmpp_vp", folder)
+    content = torch.load(path, weights_only=False)
+    plain = {name.removeprefix("module."): value for name, value in content["model"].items()}
+    return path, None, lambda: torch.save({**content, "model": wrapped(plain)}, path)
+
+
+def state_dict_file(name: str, folder: Path) -> tuple[Any, dict[str, Any] | None, Callable[[], Any]]:
+    recording, path = recorded(name), folder / "net.pt"
+    torch.save(recording.state, path)
+    return path, recording.settings, lambda: torch.save(wrapped(recording.state), path)
+
+
+def our_file(folder: Path) -> tuple[Any, dict[str, Any] | None, Callable[[], Any]]:
+    """As a run on a wrapped network writes it."""
+    model = sde.Model(sde.NetworkDenoiser(sde.networks.MLP(2, width=4, depth=1), sde.VP()), Scaling.identity(), (2,))
+    sde.save(folder / "net.pt", model)
+    content = load_checkpoint(folder / "net.pt")
+    weights = {f"network.{WRAPPED}{name.removeprefix('network.')}": v for name, v in content["weights"].items()}
+    return folder / "net.pt", None, lambda: write(folder / "net.pt", {**content, "ema": {"default": weights}})
+
+
+FILES: dict[str, Callable[[Path], tuple[Any, dict[str, Any] | None, Callable[[], Any]]]] = {
+    "score_sde": score_sde_file,
+    "edm": functools.partial(state_dict_file, "edm_adm"),
+    "openai": functools.partial(state_dict_file, "openai_fixed"),
+    "ours": our_file,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_wrappers_of_the_saved_module_do_not_matter(name: str, tmp_path: Path) -> None:
+    path, settings, wrap = FILES[name](tmp_path)
+    plain = sde.load(path, settings=settings).denoiser.state_dict()
+    wrap()
+    state = sde.load(path, settings=settings).denoiser.state_dict()
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(state[name], value) for name, value in plain.items())
 
 
 def test_settings_are_given_or_lie_beside(tmp_path: Path) -> None:

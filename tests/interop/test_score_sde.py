@@ -443,6 +443,25 @@ def test_the_noise_levels_of_the_discrete_ve_are_counted_from_the_largest(checkp
     torch.testing.assert_close(level, torch.arange(100.0, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
+def test_ddpm_has_positional_embeddings_whatever_its_settings_say(checkpoint: Path) -> None:
+    """The original's default is `fourier`, which only NCSN++ reads."""
+    settings = changed(checkpoint, name="ddpm", embedding_type="fourier", scale_by_sigma=True, num_scales=100)
+    assert tree(checkpoint, settings)["denoiser"]["level"] == {
+        "_target_": "sde.TimeLevel",
+        "scale": -99.0,
+        "offset": 99.0,
+    }
+
+
+def test_a_chain_of_other_length_is_told_its_own_steps(checkpoint: Path) -> None:
+    settings = changed(checkpoint, num_scales=100)
+    for training, scale in (({}, 999.0), ({"continuous": True}, 999.0), ({"continuous": False}, 99.0)):
+        level = tree(checkpoint, {**settings, "training": training})["denoiser"]["level"]
+        assert level == {"_target_": "sde.TimeLevel", "scale": scale}
+    training = {"continuous": False, "sde": "subvpsde"}
+    assert tree(checkpoint, {**settings, "training": training})["denoiser"]["level"]["scale"] == 999.0
+
+
 def test_without_scale_by_sigma_a_network_for_ve_gives_the_score(checkpoint: Path) -> None:
     settings = changed(checkpoint, embedding_type="fourier")
     made, sign = score_sde_checkpoint._tree(settings, sde.VE())

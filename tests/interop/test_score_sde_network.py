@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -86,6 +86,32 @@ def test_the_logarithm_may_be_taken_outside(recorded: Recorded) -> None:
     torch.testing.assert_close(outside(x, sigma.log()), inside(x, sigma), rtol=0, atol=0)
 
 
+# The formulas of the original's get_act.
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": lambda x: torch.where(x > 0, x, torch.expm1(x)),
+    "relu": lambda x: x.clamp(min=0.0),
+    "lrelu": lambda x: torch.where(x > 0, x, 0.2 * x),
+    "Swish": lambda x: x * x.sigmoid(),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["ddpm_vp", "ncsnpp_256_ve"])
+def test_every_nonlinearity_of_the_original(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original has one in all places; those of swish are held to its output above."""
+    recorded = Recorded(name)
+    swish = recorded.network(recorded.state).double()
+    x, label = recorded.arrays["x"].double(), recorded.arrays["raw_in_label"].double()
+    results = []
+    for nonlinearity, formula in NONLINEARITIES.items():
+        recorded.settings = {**recorded.settings, "model": {**recorded.settings["model"], "nonlinearity": nonlinearity}}
+        results.append(recorded.network(recorded.state).double()(x, label))
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.SiLU, "forward", lambda self, x, formula=formula: formula(x))
+            torch.testing.assert_close(results[-1], swish(x, label), rtol=1e-9, atol=1e-9)
+    assert all(not torch.allclose(a, b, rtol=0.01) for k, a in enumerate(results) for b in results[:k])
+
+
 # Refusals
 
 
@@ -165,7 +191,7 @@ def test_what_stands_beside_the_features(changed: dict[str, object], name: str, 
     ("changed", "message"),
     [
         ({"name": "ncsnv2"}, "name is 'ncsnv2': expected one of 'ddpm', 'ncsnpp'"),
-        ({"nonlinearity": "elu"}, "nonlinearity is 'elu': expected one of 'swish'"),
+        ({"nonlinearity": "gelu"}, "nonlinearity is 'gelu': expected one of 'swish', 'elu', 'relu', 'lrelu'"),
         ({"conditional": False}, "conditional is False"),
         ({"embedding_type": "none"}, "embedding_type is 'none'"),
         ({"resblock_type": "plain"}, "resblock_type is 'plain'"),

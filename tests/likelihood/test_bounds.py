@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from sde.data import Scaling
 from sde.denoisers import Denoiser
 from sde.exact import Empirical, Gaussian, Mixture, Uniform
-from sde.likelihood.bounds import Bound, continuous_bound, density_bound, mean_error, prior_divergence
+from sde.likelihood.bounds import Bound, continuous_bound, density_bound, mean_error
 from sde.noise import Noise, Stream
 from sde.objective import UniformLogSNR, UniformTimes
 from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
@@ -252,7 +252,7 @@ def test_the_prior_s_divergence_is_that_of_two_normals(process: SDE) -> None:
         mean, std = process.marginal(x0, torch.tensor(t, dtype=F64))
         prior = Normal(torch.zeros_like(mean), process.prior_var(torch.tensor(t, dtype=F64)).sqrt())
         expected = kl_divergence(Normal(mean, std), prior).sum(1)
-        torch.testing.assert_close(prior_divergence(process, x0, t), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(process.prior_divergence(x0, t), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_what_goes_with_the_square_of_the_noise_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ def test_the_terms_add_up(mixture: Mixture) -> None:
     torch.testing.assert_close(r.nats, r.prior + r.diffusion + r.data)
     torch.testing.assert_close(r.parts.sum(1), r.diffusion)
     torch.testing.assert_close(r.bits_per_dim, -r.nats / (2.0 * math.log(2.0)))
-    torch.testing.assert_close(r.prior, -prior_divergence(VP(), x, 1.0))
+    torch.testing.assert_close(r.prior, -VP().prior_divergence(x))
     assert r.parts.shape == (3, 5)
     assert r.nfe.tolist() == [8, 8, 8]
     r = density_bound(d, x, draws=5, scaling=scaling)

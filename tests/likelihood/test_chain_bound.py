@@ -19,7 +19,7 @@ from sde.data import Scaling
 from sde.denoisers import Denoiser
 from sde.exact import Empirical, Gaussian, Mixture, Uniform
 from sde.grids import Explicit, Grid, LogSNR
-from sde.likelihood.bounds import continuous_bound, prior_divergence
+from sde.likelihood.bounds import continuous_bound
 from sde.likelihood.chain_bound import chain_bound, decoder_variance, step_divergence
 from sde.likelihood.decoder import log_decoder
 from sde.noise import Noise
@@ -87,7 +87,7 @@ def expected_terms(process: SDE, times: Tensor, v: float, std: float | None = No
     first = process.log_snr(times[0]).exp()
     data = -0.5 * (math.log(2.0 * math.pi * var) + float(0.3 / (1.0 + 0.3 * first)) / var)
     x0 = torch.tensor([[0.4 - math.sqrt(0.3)], [0.4 + math.sqrt(0.3)]], dtype=F64)  # two points with these moments
-    prior = -float(prior_divergence(process, x0, float(times[-1])).mean())
+    prior = -float(process.prior_divergence(x0, float(times[-1])).mean())
     return prior, -float(torch.stack(steps).sum()), data
 
 
@@ -310,7 +310,7 @@ def test_terms_draws_and_calls() -> None:
 def test_a_shorter_chain_has_its_prior_at_its_start() -> None:
     d, scaling = network(None), Scaling.interval(8)
     r = chain_bound(d, V, scaling, solver=Ancestral(9), start=0.4)
-    expected = -prior_divergence(d.process, scaling.to_model(V), 0.4)
+    expected = -d.process.prior_divergence(scaling.to_model(V), 0.4)
     torch.testing.assert_close(r.prior, expected)
     assert r.parts.shape == (3, 9)
 

@@ -10,7 +10,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.processes import SDE, VE, VP, DiscreteChain, SubVP
+from sde.exact import Mixture
+from sde.processes import (
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    DiscreteChain,
+    KarrasVE,
+    RectifiedFlow,
+    SubVP,
+    propose_beta_max,
+    propose_sigma_max,
+)
+from sde.sampling import sample
+from sde.solvers import UniPC
+
+LEAVES: dict[str, SDE] = {
+    "VP": VP(),
+    "SubVP": SubVP(),
+    "VE": VE(),
+    "ChainSDE": DiscreteChain.linear(1000).sde(),
+    "Cosine": Cosine(),
+    "KarrasVE": KarrasVE(),
+    "RectifiedFlow": RectifiedFlow(),
+}
+
+
+@pytest.fixture(params=list(LEAVES.values()), ids=list(LEAVES))
+def process(request: pytest.FixtureRequest) -> SDE:
+    """Each process in turn."""
+    return request.param
 
 
 def times(process: SDE, n: int = 401) -> Tensor:
@@ -34,10 +64,7 @@ class Trigonometric(SDE):
 
 
 PRECISE = {
-    "VP": VP(),
-    "SubVP": SubVP(),
-    "VE": VE(),
-    "linear": DiscreteChain.linear(1000).sde(),
+    **LEAVES,
     "cosine": DiscreteChain.cosine(1000).sde(),
     "quadratic": DiscreteChain.quadratic(1000).sde(),
 }
@@ -47,7 +74,7 @@ PRECISE = {
 @pytest.mark.parametrize("function", ["sigma", "g2", "diffusion", "alpha"])
 def test_float32_keeps_its_digits(process: SDE, function: str) -> None:
     # 1 - exp(-u) would be wrong by percents near t_min.
-    t = torch.logspace(-6, 0, 4001, dtype=torch.float64).float()
+    t = torch.logspace(-6, 0, 4001, dtype=torch.float64).clamp(max=process.t_max).float()
     exact = getattr(process, function)(t.double())
     assert exact.dtype == torch.float64
     value = getattr(process, function)(t)
@@ -109,8 +136,9 @@ def test_moments_move_as_drift_and_diffusion_say(process: SDE) -> None:
 
 def test_variance_solves_its_equation(process: SDE) -> None:
     # Runge-Kutta of order 4 over d var/dt = 2 f var + g^2, on steps that end at the knots of the chain.
-    h = 1.0 / 4000
-    t = torch.arange(8, 2 * 4000 + 1, dtype=torch.float64) * (0.5 * h)  # t_0, t_0 + h/2, t_0 + h, ...
+    # Cosine and RectifiedFlow stop where their rate, which is infinite at t = 1, needs no smaller steps.
+    h, steps = 1.0 / 4000, 4000 if process.t_max >= 1.0 else 3800
+    t = torch.arange(8, 2 * steps + 1, dtype=torch.float64) * (0.5 * h)  # t_0, t_0 + h/2, t_0 + h, ...
     f, g2 = process.f(t).tolist(), process.g2(t).tolist()
     var, solution = process.var(t[0]).item(), []
     for i in range(0, len(t) - 1, 2):
@@ -167,6 +195,70 @@ def test_published_ve(t: float, sigma_min: float, sigma_max: float) -> None:
     assert p.diffusion(time).item() == pytest.approx(g)
 
 
+@pytest.mark.parametrize("t", [1e-3, 0.2, 0.7, 0.99])
+def test_published_cosine(t: float) -> None:
+    # Nichol and Dhariwal 2021, equation 17: alpha-bar is the square of the signal scale.
+    p, time = Cosine(), torch.tensor(t, dtype=torch.float64)
+    f = [math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2 for s in (t, 0.0)]
+    assert p.alpha(time).item() ** 2 == pytest.approx(f[0] / f[1], rel=1e-10)
+    assert p.var(time).item() == pytest.approx(1.0 - f[0] / f[1], rel=1e-10)
+    chain = DiscreteChain.cosine(1000)
+    i = torch.arange(1, 990)
+    torch.testing.assert_close(2.0 * p.log_alpha(i.double() / 1000), chain.log_alphas_bar[i - 1], rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.2, 0.7, 0.99])
+def test_published_karras_and_rectified_flow(t: float) -> None:
+    # Karras et al. 2022, table 1: x_t = x0 + t z; Liu et al. 2023: x_t = (1 - t) x0 + t z, a straight line in t.
+    x, time = torch.tensor([[1.5], [-0.5]], dtype=torch.float64), torch.tensor(t, dtype=torch.float64)
+    for p, scale in ((KarrasVE(), 1.0), (RectifiedFlow(), 1.0 - t)):
+        mean, std = p.marginal(x, time)
+        torch.testing.assert_close(mean, scale * x)
+        assert std.item() == pytest.approx(t)
+    assert KarrasVE().diffusion(time).item() == pytest.approx(math.sqrt(2.0 * t))
+    assert (KarrasVE(0.1, 3.0).t_min, KarrasVE(0.1, 3.0).t_max) == (0.1, 3.0)
+    # The velocity of the path through x0 and z is z - x0 at all times, whatever the score of its kernel says at x_t.
+    p, z = RectifiedFlow(), torch.tensor([[0.3], [2.0]], dtype=torch.float64)
+    x_t = (1.0 - t) * x + t * z
+    velocity = p.drift(x_t, time) + 0.5 * p.g2(time) * z / t
+    torch.testing.assert_close(velocity, z - x, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", [Cosine(), KarrasVE(), RectifiedFlow()], ids=["Cosine", "KarrasVE", "Rectified"])
+def test_the_flow_takes_the_prior_to_the_data(process: SDE, mixture: Mixture) -> None:
+    """First and second moments within five standard errors of their difference from exact draws: 1e-5 in all."""
+    n = 4000
+    x = sample(mixture.denoiser(process), (n, 2), solver=UniPC(40, 3), seed=1, dtype=torch.float64).x
+    exact = mixture.sample(50 * n, generator=torch.Generator().manual_seed(0))
+    for moment in (lambda v: v, lambda v: v.square(), lambda v: v.prod(1, keepdim=True)):
+        a, b = moment(x), moment(exact)
+        assert bool(((a.mean(0) - b.mean(0)).abs() < 5.0 * (a.var(0) / n + b.var(0) / len(b)).sqrt()).all())
+
+
+def test_prior_divergence_is_that_of_two_gaussians(process: SDE) -> None:
+    x0 = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).reshape(4, 3)
+    for t in (None, 0.7):
+        end = torch.tensor(process.t_max if t is None else t, dtype=torch.float64)
+        kernel = torch.distributions.Normal(*process.marginal(x0, end))
+        prior = torch.distributions.Normal(torch.zeros_like(x0), process.prior_var(end).sqrt())
+        expected = torch.distributions.kl_divergence(kernel, prior).sum(1)
+        torch.testing.assert_close(process.prior_divergence(x0, t), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_proposed_ends() -> None:
+    x = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(0))
+    pairs = torch.pdist(x.double().flatten(1))
+    for chunk in (7, 1024):
+        assert propose_sigma_max(x, chunk=chunk) == pytest.approx(pairs.max().item(), rel=1e-9)
+    for start in (VP(), SubVP(beta_min=0.2, t_max=0.9)):
+        beta_max = propose_beta_max(x, 1e-3, start)
+        reached, less = (dataclasses.replace(start, beta_max=b) for b in (beta_max, 0.99 * beta_max))
+        assert float(reached.prior_divergence(x).mean()) <= 1e-3 < float(less.prior_divergence(x).mean())
+    # The rate in closed form for one point far away: KL = alpha^2 |x|^2 / 2 up to terms in alpha^4, alpha^2 = e^-B.
+    b = propose_beta_max(torch.full((1, 1), 1e4), 1e-2, VP(beta_min=0.1))
+    assert math.exp(-0.5 * (b + 0.1)) * 0.5e8 == pytest.approx(1e-2, rel=1e-3)
+
+
 def test_sub_vp_has_less_noise_than_vp() -> None:
     t = times(VP())
     assert bool((SubVP().var(t) < VP().var(t)).all())
@@ -205,18 +297,25 @@ def test_transition_over_no_time_is_certain(process: SDE) -> None:
 
 
 def test_transition_over_little_time_is_the_sde(process: SDE) -> None:
-    t = torch.linspace(0.05, 0.9, 40, dtype=torch.float64) + 3e-4
+    t = torch.linspace(0.05, 0.85, 40, dtype=torch.float64) + 3e-4
     h = 1e-7
     log_alpha, var = process.transition(t - 0.5 * h, t + 0.5 * h)
     torch.testing.assert_close(log_alpha / h, process.f(t), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(var / h, process.g2(t), rtol=1e-6, atol=0.0)
 
 
+def prior_std(process: SDE, t: float | None) -> float:
+    """What the papers say."""
+    at = process.t_max if t is None else t
+    if isinstance(process, VE):
+        return 0.01 * 5000.0**at
+    return at if isinstance(process, KarrasVE | RectifiedFlow) else 1.0
+
+
 @pytest.mark.parametrize("t", [None, 0.5])
 def test_prior_log_prob(process: SDE, t: float | None, generator: torch.Generator) -> None:
     x = torch.randn(5, 3, 2, generator=generator, dtype=torch.float64) * 4.0
-    at = 1.0 if t is None else t
-    std = 0.01 * 5000.0**at if isinstance(process, VE) else 1.0
+    std = prior_std(process, t)
     expected = torch.distributions.Normal(0.0, std).log_prob(x).sum((1, 2))
     torch.testing.assert_close(process.prior_log_prob(x, t), expected)
 
@@ -227,7 +326,7 @@ def test_prior_sample(process: SDE, t: float | None, generator: torch.Generator)
     n = 200_000
     x = process.prior_sample((n // 2, 2), generator=generator, t=t, dtype=torch.float64)
     assert x.shape == (n // 2, 2)
-    std = (0.01 * 5000.0 ** (1.0 if t is None else t)) if isinstance(process, VE) else 1.0
+    std = prior_std(process, t)
     assert abs(x.mean().item()) < 5.0 * std / math.sqrt(n)
     assert abs(x.square().mean().item() / std**2 - 1.0) < 5.0 * math.sqrt(2.0 / n)
 
@@ -277,6 +376,19 @@ def test_time_lies_against_data(process: SDE) -> None:
         (lambda: VP(t_min=-0.1), "t_min=-0.1"),
         (lambda: SubVP(t_min=0.5, t_max=0.5), r"SubVP.*t_min=0\.5.*t_max=0\.5"),
         (lambda: VE(t_min=0.7, t_max=0.2), "t_max=0.2"),
+        (lambda: Cosine(t_max=1.0), r"Cosine.*t_max=1\.0"),
+        (lambda: Cosine(offset=-0.1), r"offset=-0\.1"),
+        (lambda: Cosine(t_min=0.5, t_max=0.4), r"t_max=0\.4"),
+        (lambda: KarrasVE(sigma_min=0.0), r"KarrasVE.*sigma_min=0\.0"),
+        (lambda: KarrasVE(sigma_max=0.001), r"sigma_max=0\.001"),
+        (lambda: RectifiedFlow(t_max=1.0), r"RectifiedFlow.*t_max=1\.0"),
+        (lambda: RectifiedFlow(t_min=-1.0), r"t_min=-1\.0"),
+        (lambda: propose_sigma_max(torch.zeros(1, 2)), r"\(1, 2\)"),
+        (lambda: propose_sigma_max(torch.ones(3, 2)), "3 equal"),
+        (lambda: propose_sigma_max(torch.tensor([[0.0], [math.nan]])), "item 1"),
+        (lambda: propose_beta_max(torch.zeros(3), 0.1), r"\(3,\)"),
+        (lambda: propose_beta_max(torch.ones(3, 2), 0.0), r"nats=0\.0"),
+        (lambda: propose_beta_max(torch.ones(3, 2), 1e-3, VP(t_max=0.01)), r"nats=0\.001"),
     ],
 )
 def test_refusals(make: type, message: str) -> None:

@@ -71,6 +71,7 @@ def test_these_are_the_configs() -> None:
 def test_sde(leaf: str) -> None:
     process = build(composed("train", f"sde={leaf}")["sde"])
     kinds = {"vp": sde.VP(), "ve": sde.VE(), "subvp": sde.SubVP()}
+    kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
     else:

@@ -412,6 +412,7 @@ def test_other_data(folder: Path) -> None:
         "ood noise",
         "digits test",
     ]
+    assert (folder / "undisturbed-ood-noise-bits.png").exists()  # the plot of the split alone stays as it was
     found = read(folder / "undisturbed-ood-noise.h5")
     assert len(found.columns["index"]) == 12 * REPEATS
     model = sde.load(folder / "run")
@@ -474,5 +475,25 @@ def test_diagnose(folder: Path) -> None:
     with Image.open(path) as image:
         image.load()
     assert files(folder).keys() - before.keys() == {str(path.relative_to(folder))}
-    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=1"), "times=1")
+    # The same command again replaces its own file; the checks of other settings are not lost.
+    before = files(folder)
+    assert here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=3").code == 0
+    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=7", "times=3"), path.name, "n was 8 and is now 7")
+    assert files(folder) == before
+    refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=8", "times=1", "out=new.png"), "times=1")
     refused(here(folder, "diagnose", "ckpt=run", "device=cpu", "n=0"), "n=0")
+
+
+def test_the_jobs_of_a_sweep_have_files_of_their_own(folder: Path) -> None:
+    """And the rows of single jobs."""
+    job = ["ckpt=run", "device=cpu", "solver=heun", "budget=0", "n=2"]
+    result = here(folder, "likelihood", "-m", *job, "solver.steps=2,3")
+    assert (result.code, result.err) == (0, "")
+    for steps in (2, 3):
+        path = folder / "run" / "likelihood" / f"test-solver_heun-solver.steps_{steps}.h5"
+        single = here(folder, "likelihood", *job, f"solver.steps={steps}", f"out={steps}.h5")
+        assert (single.code, single.err) == (0, "")
+        one, other = (read(file).columns for file in (path, folder / f"{steps}.h5"))
+        for name, values in other.items():
+            np.testing.assert_array_equal(one[name], values, err_msg=name)
+    assert len(list(path.parent.glob("*.h5"))) == 2

@@ -87,7 +87,7 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     """Sampling writes a picture and values; scoring an HDF5 file that a larger n continues row for row."""
     sampled = here(run.parent, "sample", "ckpt=run", *CHEAP, "n=5", "batch_size=2", "seed=3")
     assert (sampled.code, sampled.err) == (0, "")
-    png = run / "samples" / "step_00000004-Heun-seed3.png"
+    png = run / "samples" / "step_00000004-Heun-seed3-n_5-solver.steps_2.png"
     assert (
         sampled.out.splitlines()[-1] == f"drew 5 samples of shape (1, 8, 8); wrote {png} and {png.with_suffix('.npz')}"
     )
@@ -140,6 +140,33 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
         found = resumed["bits_per_dim"][:][resumed["repeat"][:] == 1]
         np.testing.assert_allclose(found, bits.numpy(), rtol=1e-4)
     assert not [p for p in h5.parent.iterdir() if p != h5 and p.suffix != ".png"]
+
+
+def test_no_samples_are_written_over_by_a_command_with_other_settings(run: Path) -> None:
+    """Default names tell what differs, and with `out=` what stands is kept; the same command gives the same files."""
+    command = ["ckpt=run", *CHEAP, "n=2"]
+    for name in ([], ["out=a.png"]):
+        assert here(run.parent, "sample", *command, *name).code == 0
+    before = files(run.parent)
+    for name in ([], ["out=a.png"]):
+        assert here(run.parent, "sample", *command, *name).code == 0
+    assert files(run.parent) == before
+    Image.new("L", (2, 2)).save(run.parent / "photo.png")
+    with np.load(run.parent / "a.npz") as archive:
+        assert json.loads(str(archive["settings"]))["n"] == 2
+    before = files(run.parent)
+    for key, word in {"n=3": "n was 2", "first=1": "first was 0", "ema=null": "ema was 'default'"}.items():
+        assert here(run.parent, "sample", *command, key).code == 0
+        refused(here(run.parent, "sample", *command, key, "out=a.png"), "a.png", word, "out=", "overwrite=true")
+    assert here(run.parent, "sample", "-m", *command, "solver.steps=3,4").code == 0
+    refused(here(run.parent, "sample", *command, "out=photo.png"), "photo.png", "settings")
+    after = files(run.parent)
+    assert {name: after[name] for name in before} == before
+    new = [name for name in after.keys() - before.keys() if name.startswith("run/samples/")]
+    assert len(new) == 2 * 5
+    assert len({after[name] for name in new}) == 2 * 5
+    assert here(run.parent, "sample", *command, "first=1", "out=a.png", "overwrite=true").code == 0
+    assert files(run.parent)["a.npz"] != before["a.npz"]
 
 
 SAME = ["sde=vp", *TINY, *PREVIEW, "save_every=2", "data.holdout=9", "validate_every=2"]

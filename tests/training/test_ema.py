@@ -130,3 +130,25 @@ def test_averages_of_another_module_are_refused() -> None:
 def test_a_decay_lies_in_0_1(decay: float) -> None:
     with pytest.raises(ValueError, match=f"decay={decay}"):
         EMA(with_value(1.0), decay)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_averages_of_half_precision_weights_move(dtype: torch.dtype) -> None:
+    """From 0 to 1 - 0.999^3000 = 0.950 in 3000 steps; every step is far below the rounding of the weights."""
+    module = nn.BatchNorm1d(2).to(dtype)
+    with torch.no_grad():
+        module.weight.zero_()
+        average = EMA(module, 0.999)
+        module.weight.fill_(1.0)
+    for step in range(10**5, 10**5 + 3000):
+        average.update(module, step)
+    weights = average.weights["weight"]
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, torch.full((2,), 1.0 - 0.999**3000), rtol=0.01, atol=0.0)
+    assert average.weights["running_mean"].dtype == dtype  # a buffer, which is copied
+    with average.applied_to(module):
+        assert torch.equal(module.weight.detach(), weights.to(dtype))
+        assert module.weight.dtype == dtype
+    # Averages that were saved in half precision are continued in float32.
+    average.load({name: value.to(dtype) if name == "weight" else value for name, value in average.weights.items()})
+    assert torch.equal(average.weights["weight"], weights.to(dtype).float())

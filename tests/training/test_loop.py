@@ -575,6 +575,23 @@ def test_a_state_of_another_network_is_refused_and_changes_nothing() -> None:
     assert_same_bits(saved(training), before)
 
 
+def test_a_state_is_restored_with_and_without_wrappers() -> None:
+    def training(wrapped: bool) -> Training:
+        network = sde.networks.MLP(2, width=4, depth=1)
+        data = torch.zeros(8, 2)
+        denoiser = sde.NetworkDenoiser(torch.nn.DataParallel(network) if wrapped else network, sde.VP())
+        return Training(denoiser, Batches(data, 4))
+
+    for saved_wrapped in (False, True):
+        one, other = training(saved_wrapped), training(not saved_wrapped)
+        assert not one.denoiser.state_dict().keys() & other.denoiser.state_dict().keys()
+        list(one.run(2))
+        other.restore(saved(one))
+        for mine, theirs in zip(other.state()["ema"]["default"].values(), one.state()["ema"]["default"].values()):
+            assert torch.equal(mine, theirs)
+        assert all(map(torch.equal, other.denoiser.parameters(), one.denoiser.parameters()))
+
+
 def test_an_average_in_a_loop_of_ones_own() -> None:
     """After one step of size 1 from 0, with (1 + 1) / (10 + 1) of the old weight."""
     net = torch.nn.Linear(1, 1, bias=False)

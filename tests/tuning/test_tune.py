@@ -197,6 +197,11 @@ def test_grids_are_saved(tmp_path: Path) -> None:
     for other in (UniPC(5), UniPC(4, 2), UniPC(4, variable=Arcsinh()), AdamsBashforth(4)):
         assert load_grid(tmp_path, other) is None
     assert load_grid(tmp_path, solver, data=True) is None
+    # Another order has a file of its own, and a file of version 0.1.0 had no digest in its name.
+    save_grid(tmp_path, UniPC(4, 2), Explicit([1.0, 0.4, 0.2, 0.1, 1e-5]))
+    assert load_grid(tmp_path, solver) == grid
+    path = path.rename(path.with_name("UniPC-4-sample.json"))
+    assert load_grid(tmp_path, solver) == grid
     path.write_text("{")
     with pytest.raises(ValueError, match=rf"{re.escape(path.name)}.*delete"):
         load_grid(tmp_path, solver)

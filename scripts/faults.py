@@ -1,0 +1,84 @@
+"""Errors that users meet, as one line that names the key: mistakes of the command line, of files, of the machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sde.annotations import nearest
+
+# Absolute, because Hydra looks beside the module that defines the function, not beside the script.
+CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
+
+# What the allocators of torch say where they raise a plain RuntimeError.
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")
+
+
+def line_of(error: Exception, keys: Collection[str] = ()) -> str | None:
+    """The line for the user about an error, or None for a fault of the program, whose traceback is needed.
+
+    Args:
+        error: the error.
+        keys: the keys of the script.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        smaller = " or ".join(f"{key}=" for key in ("batch_size", "n", "draws") if key in keys)
+        return f"out of memory{f': give a smaller {smaller}' if smaller else ''}; {text[:200]}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+    return text if isinstance(error, (ValueError, ArithmeticError, OSError, HydraException)) else None
+
+
+def line_of_composition(error: Exception, config: str, overrides: Sequence[str]) -> str:
+    """The line about overrides from which Hydra cannot compose a config.
+
+    Args:
+        error: the error of Hydra.
+        config: the name of the config.
+        overrides: the overrides of the command line.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        quoted = "a value with =, commas or spaces is given in quotes within quotes: 'key=\"a=b, c\"'"
+        return f"{error.override} is not KEY=VALUE: {text.partition(' See https')[0]}; {quoted}"
+    if key := re.match(r"Could not override '([^']+)'", text):
+        known = list(_dotted(_composed(config, [o for o in overrides if _is_group(o)])))
+        same = [name for name in known if name.count(".") == key[1].count(".")]
+        return f"{key[1]} is not a key of this script{nearest(key[1], same)}; --help lists the keys"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)' Available", text):
+        names = sorted(path.stem for path in (Path(CONFIGS) / found[1]).glob("*.yaml"))
+        return f"{found[1]}={found[2]}: expected one of {', '.join(names)}{nearest(found[2], names)}"
+    if swept := re.match(r"Ambiguous value for argument '(.+?)' 1\.", text):
+        return (
+            f"{swept[1]}: values with commas are those of a sweep, which -m runs; one value with commas is given "
+            "in quotes within quotes: 'key=\"a,b\"'"
+        )
+    guilty = next((o for i, o in enumerate(overrides) if _composed(config, [*overrides[:i], *overrides[i + 1 :]])), "")
+    return f"{guilty}: {text}".removeprefix(": ")
+
+
+def _is_group(override: str) -> bool:
+    return (Path(CONFIGS) / override.lstrip("+~").partition("=")[0].partition("@")[0]).is_dir()
+
+
+def _composed(config: str, overrides: Sequence[str]) -> Any:
+    """The tree of a config, or None if Hydra cannot compose it."""
+    try:
+        with initialize_config_dir(CONFIGS, version_base="1.3"):
+            return OmegaConf.to_container(compose(config, [*overrides]))
+    except Exception:  # Hydra raises exceptions of every kind
+        return None
+
+
+def _dotted(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _dotted(value, f"{prefix}{key}.")

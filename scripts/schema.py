@@ -1,0 +1,263 @@
+"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work.
+
+A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
+refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_type_hints
+
+import torch
+
+from sde.annotations import Limit, check_value, nearest, shown
+from sde.data import DataSet
+from sde.denoisers import Denoiser
+from sde.evaluation.dequantiser_training import Density
+from sde.instantiate import check
+from sde.likelihood.dequantisation import Dequantiser
+from sde.networks.network import Network
+from sde.objective import Objective
+from sde.processes import SDE
+from sde.runtime import choose_device
+from sde.solvers import Solver
+from sde.storage.files import check_writable
+from sde.trace import Trace
+
+Count = Annotated[int, Limit(">=", 1)]
+Whole = Annotated[int, Limit(">=", 0)]
+Positive = Annotated[float, Limit(">", 0)]
+Seed = Annotated[int, Limit(">=", -(2**63)), Limit("<", 2**63)]  # the range of torch.manual_seed
+Device = Annotated[str, choose_device]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that is written at the end, with one of these suffixes if there are any, or a directory."""
+
+    suffixes: tuple[str, ...] = ()
+    directory: bool = False
+
+    def __call__(self, path: str) -> None:
+        check_writable(path, self.suffixes, directory=self.directory)
+
+
+File = Annotated[str, Output()]
+Picture = Annotated[str, Output((".png",))]
+Directory = Annotated[str, Output(directory=True)]
+
+
+class Keys:
+    """The base of the classes that describe a config."""
+
+
+class Job(Keys):
+    """What all scripts for a checkpoint of this library take."""
+
+    trust: list[str]
+    ckpt: str
+    ema: str | None
+    device: Device
+    seed: Seed
+
+
+class DataJob(Job):
+    """What all scripts take that score data."""
+
+    data: DataSet | None = None
+
+
+class Split(DataJob):
+    """What all scripts take that score a split by the flow."""
+
+    split: Literal["train", "test", "valid"]
+    solver: Solver
+    trace: Trace
+    atol: Positive | Literal["auto"] | None
+
+
+class Batched(Split):
+    """What the jobs share that several processes can work on."""
+
+    n: Count | None
+    repeats: Count
+    batch_size: Count
+    rank: Whole
+    world: Count
+    out: File | None
+    dequantise: Dequantiser | None = None
+
+
+class Likelihood(Batched):
+    """`likelihood.py`."""
+
+    pilot: Count | None
+    budget: Whole
+    dry_run: bool
+    ood: str | DataSet | None
+    ood_array: str
+
+
+class Bounds(Batched):
+    """`bounds.py`."""
+
+    measures: list[Literal["flow", "density", "continuous", "chain"]]
+    draws: Count
+    data_draws: Count
+    end: Positive | Literal["auto"] | None
+    steps: Count | None
+    chain: Solver | None
+    chain_draws: Count
+
+
+class Diagnose(Split):
+    """`diagnose.py`."""
+
+    n: Count
+    times: Annotated[int, Limit(">=", 2)]
+    out: Picture | None
+
+
+class Dequantise(DataJob):
+    """`dequantise.py`."""
+
+    density: Density
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    layers: Count
+    width: Count
+    n: Count | None
+    out: File | None
+    overwrite: bool
+
+
+class Sample(Job):
+    """`sample.py`."""
+
+    solver: Solver
+    n: Count
+    first: Whole
+    batch_size: Count
+    denoise: bool
+    pilot: Count | None
+    out: Picture | None
+
+
+class Compare(Job):
+    """`compare.py`."""
+
+    ckpt: str | None  # type: ignore[assignment]
+    sde: SDE
+    target: str | None
+    solvers: list[str] | str | None
+    grids: list[str] | str | None
+    calls: list[Count] | Count | None
+    tolerances: list[Positive] | Positive | None
+    n: Count
+    draws: Count
+    repeats: Count
+    tolerance: Positive
+    directions: Count
+    out: Directory | None
+
+
+class Convert(Keys):
+    """`convert.py`."""
+
+    source: str
+    out: str | None
+    settings: str | dict[str, Any] | None
+    overwrite: bool
+    sde: SDE | None = None
+
+
+class Paired(Keys):
+    """`paired.py`."""
+
+    first: str
+    second: str
+    column: str
+
+
+class Preview(Keys):
+    """`preview` of `train.py`."""
+
+    n: Whole
+    solver: Solver
+
+
+class Train(Keys):
+    """`train.py`."""
+
+    trust: list[str]
+    run_dir: Directory
+    sde: SDE
+    network: Network
+    denoiser: Denoiser
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    data: DataSet
+    steps: Count
+    batch_size: Count
+    seed: Seed
+    device: Device
+    warmup: Whole
+    clip: Positive
+    ema: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    conditional: bool
+    log_every: Count
+    validate_every: Count
+    save_every: Count
+    keep: Count | None
+    preview: Preview
+
+
+SCHEMAS: dict[str, type[Keys]] = {
+    "bounds": Bounds,
+    "compare": Compare,
+    "convert": Convert,
+    "dequantiser_training": Dequantise,
+    "diagnose": Diagnose,
+    "likelihood": Likelihood,
+    "paired": Paired,
+    "sample": Sample,
+    "train": Train,
+}
+
+# Examples of the arguments of trees that the library fills in.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "network": {"channels": 1, "features": 1, "rank": 1},
+    "optimizer": {"params": [torch.zeros(1)]},
+}
+
+# Keys that are asked for and that no script takes yet.
+MISSING_KEYS = {"label": "conditions cannot be given on the command line yet; in Python, sde.sample takes condition="}
+
+
+def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", trust: Any = ()) -> None:
+    """Checks a config before any work: its keys and their values.
+
+    Raises:
+        ValueError: for the first mistake, with its key.
+    """
+    annotations = get_type_hints(schema, include_extras=True)
+    for key in tree:
+        if key not in annotations:
+            advice = f"; {MISSING_KEYS[key]}" if key in MISSING_KEYS else nearest(key, annotations)
+            raise ValueError(f"{prefix}{key} is not a key of this script: expected {', '.join(annotations)}{advice}")
+    for key, annotation in annotations.items():
+        name, value = f"{prefix}{key}", tree.get(key)
+        if key not in tree:
+            if not hasattr(schema, key):
+                raise ValueError(f"{name} is missing: give {name}=...")
+        elif isinstance(annotation, type) and issubclass(annotation, Keys):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(get_type_hints(annotation))}")
+            check_keys(annotation, value, f"{name}.", trust)
+        else:
+            check_value(name, value, annotation)
+            trust = value if key == "trust" else trust
+            check(value, name, trust=trust, **EXAMPLES.get(key, {}))

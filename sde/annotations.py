@@ -1,0 +1,160 @@
+r"""Plain values against type annotations: whether one fits, and which values a parameter takes, in words.
+
+A config gives every parameter a plain value: null, a truth value, a number, a text or a list. The annotation of the
+parameter says which of them it takes. `typing.Annotated` adds limits, `Annotated[int, Limit(">=", 1)]`, and other
+checks: functions of the value that raise a ValueError. An annotation that is a class, such as `Grid`, takes no plain
+value, but a mapping that describes an object.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Limit", "annotations_of", "check_value", "expected", "fits", "nearest", "shown"]
+
+import dataclasses
+import difflib
+import inspect
+import math
+import operator
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union
+
+from torch import Tensor
+
+_SIGNS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+_WORDS = {None: "null", bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Limit of a number.
+
+    Args:
+        sign: `>=`, `>`, `<=` or `<`.
+        bound: the number on the right of the sign.
+    """
+
+    sign: str
+    bound: float
+
+    def __call__(self, value: float) -> bool:
+        """Whether a number is within the limit."""
+        return bool(_SIGNS[self.sign](value, self.bound))
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.bound}"
+
+
+def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of the parameters of a function or class by name; unannotated ones are left out."""
+    # The fields of a dataclass may be inherited from other modules, in whose names their annotations are written.
+    plain = not inspect.isclass(target) or dataclasses.is_dataclass(target)
+    return typing.get_type_hints(target if plain else target.__init__, include_extras=True)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value is one of those of an annotation; a tree that describes an object fits every class."""
+    annotation = None if annotation is type(None) else annotation
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Annotated:
+        return fits(value, arguments[0]) and all(limit(value) for limit in arguments[1:] if isinstance(limit, Limit))
+    if origin is Literal:
+        return value in arguments and not isinstance(value, bool)
+    if annotation is Any or isinstance(annotation, typing.TypeVar):
+        return True
+    if annotation is None or value is None:
+        return value is annotation
+    if isinstance(value, Mapping):
+        return "_target_" in value or _is(annotation, Mapping)
+    if annotation in (bool, int, float):
+        numbers = (int, float) if annotation is float else (annotation,)
+        return type(value) in numbers and not math.isnan(value)
+    if annotation is str or _is(annotation, os.PathLike):
+        return isinstance(value, str) and value != "None"
+    if isinstance(value, list) and origin is tuple and Ellipsis not in arguments:
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
+    if isinstance(value, list) and _is(annotation, Sequence):
+        return all(fits(entry, argument) for entry in value for argument in arguments[:1])
+    return isinstance(value, list) and annotation is Tensor
+
+
+def expected(annotation: Any) -> str:
+    """The values of an annotation in words, such as `a whole number >= 1 or null`."""
+    annotation = None if annotation is type(None) else annotation
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        # A path may be given as a text, and a number for a tensor.
+        kinds = [
+            a
+            for a in arguments
+            if not (a is str and len(arguments) > 1 and any(_is(b, os.PathLike) for b in arguments))
+        ]
+        return " or ".join(dict.fromkeys(expected(a) for a in kinds if a is not Tensor or len(kinds) == 1))
+    if origin is Annotated:
+        limits = " and ".join(str(a) for a in arguments[1:] if isinstance(a, Limit))
+        return f"{expected(arguments[0])} {limits}".rstrip()
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if _is(annotation, os.PathLike):
+        return "a path"
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} entries, each {' or '.join(dict.fromkeys(map(expected, arguments)))}"
+    if _is(annotation, Sequence) and annotation is not str:
+        return f"a list, each entry {expected(arguments[0])}" if arguments else "a list"
+    if _is(annotation, Mapping):
+        return "a mapping"
+    return _WORDS.get(annotation) or f"a {getattr(annotation, '__name__', annotation)}, a mapping with _target_"
+
+
+def check_value(key: str, value: Any, annotation: Any) -> None:
+    """Refuses a value that does not fit the annotation.
+
+    Raises:
+        ValueError: it names the key, the value, what is expected, and what to write where that is often mistaken.
+    """
+    if fits(value, annotation):
+        for inspect_value in _checks(value, annotation):
+            try:
+                inspect_value(value)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        return
+    advice = ""
+    if isinstance(value, str) and value.lower() == "none":
+        advice = f"; {key}=null stands for none"
+    elif fits(str(value), annotation):
+        advice = f"; a text that looks like another value is given in quotes within quotes: '{key}=\"{value}\"'"
+    raise ValueError(f"{key}={shown(value)}: expected {expected(annotation)}{advice}")
+
+
+def _checks(value: Any, annotation: Any) -> list[Callable[[Any], object]]:
+    """The checks of the first alternative of an annotation that a value fits."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return next(_checks(value, argument) for argument in arguments if fits(value, argument))
+    annotated = typing.get_origin(annotation) is Annotated
+    return [check for check in arguments[1:] if not isinstance(check, Limit)] if annotated else []
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message that suggests the known name nearest to a misspelt one, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A plain value as the command line has it, with texts in quotes."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    return repr(value)
+
+
+def _is(annotation: Any, kind: type) -> bool:
+    base = typing.get_origin(annotation) or annotation
+    return inspect.isclass(base) and issubclass(base, kind)
