@@ -190,6 +190,10 @@ class Run:
         device = choose_device(config["device"])
         if os.path.lexists(self.checkpoints / "last.pt"):
             content = load_checkpoint(self.directory)
+            if content["data"] != data.fingerprint:
+                raise ValueError(
+                    f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
+                )
             # Weights belong to their scaling, which version 0.1.0 computed otherwise.
             data = replace(data, scaling=build(json.loads(content["model"])["scaling"], rooms=MODEL_ROOMS))
         denoiser, self._model = assemble(config, data)
@@ -201,10 +205,6 @@ class Run:
         names = ["label"] if config["conditional"] else []
         training = Training(denoiser, batches, data.scaling, self.objective, optimizer, conditions=names, **settings)
         if content is not None:
-            if content["data"] != data.fingerprint:
-                raise ValueError(
-                    f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
-                )
             training.restore(content)
             self._losses = list(content["losses"])
             self._newest = training.step, self.checkpoints / resolve(self.directory).name
