@@ -119,6 +119,8 @@ def test_the_log_density_of_standardised_data_is_in_the_units_of_the_data(dtype:
     a, b = (torch.tensor(value, dtype=torch.float64) for value in (scaling.scale, scaling.shift))
     target = sde.exact.Gaussian((a * table.mean + b).to(dtype), (a[:, None] * table.covariance_matrix * a).to(dtype))
     model = Model(target.denoiser(sde.VP()), scaling, (8,))
+    with pytest.raises(ValueError, match=r"8 columns.*\(2, 4\)"):
+        Model(model.denoiser, scaling, (2, 4))
     x = x[:100]
     truth = table.log_prob(x)
     flow: dict[str, Any] = {"solver": sde.solvers.RungeKutta(rtol=1e-6, atol=1e-6), "trace": sde.ExactTrace()}
