@@ -1,4 +1,4 @@
-"""The cost of a likelihood: `python benchmarks/likelihood.py runs/demo`, for a model that `make demo` trained.
+"""The cost of a likelihood: `python benchmarks/likelihood.py runs/digits-vp`, for a model that `make demo` trained.
 
 Evaluates 64 test digits with two methods in turn, three times or as often as the second argument says. The first is
 the default of `scripts/likelihood.py`. The second is that of score_sde_pytorch: SciPy's RK45 at a tolerance of 1e-5

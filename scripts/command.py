@@ -1,4 +1,4 @@
-"""Shared parts of the scripts: Hydra configs as trees of plain values, sweeps, errors in one line, progress bars."""
+"""Shared parts of the scripts: Hydra configs as trees of plain values, sweeps, errors in one line, progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,23 @@ from yaml import YAMLError
 from sde.runtime import keep_memory
 
 Item = TypeVar("Item")
+
+
+# The seconds between two lines of progress where there is no terminal.
+EVERY = 30.0
+
+
+def options(*keys: str) -> str:
+    """The options of config groups for the help of a script, a paragraph for each group: `data, data@ood: ...`."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.partition("@")[0], []).append(key)
+    names = {group: sorted(path.stem for path in (Path(CONFIGS) / group).glob("*.yaml")) for group in groups}
+    texts = (f"{', '.join(keys)}: {', '.join(names[group])}" for group, keys in groups.items())
+    return "\n".join(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="      ") for text in texts)
+
+
+OmegaConf.register_new_resolver("options", options, replace=True)
 
 
 def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[..., None]]:
@@ -89,7 +107,7 @@ def _errors_of_composition(name: str, faults: Sequence[Exception]) -> Iterator[N
 
 def in_sweep() -> bool:
     """Whether this is one of the jobs of `-m`."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def variant(*without: str) -> str:
@@ -100,7 +118,8 @@ def variant(*without: str) -> str:
     Args:
         without: keys that are left out; one that ends in a dot stands for all keys below it.
     """
-    keys = {(text := item.lstrip("+~")).partition("=")[0]: text for item in HydraConfig.get().overrides.task}
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = {(text := word.lstrip("+~")).partition("=")[0]: text for word in words}
     below = tuple(key for key in without if key.endswith("."))
     kept = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
     name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in kept)
@@ -112,22 +131,72 @@ def swept(*without: str) -> str:
     return variant(*without) if in_sweep() else ""
 
 
-def progress(items: Iterable[Item], total: int, done: int = 0, unit: str = "step") -> Iterator[tuple[Item, Any]]:
-    """The items, each with the progress bar, which is off unless the error stream is a terminal."""
-    with tqdm(total=total, initial=done, unit=unit, disable=None, dynamic_ncols=True) as bar:
+class Lines:
+    """The stream of a bar without a terminal: what a bar would show is a plain line of the standard output."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, flush=True)
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
+
+
+def bar(total: float | None, done: int = 0, unit: str = "step", every: float | None = None) -> Any:
+    """A progress bar on the error stream, or plain lines of the standard output if that is no terminal.
+
+    Args:
+        total: the number of units, None if it is not known yet.
+        done: those that were done before.
+        unit: what is counted.
+        every: the seconds between two lines, :data:`EVERY` by default; `refresh` writes one at once.
+    """
+    if sys.stderr.isatty():
+        return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
+    every = EVERY if every is None else every
+    form = f"{{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} elapsed, {{remaining}} left{{postfix}}"
+    lines: Any = {"file": Lines(), "bar_format": form, "mininterval": every, "delay": every, "miniters": 1}
+    return tqdm(total=total, initial=done, leave=False, **lines)
+
+
+def progress(
+    items: Iterable[Item], total: int, done: int = 0, unit: str = "step", every: float | None = None
+) -> Iterator[tuple[Item, Any]]:
+    """The items, each with the :func:`bar`, which counts it already."""
+    with bar(total, done, unit, every) as shown:
         for item in items:
-            yield item, bar
-            bar.update()
+            shown.update()
+            yield item, shown
+
+
+def draw(model: Any, n: int, **settings: Any) -> Any:
+    """Samples of a model (:meth:`sde.Model.sample`) with a progress bar."""
+    with bar(n, unit="sample") as shown:
+        return model.sample(n, progress=lambda done: shown.update(round(done * n) - shown.n), **settings)
 
 
 def show(states: Generator[Any, None, None], unit: str) -> None:
     """Runs a job (:meth:`sde.evaluation.job.Job.run`) with a progress bar that shows the means so far."""
-    with contextlib.closing(states), tqdm(unit=unit, disable=None, dynamic_ncols=True) as bar:
+    with contextlib.closing(states), bar(None, unit=unit) as shown:
         for state in states:
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = state.total, state.rows, state.rows
-            bar.set_postfix_str(state.means, refresh=False)
-            bar.update(state.rows - bar.n)
+            if shown.total is None:
+                shown.total, shown.initial, shown.n = state.total, state.rows, state.rows
+            shown.set_postfix_str(state.means, refresh=False)
+            shown.update(state.rows - shown.n)
+
+
+@contextlib.contextmanager
+def track(what: str) -> Iterator[Callable[[float], object]]:
+    """A function that shows the fraction of some work that is done, by a :func:`bar` from its first call."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Any] = []
+
+        def show_done(done: float) -> None:
+            if not bars:
+                bars.append(stack.enter_context(bar(100, unit=f"{what} part")))
+            bars[0].update(round(100 * done) - bars[0].n)
+
+        yield show_done
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,9 @@ from sde.annotations import nearest
 # Absolute, because Hydra looks beside the module that defines the function, not beside the script.
 CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 
+# Keys that users ask for and that no script has yet.
+NOT_YET = {"label": "conditions cannot be given on the command line yet; in Python, sde.sample takes condition="}
+
 # What the allocators of torch say where they raise a plain RuntimeError.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")
 
@@ -52,7 +55,7 @@ def line_of_composition(error: Exception, config: str, overrides: Sequence[str])
     if key := re.match(r"Could not override '([^']+)'", text):
         known = list(_dotted(_composed(config, [o for o in overrides if _is_group(o)])))
         same = [name for name in known if name.count(".") == key[1].count(".")]
-        return f"{key[1]} is not a key of this script{nearest(key[1], same)}; --help lists the keys"
+        return unknown_key(key[1], same)
     if found := re.search(r"Could not find '([^']+)/([^'/]+)' Available", text):
         names = sorted(path.stem for path in (Path(CONFIGS) / found[1]).glob("*.yaml"))
         return f"{found[1]}={found[2]}: expected one of {', '.join(names)}{nearest(found[2], names)}"
@@ -63,6 +66,17 @@ def line_of_composition(error: Exception, config: str, overrides: Sequence[str])
         )
     guilty = next((o for i, o in enumerate(overrides) if _composed(config, [*overrides[:i], *overrides[i + 1 :]])), "")
     return f"{guilty}: {text}".removeprefix(": ")
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """The line about a key that the script does not read.
+
+    Args:
+        key: the dotted key.
+        known: the dotted keys that may have been meant.
+    """
+    advice = f"; {NOT_YET[key]}" if key in NOT_YET else nearest(key, known)
+    return f"{key} is not a key of this script{advice}; --help lists the keys"
 
 
 def _is_group(override: str) -> bool:

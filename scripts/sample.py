@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from command import command, progress, variant
+from command import command, draw, track, variant
 
 import sde
 from sde.evaluation.outputs import IRRELEVANT_KEYS, check_replaceable, relevant
@@ -25,12 +24,11 @@ TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 @command("sample")
 def main(config: dict[str, Any]) -> None:
     path, n, first = resolve(config["ckpt"]), config["n"], config["first"]
-    if n < 1 or config["batch_size"] < 1:
-        raise ValueError(f"expected n >= 1 and batch_size >= 1, got n={n}, batch_size={config['batch_size']}")
     solver = build(config["solver"], trust=config["trust"])
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
     if config["pilot"]:
-        solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
+        with track("pilot run") as progress:
+            solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
     values = out.with_suffix(".npz")
@@ -38,15 +36,9 @@ def main(config: dict[str, Any]) -> None:
     settings = relevant(config, "batch_size", "pilot", checkpoint_sha256=sha256(path), **tuned)
     for file in (out, values):
         check_replaceable(file, settings, overwrite=config["overwrite"])
-    batches = []
-    for start, bar in progress(range(first, first + n, config["batch_size"]), n, unit="sample"):
-        size = min(config["batch_size"], first + n - start)
-        draw = {"seed": config["seed"], "first": start, "denoise": config["denoise"]}
-        batches.append(model.sample(size, solver=solver, **draw))
-        bar.update(size - 1)
-    x = torch.cat(batches)
+    x = draw(model, n, solver=solver, **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")})
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_samples(out, x, model.scaling, settings=settings)
+    save_samples(out, x, model.scaling, settings=settings, model=model)
     arrays: dict[str, Any] = {"x": x.numpy(), "index": np.arange(first, first + n), "settings": json.dumps(settings)}
     write_atomically(values, lambda file: np.savez_compressed(file, **arrays))
     print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")

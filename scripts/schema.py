@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
+from faults import unknown_key
 
-from sde.annotations import Limit, check_value, nearest, shown
+from sde.annotations import Limit, check_value, shown
 from sde.data import DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
@@ -118,12 +119,12 @@ class Diagnose(Split):
     n: Count
     times: Annotated[int, Limit(">=", 2)]
     out: Picture | None
+    overwrite: bool
 
 
 class Dequantise(DataJob):
     """`dequantise.py`."""
 
-    density: Density
     steps: Count
     batch_size: Count
     lr: Positive
@@ -132,36 +133,39 @@ class Dequantise(DataJob):
     n: Count | None
     out: File | None
     overwrite: bool
+    density: Density
 
 
 class Sample(Job):
     """`sample.py`."""
 
-    solver: Solver
     n: Count
     first: Whole
     batch_size: Count
     denoise: bool
     pilot: Count | None
     out: Picture | None
+    overwrite: bool
+    solver: Solver
 
 
 class Compare(Job):
     """`compare.py`."""
 
     ckpt: str | None  # type: ignore[assignment]
-    sde: SDE
     target: str | None
     solvers: list[str] | str | None
     grids: list[str] | str | None
     calls: list[Count] | Count | None
     tolerances: list[Positive] | Positive | None
-    n: Count
-    draws: Count
+    n: Annotated[int, Limit(">=", 2)]
+    draws: Annotated[int, Limit(">=", 40)]
+    seed: Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
     repeats: Count
     tolerance: Positive
     directions: Count
     out: Directory | None
+    sde: SDE
 
 
 class Convert(Keys):
@@ -186,7 +190,16 @@ class Preview(Keys):
     """`preview` of `train.py`."""
 
     n: Whole
+    seed: Seed
     solver: Solver
+
+
+class Demo(Keys):
+    """`demo.py`."""
+
+    run_dir: str
+    samples: str
+    components: Count
 
 
 class Train(Keys):
@@ -194,12 +207,6 @@ class Train(Keys):
 
     trust: list[str]
     run_dir: Directory
-    sde: SDE
-    network: Network
-    denoiser: Denoiser
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    data: DataSet
     steps: Count
     batch_size: Count
     seed: Seed
@@ -213,12 +220,19 @@ class Train(Keys):
     save_every: Count
     keep: Count | None
     preview: Preview
+    sde: SDE
+    network: Network
+    denoiser: Denoiser
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    data: DataSet
 
 
 SCHEMAS: dict[str, type[Keys]] = {
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,
+    "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
     "likelihood": Likelihood,
@@ -233,9 +247,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "optimizer": {"params": [torch.zeros(1)]},
 }
 
-# Keys that are asked for and that no script takes yet.
-MISSING_KEYS = {"label": "conditions cannot be given on the command line yet; in Python, sde.sample takes condition="}
-
 
 def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", trust: Any = ()) -> None:
     """Checks a config before any work: its keys and their values.
@@ -246,8 +257,7 @@ def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", tr
     annotations = get_type_hints(schema, include_extras=True)
     for key in tree:
         if key not in annotations:
-            advice = f"; {MISSING_KEYS[key]}" if key in MISSING_KEYS else nearest(key, annotations)
-            raise ValueError(f"{prefix}{key} is not a key of this script: expected {', '.join(annotations)}{advice}")
+            raise ValueError(unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in annotations]))
     for key, annotation in annotations.items():
         name, value = f"{prefix}{key}", tree.get(key)
         if key not in tree:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from command import command, progress, read_yaml, swept, to_yaml
+from command import command, draw, progress, read_yaml, swept, to_yaml
 from omegaconf import OmegaConf
 
 import sde
@@ -30,11 +31,14 @@ def train(config: dict[str, Any], run: Run) -> None:
     solver = build(config["preview"]["solver"])
     torch.manual_seed(config["seed"])
     training = run.start(build(config["data"], trust=config["trust"]))
+    done = training.step >= config["steps"]
+    latest: dict[str, float] = {}
     try:
-        for report, bar in progress(training.run(config["steps"]), config["steps"], training.step):
-            line = run.log(report, training)
-            if "loss" in line:
-                bar.set_postfix(loss=f"{line['loss']:.4f}")
+        # Without a terminal there is a line for each line of the metrics, which `set_postfix` writes.
+        for report, bar in progress(training.run(config["steps"]), config["steps"], training.step, every=math.inf):
+            if line := run.log(report, training):
+                latest |= line
+                bar.set_postfix({name: f"{latest[name]:.4f}" for name in ("loss", "valid_loss") if name in latest})
             if report.step % config["save_every"] == 0 and report.step < config["steps"]:
                 run.save(training)
     except KeyboardInterrupt:
@@ -42,12 +46,17 @@ def train(config: dict[str, Any], run: Run) -> None:
         raise
     path = run.save(training)
     save_losses(folder / "loss.png", run.metrics)
-    if config["preview"]["n"]:
+    picture = folder / "samples" / f"{path.stem}.png"
+    if config["preview"]["n"] and not (done and picture.exists()):
         model = sde.load(path, device=training.device, trust=config["trust"])
-        picture = folder / "samples" / f"{path.stem}.png"
+        x = draw(model, config["preview"]["n"], solver=solver, seed=config["preview"]["seed"])
         picture.parent.mkdir(exist_ok=True)
-        save_samples(picture, model.sample(config["preview"]["n"], solver=solver, seed=config["seed"]), model.scaling)
-    print(f"trained to step {training.step}; wrote {path}, samples/*.png, loss.png and metrics.jsonl in {folder}")
+        save_samples(picture, x, model.scaling, model=model)
+    if done:
+        print(f"already at step {training.step}, nothing to do; {path} is there, and steps=N trains further")
+        return
+    files = f"{path}, samples/*.png, loss.png and metrics.jsonl in {folder}"
+    print(f"trained to step {training.step}; wrote {files}; last loss {latest.get('loss', report.loss):.4f}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ class Grid(ABC):
             raise ValueError(f"{self} does not give decreasing times from {high} to {low} in {steps} steps")
         return times if start > stop else times.flip(0)
 
+    def doubled(self) -> Grid:
+        """The rule for twice as many steps."""
+        return self
+
 
 @dataclass(frozen=True)
 class Uniform(Grid):
@@ -111,6 +115,10 @@ class Explicit(Grid):
                 f"but the solver runs between {high} and {low}"
             )
         return torch.tensor(self.points, dtype=torch.float64)
+
+    def doubled(self) -> Explicit:
+        middles = [0.5 * (a + b) for a, b in zip(self.points, self.points[1:])]
+        return Explicit([p for pair in zip(self.points, middles) for p in pair] + [self.points[-1]])
 
 
 def _end_points(process: SDE, high: float, low: float) -> Tensor:

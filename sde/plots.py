@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "bits_histogram",
+    "density",
     "diagnostics",
     "image_grid",
     "losses",
@@ -20,8 +21,6 @@ __all__ = [
     "typicality",
 ]
 
-import functools
-import io
 import json
 import math
 import os
@@ -38,33 +37,41 @@ from torch import Tensor
 
 from .data import Scaling
 from .evaluation.out_of_distribution import latent_norm, norm_of_prior, sample_means
+from .figures import image_figure, panels_of, subplots
+from .grids import LogSNR
 from .likelihood.diagnostics import Calibration, RoundTrip
+from .model import Model
 from .processes import SDE
+from .solvers import Heun, Solver
+from .trace import ExactTrace
 from .training import Report
 
-DPI = 120
 
-
-def samples(x: Tensor, scaling: Scaling | None = None) -> Any:
-    """Plot of samples: images as a grid, points in the plane as a scatter plot, other vectors and signals as lines.
+def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
+    """Plot of samples: images as a grid, points in the plane as a scatter plot, other vectors and signals in a panel
+    each, with a line for each channel.
 
     Args:
         x: data values, with shape (N, C, H, W), (N, D) or (N, C, L).
         scaling: the data's scaling, whose levels set black and white; by default the extremes do.
+        n: the largest number of panels.
 
     Returns:
         The matplotlib figure.
     """
     x = x.detach().cpu()
     if x.ndim == 4:
-        return _image_figure(_enlarged_grid(x, scaling))
-    figure, axes = _figure()
+        return image_figure(_enlarged_grid(x, scaling))
     if x.ndim == 2 and x.shape[1] == 2:
+        figure, axes = subplots()
         axes.scatter(*x.numpy().T, s=3, alpha=0.5, linewidths=0)
         axes.set_aspect("equal")
-    else:
-        axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
-        axes.set_xlabel("dimension")
+        return figure
+    shown = [signal.reshape(-1, signal.shape[-1]).T for signal in x[:n]]
+    figure, _ = panels_of([(range(len(signal)), signal) for signal in shown], math.ceil(math.sqrt(len(shown))))
+    figure.supxlabel("dimension")
+    if len(x) > n:
+        figure.suptitle(f"the first {n} of {len(x)}", fontsize=10)
     return figure
 
 
@@ -74,6 +81,7 @@ def save_samples(
     scaling: Scaling | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
+    model: Model | None = None,
 ) -> None:
     """Writes :func:`samples` as a PNG; images in whole pixels.
 
@@ -82,6 +90,7 @@ def save_samples(
         x: as in :func:`samples`.
         scaling: as in :func:`samples`.
         settings: the settings of the samples, which the file then contains (:mod:`sde.evaluation.outputs`).
+        model: the model of the samples; if it is one of the plane, its :func:`density` is below them.
     """
     text = _png_text(path, settings)
     if x.ndim == 4:
@@ -90,7 +99,47 @@ def save_samples(
             info.add_text(name, value)
         _enlarged_grid(x, scaling).save(path, pnginfo=info)
     else:
-        samples(x, scaling).savefig(path, metadata=text)
+        figure = samples(x, scaling) if model is None or not _plane(model) else density(model, x)
+        figure.savefig(path, metadata=text)
+
+
+def density(model: Model, points: Tensor | None = None, *, size: int = 60, solver: Solver | None = None) -> Any:
+    """Picture of the density of a model of the plane, in data units, with points over it; of classes, their mean.
+
+    Args:
+        model: a model of continuous data with the event shape (2,).
+        points: data values with shape (N, 2), by default 500 samples. The middle 98 % of them set the extent.
+        size: the number of cells along each axis, at whose centres the density is computed.
+        solver: a solver for :meth:`sde.Model.log_prob`; by default Heun's method with 20 steps. The trace is exact.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: if the model's data are not continuous points of the plane.
+    """
+    if not _plane(model):
+        kind = "continuous" if model.scaling.levels is None else "discrete"
+        raise ValueError(f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}")
+    points = model.sample(500) if points is None else points.detach().cpu()
+    low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype), dim=0)
+    margin = 0.25 * (high - low).clamp(min=1e-6)
+    edges = [torch.linspace(*ends, size + 1, dtype=torch.float64) for ends in zip(low - margin, high + margin)]
+    cells = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
+    flow: dict[str, Any] = {"solver": solver or Heun(20, grid=LogSNR()), "trace": ExactTrace()}
+    conditions = [None] if model.classes is None else [{"label": torch.tensor(k)} for k in range(model.classes)]
+    nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
+    figure, axes = subplots()
+    columns, rows = (e.numpy() for e in edges)
+    mesh = axes.pcolormesh(columns, rows, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")
+    axes.scatter(*points.numpy().T, s=2, alpha=0.5, linewidths=0, color="black")
+    axes.set(xlim=columns[[0, -1]], ylim=rows[[0, -1]], aspect="equal")
+    figure.colorbar(mesh, ax=axes, label="density")
+    return figure
+
+
+def _plane(model: Model) -> bool:
+    return model.shape == (2,) and model.scaling.levels is None
 
 
 def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Image.Image:
@@ -121,8 +170,8 @@ def trajectory(
 ) -> Any:
     """Plot of the states of a few samples over time.
 
-    Images are a row for each sample, with the time below; points in the plane are curves from the start (grey) to the
-    end (black); other vectors are curves over t; signals are a panel for each time.
+    Images and signals are a row for each sample and a column for each time; points in the plane are curves from the
+    start (grey) to the end (black); of other vectors there is a panel for each sample, with curves over t.
 
     Args:
         path: (t, x) at successive times, as `solver.bind(dynamics).trajectory((x,))` yields them: t with shape () or
@@ -142,25 +191,23 @@ def trajectory(
     t = np.array([time for time, _ in points])
     states = torch.stack([x if scaling is None else scaling.to_data(x) for _, x in points], 1)  # (B, times, *)
     if states.ndim == 5:
-        return _image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
+        return image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
     if states.ndim == 4:
-        figure, panels = _figure((6.4, 1.2 * len(t) + 0.4), nrows=len(t), sharex=True, squeeze=False)
-        for axes, time, x in zip(panels[:, 0], t, states.movedim(1, 0)):
-            axes.plot(x.flatten(1).numpy().T, linewidth=0.6, alpha=0.6)
-            axes.set_ylabel(f"t = {time:.2g}")
-        axes.set_xlabel("dimension")
+        signals = [(range(states.shape[-1]), x.T) for x in states.flatten(0, 1)]
+        figure, panels = panels_of(signals, len(t))
+        for axes, time in zip(panels[-len(t) :], t):
+            axes.set_xlabel(f"t = {time:.2g}")
         return figure
-    figure, axes = _figure()
-    if states.shape[2] == 2:
-        axes.plot(*states.permute(2, 1, 0).numpy(), linewidth=0.8, alpha=0.6)
-        axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
-        axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
-        axes.set_aspect("equal")
-        axes.legend()
-    else:
-        for i, x in enumerate(states.numpy()):
-            axes.plot(t, x, linewidth=0.8, alpha=0.6, color=f"C{i}")
-        axes.set_xlabel("t")
+    if states.shape[2] != 2:
+        figure, _ = panels_of([(t, x) for x in states], math.ceil(math.sqrt(len(states))))
+        figure.supxlabel("t")
+        return figure
+    figure, axes = subplots()
+    axes.plot(*states.permute(2, 1, 0).numpy(), linewidth=0.8, alpha=0.6)
+    axes.scatter(*states[:, 0].numpy().T, s=8, color="0.6", label=f"t = {t[0]:.2g}")
+    axes.scatter(*states[:, -1].numpy().T, s=8, color="black", label=f"t = {t[-1]:.2g}")
+    axes.set_aspect("equal")
+    axes.legend()
     return figure
 
 
@@ -193,7 +240,7 @@ def save_losses(path: str | os.PathLike[str], metrics: str | os.PathLike[str]) -
 
 
 def _loss_figure(training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> Any:
-    figure, axes = _figure()
+    figure, axes = subplots()
     for points, label, style in ((training, "training", "-"), (validation, "validation (EMA)", "o-")):
         if points:
             axes.plot(*zip(*points), style, label=label, linewidth=1.0, markersize=3)
@@ -214,7 +261,7 @@ def bits_histogram(sets: Mapping[str, NDArray[np.float64]]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, axes = _figure()
+    figure, axes = subplots()
     every = np.concatenate(list(sets.values()))
     edges = np.histogram_bin_edges(every, bins=min(60, max(5, round(math.sqrt(len(every))))))
     for i, (name, bits) in enumerate(sets.items()):
@@ -236,7 +283,7 @@ def typicality(sets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]
     Returns:
         The matplotlib figure.
     """
-    figure, axes = _figure()
+    figure, axes = subplots()
     axes.axvspan(mean - 2.0 * std, mean + 2.0 * std, color="0.85", label="prior, mean and 2 standard deviations")
     axes.axvline(mean, color="0.4", linewidth=1.0)
     for name, (norms, nats) in sets.items():
@@ -284,7 +331,7 @@ def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
     Returns:
         The matplotlib figure.
     """
-    figure, (left, right) = _figure((10.0, 4.0), ncols=2)
+    figure, (left, right) = subplots((10.0, 4.0), ncols=2)
     snr = [c.log_snr for c in times]
     errors = [2.0 * c.standard_error for c in times]
     left.errorbar(snr, [c.measured for c in times], yerr=errors, fmt="o-", markersize=3, label="measured")
@@ -318,36 +365,3 @@ def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = Non
     image = image_grid(x, None if scaling is None else scaling.levels, columns)
     factor = max(1, 512 // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def _image_figure(image: Image.Image, times: Sequence[str] = ()) -> Any:
-    """A figure of the size of an image in pixels, and, with times, a line higher: one below each column."""
-    width, height, margin = image.width, image.height, 40 if times else 0
-    figure = _figure_class()(figsize=(width / DPI, (height + margin) / DPI), dpi=DPI)
-    axes = figure.add_axes((0.0, margin / (height + margin), 1.0, height / (height + margin)))
-    axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest", aspect="auto")
-    axes.set(xticks=[], yticks=[], frame_on=False)
-    for i, time in enumerate(times):
-        figure.text((i + 0.5) / len(times), 0.3 * margin / (height + margin), time, ha="center", fontsize=8)
-    return figure
-
-
-def _figure(size: tuple[float, float] = (6.4, 4.0), **panels: Any) -> tuple[Any, Any]:
-    """A figure of a size in inches, and its axes: one, or those of `Figure.subplots`."""
-    figure = _figure_class()(figsize=size, dpi=DPI, layout="constrained")
-    return figure, figure.subplots(**panels)
-
-
-@functools.cache
-def _figure_class() -> Any:
-    from matplotlib.figure import Figure
-
-    class ShownFigure(Figure):
-        """A figure that a notebook shows without pyplot: IPython asks an object for its `_repr_png_`."""
-
-        def _repr_png_(self) -> bytes:
-            buffer = io.BytesIO()
-            self.savefig(buffer, format="png")
-            return buffer.getvalue()
-
-    return ShownFigure

@@ -6,8 +6,7 @@ __all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state
 
 import contextlib
 import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
 from .noise import Noise, NoiseSource, Stream
+from .processes import SDE
 from .shapes import working, working_dtype
 from .solvers import Arcsinh, Solver, UniPC
 
@@ -64,6 +64,8 @@ def sample(
     differentiable: bool = False,
     start: float | None = None,
     x_start: Tensor | None = None,
+    trajectory: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Samples:
     r"""Draws samples by a solver from the prior at `t_max` to data at `t_min`.
 
@@ -88,6 +90,12 @@ def sample(
         differentiable: keep the graph, for gradients through the solver.
         start: the time to start from, within (t_min, t_max], with `x_start`.
         x_start: the state at the time `start`, with shape (B, \*).
+        trajectory: called with (t, x) before the first step, after every step, and with the result of `denoise`; t has
+            shape (B,), x shape (B, \*). With `path = []` and `trajectory=path.append`, :func:`sde.plots.trajectory`
+            plots `path`.
+        progress: called after every step with the fraction of the work that is done, which ends at 1: that of the
+            steps, or, for solvers with adaptive steps, that of :math:`\arctan(\sigma_t / \alpha_t)` on average over
+            the samples.
 
     Raises:
         ValueError: if solver and dynamics do not fit, or not exactly one of `shape`, `x_T` and `x_start` is given.
@@ -124,10 +132,27 @@ def sample(
             z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
         step_noise = (keyed if noise is None else noise).batch(index, event, reference.dtype)
-        _, (x,) = deque(run.trajectory((x,), step_noise), maxlen=1).pop()
+        begin, work = process.t_max if start is None else start, run.steps and run.steps + denoise
+        states = run.trajectory((x,), step_noise)
+        for k, (t, (x,)) in enumerate(states):
+            if trajectory is not None:
+                trajectory((t, x))
+            if progress is not None and k:
+                progress(k / work if work else _travelled(process, begin, t))
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
+            if trajectory is not None:
+                trajectory((t, x))
+        if progress is not None and (denoise or not work):
+            progress(1.0)
     return Samples(x.to(dtype), *conditioned.counts)
+
+
+def _travelled(process: SDE, begin: float, t: Tensor) -> float:
+    """The fraction of the way from the time `begin` to `t_min` at which samples stand, the mean over times (B,)."""
+    ends = torch.tensor([begin, process.t_min], dtype=torch.float64)
+    first, last, here = (torch.atan2(process.sigma(s), process.alpha(s)) for s in (*ends, t))
+    return float(((first - here) / (first - last)).mean())
 
 
 def encode(

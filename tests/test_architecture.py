@@ -45,6 +45,7 @@ ROOMS = [
     "training",
     "evaluation",
     "comparison",
+    "figures",
     "plots",
 ]
 

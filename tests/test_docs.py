@@ -2,7 +2,7 @@
 every public name has its place in the API.
 
 The blocks of a page share one namespace and run in their order, in a temporary directory. A block that opens with
-`python no-run` is left out. Pages that name `runs/digits-vp` or `runs/demo` find a small run there.
+`python no-run` is left out. Pages that name `runs/digits-vp` find a small run there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sde
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-RUN, DEMO = "runs/digits-vp", "runs/demo"
+RUN = "runs/digits-vp"
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -56,7 +56,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for script, keys in {"train": train, "likelihood": [*score, "budget=0"]}.items():
         done = here(place, script, *keys, "device=cpu")
         assert done.code == 0, done.err
-    (place / DEMO).symlink_to(Path(RUN).name)
     return place
 
 
@@ -65,7 +64,7 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     text = page.read_text()
-    if any(name in code for _, code in blocks(text) for name in (RUN, DEMO)):
+    if any(RUN in code for _, code in blocks(text)):
         shutil.copytree(request.getfixturevalue("run"), tmp_path, dirs_exist_ok=True, symlinks=True)
     monkeypatch.chdir(tmp_path)
     # A module of its own, because dataclasses look up the module that their class names.

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_a_figure_of_images_has_their_pixels(channels: int) -> None:
     assert (pixels == grid.repeat(factor, axis=0).repeat(factor, axis=1)).all()
 
 
-def test_samples_in_the_plane_are_points_and_others_are_lines() -> None:
+def test_samples_in_the_plane_are_points_and_others_have_a_panel_each() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 2, generator=generator, requires_grad=True)
     figure = sde.plots.samples(x)
@@ -148,8 +149,12 @@ def test_samples_in_the_plane_are_points_and_others_are_lines() -> None:
     np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets(), x.detach().numpy())
     for shape in ((5, 7), (5, 1), (3, 2, 9)):
         x = torch.randn(shape, generator=generator)
-        figure = sde.plots.samples(x)
-        np.testing.assert_allclose([line.get_ydata() for line in figure.axes[0].lines], x.flatten(1).numpy())
+        figure = sde.plots.samples(x, n=4)
+        panels = [axes for axes in figure.axes if axes.lines]
+        assert len(panels) == min(len(x), 4)
+        for axes, signal in zip(panels, x):
+            np.testing.assert_allclose([line.get_ydata() for line in axes.lines], signal.reshape(-1, x.shape[-1]))
+        assert bool(figure.get_suptitle()) == (len(x) > 4)
         assert dark(shown(figure)) > 0
 
 
@@ -168,12 +173,13 @@ def test_a_trajectory_of_points_is_a_curve_from_start_to_end() -> None:
     np.testing.assert_allclose(ends, curves[:, [0, -1]].swapaxes(0, 1))
 
 
-def test_a_trajectory_of_vectors_is_a_curve_over_time() -> None:
+def test_a_trajectory_of_vectors_has_a_panel_of_curves_over_time_for_each_sample() -> None:
     """In data values, of the first samples only."""
     path, scaling = states(6, 3), Scaling(scale=0.5, shift=-1.0)
-    (axes,) = sde.plots.trajectory(path, scaling, n=2).axes
-    assert len(axes.lines) == 2 * 3
-    for line, expected in zip(axes.lines, torch.stack([x for _, (x,) in path], 2)[:2].flatten(0, 1)):
+    panels = sde.plots.trajectory(path, scaling, n=2).axes
+    assert [len(axes.lines) for axes in panels] == [3, 3]
+    lines = [line for axes in panels for line in axes.lines]
+    for line, expected in zip(lines, torch.stack([x for _, (x,) in path], 2)[:2].flatten(0, 1)):
         assert line.get_xdata().tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
         np.testing.assert_allclose(line.get_ydata(), ((expected + 1.0) / 0.5).numpy(), rtol=1e-6)
 
@@ -191,11 +197,65 @@ def test_a_trajectory_of_images_is_a_row_for_each_sample() -> None:
     assert dark(pixels[image.shape[0] * factor :]) > 0  # the times
 
 
-def test_a_trajectory_of_signals_has_a_panel_for_each_time() -> None:
+def test_a_trajectory_of_signals_has_a_panel_for_each_sample_and_time() -> None:
     path = states(3, 2, 6)
     panels = sde.plots.trajectory(path, n=2).axes
-    assert [axes.get_ylabel() for axes in panels] == ["t = 1", "t = 0"]
-    np.testing.assert_allclose(panels[0].lines[1].get_ydata(), path[0][1][0][1].flatten().numpy())
+    assert [axes.get_xlabel() for axes in panels] == ["", "", "t = 1", "t = 0"]
+    expected = [path[time][1][0][sample] for sample in (0, 1) for time in (0, 4)]
+    for axes, x in zip(panels, expected):
+        np.testing.assert_allclose([line.get_ydata() for line in axes.lines], x.numpy(), rtol=1e-6)
+
+
+def plane_covariance() -> Tensor:
+    return torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64)
+
+
+def plane_model(classes: int | None = None) -> sde.Model:
+    """A correlated Gaussian with the mean 0.2 in data units that are half of the model's; labels move it by 1."""
+    d = sde.exact.Gaussian(torch.full((2,), 0.4, dtype=torch.float64), plane_covariance()).denoiser(sde.VP())
+    return sde.Model(d if classes is None else Moved(d), Scaling(scale=2.0, shift=0.0), (2,), classes)
+
+
+class Moved(sde.Wrapper):
+    """The distribution of a denoiser, moved by the label."""
+
+    def predict(self, what: sde.Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        shift = condition["label"].to(x_t)
+        shift = shift[:, None] if shift.ndim else shift
+        moved = x_t - sde.expand(self.process.alpha(t), x_t) * shift
+        return self.inner.predict(what, moved, t) + (shift if what is sde.Prediction.X0 else 0.0)
+
+
+@pytest.mark.parametrize("classes", [None, 2])
+def test_a_density_is_that_of_the_model_at_the_cells(classes: int | None) -> None:
+    model = plane_model(classes)
+    points = 0.2 + 0.3 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    figure = sde.plots.density(model, points, size=12, solver=sde.solvers.Heun(60, grid=sde.grids.LogSNR()))
+    axes, mesh = figure.axes[0], figure.axes[0].collections[0]
+    corners = torch.from_numpy(mesh.get_coordinates())
+    cells = (corners[1:, 1:] + corners[:-1, :-1]).flatten(0, 1) / 2.0
+    end = torch.tensor(model.process.t_min, dtype=torch.float64)
+    gaussian = sde.exact.Gaussian(torch.full((2,), 0.4, dtype=torch.float64), plane_covariance())
+    shifts = range(classes or 1)
+    expected = sum(gaussian.log_prob(2.0 * cells - k, model.process, end).exp() * 4.0 for k in shifts) / len(shifts)
+    np.testing.assert_allclose(mesh.get_array().flatten(), expected.numpy(), atol=0.01 * float(expected.max()))
+    inside = ((points > corners[0, 0]) & (points < corners[-1, -1])).all(1)
+    assert 0.95 < inside.double().mean() <= 1.0
+    np.testing.assert_allclose(axes.collections[1].get_offsets(), points.numpy())
+
+
+def test_samples_of_a_model_of_the_plane_are_saved_with_its_density(tmp_path: Path) -> None:
+    model = plane_model()
+    x = model.sample(9)
+    save_samples(tmp_path / "a.png", x, model.scaling, model=model)
+    save_samples(tmp_path / "b.png", x, model.scaling)
+    assert (np.asarray(Image.open(tmp_path / "a.png").convert("RGB")) == shown(sde.plots.density(model, x))).all()
+    for name, value in {"scaling": Scaling.interval(4), "shape": (3,)}.items():
+        other = replace(model, **{name: value})
+        save_samples(tmp_path / "c.png", x, model.scaling, model=other)
+        assert (tmp_path / "c.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+        with pytest.raises(ValueError, match=r"continuous data of shape \(2,\), got"):
+            sde.plots.density(other)
 
 
 def test_a_trajectory_that_a_solver_yields() -> None:

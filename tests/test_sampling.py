@@ -371,3 +371,37 @@ def test_the_default_solver_takes_18_calls(gaussian: Gaussian) -> None:
     exact = sample(d, (64, 2), seed=1, solver=RungeKutta(rtol=1e-8, atol=1e-8))
     assert float((r.x - exact.x).square().mean().sqrt()) < 0.013
     assert float((sample(d, x_T=encode(d, exact.x)).x - exact.x).square().mean().sqrt()) < 0.013
+
+
+@EACH
+@pytest.mark.parametrize("denoise", [False, True])
+def test_the_states_of_a_run_and_its_progress_are_reported(solver: Solver, denoise: bool) -> None:
+    path: list[tuple[Tensor, Tensor]] = []
+    done: list[float] = []
+    d = Network()
+    r = sample(d, (3, 2), solver=solver, denoise=denoise, trajectory=path.append, progress=done.append)
+    assert torch.equal(r.x, sample(d, (3, 2), solver=solver, denoise=denoise).x)
+    times, states = zip(*path)
+    assert times[0].tolist() == [d.process.t_max] * 3
+    assert times[-1].tolist() == [d.process.t_min] * 3
+    assert torch.equal(states[-1], r.x)
+    assert torch.equal(states[-1 - denoise], sample(d, (3, 2), solver=solver).x)
+    assert done == sorted(done)
+    assert done[0] >= 0.0
+    assert done[-1] == 1.0
+    steps = getattr(solver, "steps", None)
+    if isinstance(steps, int):
+        work = steps + denoise
+        assert len(path) == work + 1
+        assert done == pytest.approx([k / work for k in range(1, work + 1)])
+
+
+def test_the_progress_of_adaptive_steps_is_that_of_the_angle(gaussian: Gaussian) -> None:
+    """Of arctan(sigma/alpha) from `start` to `t_min`, on average over the samples."""
+    path: list[tuple[Tensor, Tensor]] = []
+    done: list[float] = []
+    d, x = gaussian.denoiser(VE()), latent()
+    sample(d, start=0.5, x_start=x, solver=RungeKutta(), trajectory=path.append, progress=done.append)
+    angles = torch.stack([d.process.sigma(t).atan() for t, _ in path])
+    expected = ((angles[0] - angles) / (angles[0] - angles[-1])).mean(1)[1:]
+    torch.testing.assert_close(torch.tensor(done[: len(expected)], dtype=torch.float64), expected)

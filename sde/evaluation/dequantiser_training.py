@@ -14,7 +14,7 @@ __all__ = ["BoundDensity", "Density", "FlowDensity", "Gain", "bits", "fit"]
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,6 +187,7 @@ def bits(
     n: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    progress: Callable[[float], object] | None = None,
 ) -> Columns:
     """Bits/dim by a density, with one draw of noise per sample: the columns `index`, `repeat` and `bits_per_dim`.
 
@@ -198,6 +199,7 @@ def bits(
         n: the number of samples, from the first one; all by default.
         batch_size: samples per batch.
         seed: the seed of all draws.
+        progress: called after every batch with the fraction of the samples that are done.
 
     Raises:
         ValueError: if the data does not fit the model, or has fewer than n or than two samples.
@@ -211,5 +213,7 @@ def bits(
         batch, condition = batch_states(model, split, index, dequantiser, seed=seed)
         nats = density(model.denoiser, batch.x, seed=seed, index=index, condition=condition)
         results.append(batch.bits_per_dim(nats))
+        if progress is not None:
+            progress((int(index[-1]) + 1) / count)
     repeat = np.zeros(count, dtype=np.int64)
     return {"index": np.arange(count), "repeat": repeat, "bits_per_dim": torch.cat(results).numpy()}

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..instantiate import public
+from ..storage.files import check_writable
 from ..training.run import differences
 
 # The keys of a config without influence on the results of a command.
@@ -58,10 +59,9 @@ def check_replaceable(path: Path, settings: Mapping[str, Any], *, overwrite: boo
         overwrite: allow to replace any file.
 
     Raises:
-        ValueError: if there is a directory at the path, or a file that was not made by these settings.
+        ValueError: if nothing can be written there, or if a file stands there that was not made by these settings.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory: expected the path of a file")
+    check_writable(path)
     if overwrite or not path.exists():
         return
     stored = settings_of(path)

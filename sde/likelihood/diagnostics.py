@@ -39,7 +39,7 @@ from __future__ import annotations
 __all__ = ["Calibration", "RoundTrip", "calibration", "round_trip"]
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ from ..shapes import check_count, event_dims, expand, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
 from .bounds import normal_like
-from .flow import DensityFlow, default_solver, log_prob
+from .flow import DensityFlow, default_solver, last_state, log_prob, tolerance
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def round_trip(
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
     atol: float | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> RoundTrip:
     r"""Encodes data and decodes it again, with the log-density along both ways.
 
@@ -101,13 +102,18 @@ def round_trip(
         denoiser: the model.
         x: data in the model's range, with shape (B, \*).
         solver, trace, seed, index, condition, atol: as in :func:`sde.log_prob`; both ways use the same probes.
+        progress: called after every step with the fraction of the work that is done.
     """
-    process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
+    report = (lambda done: None) if progress is None else progress
+    process, solver = denoiser.process, default_solver() if solver is None else solver
+    atol = tolerance(solver, event_dims(x), atol)
     flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
     with exact_float32(), torch.no_grad(), evaluating(denoiser):
-        forward = log_prob(denoiser, x, solver=solver, **flow)
+        forward = log_prob(denoiser, x, solver=solver, progress=lambda done: report(0.5 * done), **flow)
         backward = DensityFlow(denoiser, forward.latent, **flow)
-        back, change = solver.bind(backward.dynamics, process.t_max, process.t_min)(backward.start)
+        way = process.t_max, process.t_min
+        states = solver.trajectory(backward.dynamics, backward.start, None, *way)
+        back, change = last_state(states, process, *way, lambda done: report(0.5 + 0.5 * done))
     error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
     return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
 

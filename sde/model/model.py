@@ -8,7 +8,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,8 @@ class Model:
         condition: Mapping[str, Tensor] | None = None,
         batch_size: int | None = None,
         denoise: bool = True,
+        trajectory: Callable[[tuple[Tensor, Tensor]], object] | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> Tensor:
         """Draws n samples as data values: levels (uint8 for images) or continuous values, with shape (n, *).
 
@@ -87,6 +89,8 @@ class Model:
                 them in turn: sample i has the class `(first + i) % classes`.
             batch_size: the number of samples in memory at a time; all by default.
             denoise: remove the noise that is left at `t_min` by one more call.
+            trajectory: as in :func:`sde.sample`, for one batch after another; its states are in the model's range.
+            progress: called after every step with the fraction of the work that is done.
         """
         batch_size = n if batch_size is None else batch_size
         check_count("sample", "n", n)
@@ -98,7 +102,11 @@ class Model:
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
             part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
-            result = draw((rows.stop - start, *self.shape), first=first + start, condition=part)
+            size = rows.stop - start
+            done = None if progress is None else functools.partial(_report, progress, start / n, size / n)
+            result = draw(
+                (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
+            )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
 
@@ -133,6 +141,7 @@ class Model:
         seed: int = 0,
         seconds: float | None = None,
         save: bool = True,
+        progress: Callable[[float], object] | None = None,
     ) -> GridSteps:
         r"""The solver with a time grid that a pilot run designs for this model; see :func:`sde.tune_grid`.
 
@@ -147,6 +156,7 @@ class Model:
             seed: the seed of the pilot run.
             seconds: stop improving the grid after this time.
             save: save a new grid in the directory.
+            progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
             raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
@@ -157,7 +167,8 @@ class Model:
                 condition = self._labelled(condition, 0, pilot)
             else:
                 start = {"data": self._states(data, seed=seed).x, "trace": trace}
-            grid = tune_grid(self.denoiser, solver=solver, condition=condition, seed=seed, seconds=seconds, **start)
+            how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
+            grid = tune_grid(self.denoiser, solver=solver, **how, **start)
             if directory is not None and save:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
@@ -242,6 +253,7 @@ class Model:
         prior: Any = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
@@ -251,6 +263,7 @@ class Model:
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
+            progress: called while they are solved again, with the fraction that is done.
         """
         check_count("error_budget", "repeats", repeats)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
@@ -260,10 +273,23 @@ class Model:
         with torch.no_grad(), exact_float32():
             s = self._states(x, **draw)
             return error_budget(
-                self.denoiser, s.x, results[0], seed=seed, index=s.keys, rows=rows, repeats=nats, **flow
+                self.denoiser,
+                s.x,
+                results[0],
+                seed=seed,
+                index=s.keys,
+                rows=rows,
+                repeats=nats,
+                progress=progress,
+                **flow,
             )
 
     def _states(self, x: Tensor, **draw: Any) -> States:
         """The :func:`states` of data values of the model's shape."""
         check_event(x, self.shape)
         return states(self.denoiser, self.scaling, x, **draw)
+
+
+def _report(progress: Callable[[float], object], before: float, share: float, done: float) -> None:
+    """Reports the progress of one batch as that of all: `before` is done, and `done` of the batch, a `share` of all."""
+    progress(before + share * done)

@@ -24,7 +24,8 @@ def check_positive(**values: float) -> None:
 def check_rank(rank: int) -> None:
     """Raises a ValueError unless there are 1, 2 or 3 spatial axes."""
     if rank not in (1, 2, 3):
-        raise ValueError(f"expected 1, 2 or 3 spatial axes, got rank={rank}")
+        advice = "; vectors take sde.networks.MLP, network=mlp" if rank == 0 else ""
+        raise ValueError(f"expected 1, 2 or 3 spatial axes, got rank={rank}{advice}")
 
 
 def check_data(x: Tensor, channels: int, rank: int) -> None:

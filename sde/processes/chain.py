@@ -98,6 +98,10 @@ class DiscreteChain:
     def __len__(self) -> int:
         return len(self.betas)
 
+    def __repr__(self) -> str:
+        first, last = self.betas[0].item(), self.betas[-1].item()
+        return f"DiscreteChain({len(self)} betas from {first:.6g} to {last:.6g})"
+
     @functools.cached_property
     def log_alphas_bar(self) -> Tensor:
         r""":math:`\log \bar\alpha_i` for i = 1..N, with shape (N,); a sum of logarithms, accurate for small betas."""

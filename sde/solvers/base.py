@@ -31,10 +31,11 @@ __all__ = [
     "step_normals",
 ]
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, ClassVar
 
@@ -69,6 +70,11 @@ class Progress:
 
 class Run(ABC):
     """A solver bound to a dynamics and an interval of time."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps, if it is known before the first one."""
+        return None
 
     @abstractmethod
     def init(self, x: State, noise: StepNoise | None) -> Progress:
@@ -112,11 +118,13 @@ class Solver(ABC):
         needs: the kind of dynamics that it needs.
         serves_noise: whether it serves a dynamics with noise.
         serves_log_density: whether it moves every entry of a state, the log-density included.
+        atol: the absolute tolerance of a step; infinite for a method without one.
     """
 
     needs: ClassVar[type] = Dynamics
     serves_noise: ClassVar[bool] = False
     serves_log_density: ClassVar[bool] = True
+    atol: float = math.inf
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -150,6 +158,14 @@ class Solver(ABC):
         if noise and not self.serves_noise:
             return "it solves ordinary differential equations, and this dynamics has noise; use the flow, eta=0"
         return self.refusal(dynamics)
+
+    def finer(self, calls: int) -> Solver | None:
+        """The same method with a smaller error, from which the error of this one is estimated; None if there is none.
+
+        With fixed steps it has twice as many. An adaptive one has a tenth of the tolerances, and marks the samples that
+        would take many more than `calls` calls.
+        """
+        return None
 
     def refusal(self, dynamics: Any) -> str | None:
         """The reasons of a solver of version 0.1.0; others extend :meth:`incompatibility`."""
@@ -265,6 +281,9 @@ class GridSteps(FixedStep):
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:
         return self.grid.times(dynamics.process, self.steps, start, stop)
 
+    def finer(self, calls: int) -> GridSteps:
+        return replace(self, steps=2 * self.steps, grid=self.grid.doubled())
+
 
 class OneStep(GridSteps):
     """A method on a grid whose step needs only the state and two times: the short way to a solver of one's own."""
@@ -302,6 +321,10 @@ class FixedRun(Run):
     times: Tensor
     advance: Step
 
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
     def init(self, x: State, noise: StepNoise | None) -> Progress:
         return Progress(self.times[0].expand(len(x[0])), x, 0, None, noise)
 
@@ -311,7 +334,7 @@ class FixedRun(Run):
         return Progress(self.times[k].expand(len(x[0])), x, k, memory, progress.noise)
 
     def finished(self, progress: Progress) -> bool:
-        return progress.k == len(self.times) - 1
+        return progress.k == self.steps
 
 
 def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Step:
@@ -380,15 +403,7 @@ def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
-    """Refuses the settings of an adaptive method with which no step could be accepted.
-
-    Args:
-        name: the solver's name, for the message.
-        rtol: the relative tolerance.
-        atol: the absolute tolerance.
-        max_steps: the largest number of steps.
-        on_failure: what happens to a sample that fails.
-    """
+    """Refuses settings of the adaptive method `name` with which no step could be accepted."""
     if not (rtol > 0.0 and atol > 0.0):
         raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
     if max_steps < 1:

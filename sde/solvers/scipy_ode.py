@@ -9,8 +9,8 @@ from __future__ import annotations
 __all__ = ["ScipyODE"]
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from ..dynamics import Dynamics, State
 from .base import Progress, Run, Solver, check_tolerances, finite, rows
 from .systems import SystemsRun, advanced, sample_in
 
+# The calls of a step, at least 1 for methods that are not listed.
+_CALLS = {"RK23": 3, "RK45": 6, "DOP853": 12}
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
@@ -52,6 +54,11 @@ class ScipyODE(Solver):
                 "ScipyODE: on_failure='mark' marks single samples, but the batch is one system, which fails as a "
                 "whole; set per_sample=True"
             )
+
+    def finer(self, calls: int) -> ScipyODE:
+        steps = min(self.max_steps, max(1, calls // _CALLS.get(self.method, 1)))
+        tolerances: Any = {"rtol": max(self.rtol / 10.0, 1e-13), "atol": self.atol / 10.0}
+        return replace(self, **tolerances, per_sample=True, max_steps=steps, on_failure="mark")
 
     def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
         return _ScipyRun(self, dynamics, start, stop)

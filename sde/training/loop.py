@@ -131,7 +131,7 @@ class Training:
         x0, condition = self._batch(0)
         condition = {name: value[:2] if value.ndim else value for name, value in condition.items()}
         with torch.no_grad(), evaluating(self.denoiser):
-            self.objective(self.denoiser, x0[:2], *_draws(self.noise, 0, x0[:2]), **condition)
+            _losses(self.objective, self.denoiser, x0[:2], self.noise, 0, condition, self.conditions)
 
     def advance(self) -> Report:
         """One step of training.
@@ -141,7 +141,7 @@ class Training:
         """
         x0, condition = self._batch(self.step)
         self.denoiser.train()
-        loss = self.objective(self.denoiser, x0, *_draws(self.noise, self.step, x0), **condition).mean()
+        loss = _losses(self.objective, self.denoiser, x0, self.noise, self.step, condition, self.conditions).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.clip)
@@ -261,7 +261,7 @@ def validate(
     with evaluating(denoiser):
         for number, batch in enumerate(source.epoch()):
             x0, condition = _prepared(denoiser, batch, scaling, source.noise, conditions)
-            total += objective(denoiser, x0, *_draws(noise, number, x0), **condition).sum().item()
+            total += _losses(objective, denoiser, x0, noise, number, condition, conditions).sum().item()
             count += len(x0)
     return total / count
 
@@ -286,6 +286,32 @@ def _condition(denoiser: Denoiser, batch: Batch, conditions: Sequence[str] | Non
     if denoiser.classes is not None and "label" in chosen:
         check_labels("labels", chosen["label"], denoiser.classes, null=batch.null)
     return chosen
+
+
+def _losses(
+    objective: Objective,
+    denoiser: Denoiser,
+    x0: Tensor,
+    noise: Noise,
+    step: int,
+    condition: Mapping[str, Tensor],
+    conditions: Sequence[str] | None,
+) -> Tensor:
+    """The losses of a batch, with shape (B,); the error of a denoiser that takes none of its conditions names the way
+    out, unless `conditions` chose them."""
+    draws = _draws(noise, step, x0)
+    try:
+        return objective(denoiser, x0, *draws, **condition)
+    except (TypeError, ValueError) as error:
+        if not condition or conditions is not None:
+            raise
+        try:
+            objective(denoiser, x0, *draws)
+        except Exception:
+            raise error from None
+        names = ", ".join(condition)
+        message = f"{error}; the batches have conditions ({names}), and conditions=[] trains without them"
+        raise ValueError(message) from error
 
 
 def _draws(noise: Noise, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:

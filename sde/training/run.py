@@ -164,7 +164,6 @@ class Run:
     ) -> None:
         self.directory = Path(directory)
         self.checkpoints, self.metrics = self.directory / "checkpoints", self.directory / "metrics.jsonl"
-        _check_numbers(config)
         self.config = config
         self._text = text
         if stored is not None:
@@ -268,20 +267,6 @@ class Run:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
         write_atomically(self.metrics, lambda file: file.write("".join(kept).encode()))
-
-
-def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the first setting of the loop that is not a number in its range."""
-    counts = ("steps", "batch_size", "log_every", "save_every", "validate_every", *(["keep"] if config["keep"] else []))
-    for key in counts:
-        if not (type(config[key]) is int and config[key] >= 1):
-            raise ValueError(f"{key}={config[key]!r}: expected a whole number >= 1")
-    for key in ("warmup", "seed"):
-        if type(config[key]) is not int:
-            raise ValueError(f"{key}={config[key]!r}: expected a whole number")
-    for key in ("clip", "ema"):
-        if type(config[key]) not in (int, float):
-            raise ValueError(f"{key}={config[key]!r}: expected a number")
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ __all__ = ["Gradient"]
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +49,13 @@ class Gradient(Tuning):
         descents = [_Descent(pilot, times, error) for times, error in self._standard_grids(pilot)[: self.starts]]
         if pilot.solver.steps == 1:
             return descents[0].best
-        for descent in descents:
-            descent.run(math.ceil(self.iterations / 4))
+        first = math.ceil(self.iterations / 4)
+        share = first / (len(descents) * first + self.iterations - first)  # of one of the first runs in all iterations
+        for k, descent in enumerate(descents):
+            descent.run(first)
+            pilot.progress((k + 1) * share)
         best = min(descents, key=lambda descent: descent.error)
-        best.run(self.iterations - math.ceil(self.iterations / 4))
+        best.run(self.iterations - first, lambda done: pilot.progress(len(descents) * share * (1.0 - done) + done))
         return best.best
 
     def _standard_grids(self, pilot: Pilot) -> list[tuple[Tensor, float]]:
@@ -90,13 +94,14 @@ class _Descent:
             tolerance_change=0,
         )
 
-    def run(self, iterations: int) -> None:
+    def run(self, iterations: int, report: Callable[[float], object] = lambda done: None) -> None:
         """Runs until the iterations or the time are used up, or the error falls by less than 0.1 % in 12 iterations."""
-        stalled = 0
-        for _ in range(math.ceil(iterations / 4)):
+        stalled, rounds = 0, math.ceil(iterations / 4)
+        for k in range(rounds):
             previous = self.error
             with torch.enable_grad():
                 self.optimiser.step(self._objective)
+            report((k + 1) / rounds)
             stalled = stalled + 1 if self.error > previous * (1.0 - 1e-3) else 0
             if time.monotonic() > self.pilot.deadline or stalled == 3:
                 break

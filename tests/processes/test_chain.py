@@ -229,3 +229,11 @@ def test_sde_of_the_linear_chain_is_nearly_vp() -> None:
 def test_a_chain_of_one_step_has_no_sde() -> None:
     with pytest.raises(ValueError, match=r"n >= 2\b.*n=1\b"):
         DiscreteChain(torch.tensor([0.5])).sde()
+
+
+def test_a_chain_is_printed_in_one_line_of_any_length() -> None:
+    """The betas by number and range, in processes and whatever else contains a chain, too."""
+    for n in (2, 1000, 4000):
+        chain = DiscreteChain.linear(n, beta_max=1.0)
+        assert repr(chain) == f"DiscreteChain({n} betas from {0.1 / n:.6g} to {1.0 / n:.6g})"
+        assert repr(chain.sde()) == f"ChainSDE(chain={chain!r})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.commands import SCRIPTS, files, here, refused
 
 from sde.storage.checkpoint import load_checkpoint
-from sde.training.run import opened
+from sde.storage.files import Lock
 
 TRAIN = ["experiment=moons", "network.width=8", "network.depth=1", "data.n_train=50", "data.n_test=9", "device=cpu"]
 TRAIN += ["batch_size=8", "preview.n=0", "log_every=1", "steps=2"]
@@ -42,15 +42,12 @@ def test_the_jobs_of_a_sweep_have_directories_of_their_own_and_a_failure_does_no
         (name,) = (name for name in found if name.endswith(f"optimizer.lr_{value}"))
         assert name.startswith("moons-vp-")
         assert "steps" not in name
-    single = here(tmp_path, "train", *TRAIN, f"optimizer.lr={value}", "run_dir=single")
+    # A single job has the short name.
+    single = here(tmp_path, "train", *TRAIN, f"optimizer.lr={value}")
     assert (single.code, single.err) == (0, "")
-    a, b = (load_checkpoint(folder)["weights"] for folder in (found[name], tmp_path / "single"))
+    assert runs(tmp_path).keys() - found.keys() == {"moons-vp"}
+    a, b = (load_checkpoint(folder)["weights"] for folder in (found[name], tmp_path / "runs" / "moons-vp"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-    # The same sweep with more steps goes on in the same directories.
-    more = here(tmp_path, "train", "-m", *TRAIN, "optimizer.lr=1e-2,1e-3", "steps=3")
-    assert (more.code, more.err) == (0, "")
-    assert runs(tmp_path) == found
-    assert {load_checkpoint(folder)["step"] for folder in found.values()} == {3}
 
 
 def test_paths_are_quoted_as_the_documentation_says() -> None:
@@ -65,37 +62,27 @@ def test_paths_are_quoted_as_the_documentation_says() -> None:
         assert " and ".join(values) == path
 
 
-def test_a_single_job_has_the_short_directory(tmp_path: Path) -> None:
-    result = here(tmp_path, "train", *TRAIN, "optimizer.lr=1e-2")
-    assert (result.code, result.err) == (0, "")
-    assert list(runs(tmp_path)) == ["moons-vp"]
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["moons-vp"]
-
-
 def test_several_processes_are_refused_by_commands_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for command in ("train", "sample"):
-        refused(here(tmp_path, command), "one process", "WORLD_SIZE=2")
+    for command, *keys in (["train", *TRAIN], ["sample", "ckpt=run"]):
+        refused(here(tmp_path, command, *keys), "one process", "WORLD_SIZE=2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_training_in_a_directory_is_refused_and_the_first_is_undisturbed(tmp_path: Path) -> None:
+def test_a_second_training_in_a_directory_is_refused_and_a_killed_one_does_not_stand_in_the_way(tmp_path: Path) -> None:
     command = [*TRAIN, "run_dir=run"]
-    assert here(tmp_path, "train", *command).code == 0
-    config = json.loads(load_checkpoint(tmp_path / "run")["config"]) | {"run_dir": "run"}
-    with opened(tmp_path / "run", config, "", lambda path: None if not path.exists() else config):
-        before = files(tmp_path)
-        refused(here(tmp_path, "train", *command, "steps=9"), "run/.lock", "process", "wait")
-        assert files(tmp_path) == before
-    # A killed process leaves the file of its lock, which then stands in nobody's way.
+    (tmp_path / "run").mkdir()
+    lock = Lock(tmp_path / "run" / ".lock")
+    before = files(tmp_path)
+    refused(here(tmp_path, "train", *command), "run/.lock", f"process {os.getpid()}", "wait")
+    assert files(tmp_path) == before
+    lock.release()
+    # A killed process leaves the file of its lock.
     (tmp_path / "run" / ".lock").write_text("process 1 on another machine\n")
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / ".lock").write_text("process 1 on another machine\n")
-    for name in ("run", "new"):
-        result = here(tmp_path, "train", *TRAIN, f"run_dir={name}", "steps=3")
-        assert (result.code, result.err) == (0, "")
-        assert not (tmp_path / name / ".lock").exists()
+    result = here(tmp_path, "train", *command)
+    assert (result.code, result.err) == (0, "")
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import torch
 
-from sde.storage.files import Lock, remove_temporaries, sha256, write_atomically
+from sde.storage.files import Lock, check_writable, remove_temporaries, sha256, write_atomically
 
 
 def test_a_file_is_created_and_replaced(tmp_path: Path) -> None:
@@ -60,6 +62,41 @@ def test_a_failed_system_call_leaves_the_old_file_and_nothing_else(
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_full_disk_is_named_though_the_writer_hides_it(tmp_path: Path) -> None:
+    """torch raises a RuntimeError of many lines when a write fails; a limit on the size of files stands for a disk."""
+    path = tmp_path / "a.pt"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_atomically(path, lambda file: torch.save(torch.zeros(1 << 16), file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_to_which_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    for path in ("a.png", "new/deep/a.PNG"):
+        check_writable(tmp_path / path, (".png",))
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path, directory=True)
+    check_writable(tmp_path / "new", directory=True)
+    for path, settings, words in (
+        ("a", {"suffixes": (".png",)}, r"ends in \.png"),
+        ("a.npz", {"suffixes": (".png", ".pdf")}, r"\.png or \.pdf"),
+        (".", {}, "is a directory"),
+        ("file/a.png", {}, "file' is not a directory"),
+        ("file", {"directory": True}, "file' is not a directory"),
+        *([("sealed/a", {}, "not a directory that is writable")] if os.geteuid() else []),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_writable(tmp_path / path, **settings)
+    assert sorted(os.listdir(tmp_path)) == ["file", "sealed"]
 
 
 def test_data_reach_the_disk_before_the_name_and_the_name_before_the_return(

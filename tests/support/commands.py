@@ -81,12 +81,3 @@ def refused(result: Result, *words: str) -> None:
     for word in words:
         assert word in lines[0]
     assert result.out == ""
-
-
-def told(result: Result, *words: str) -> None:
-    """Hydra's own refusals, which come before the script begins: some lines, and no traceback."""
-    assert result.code != 0
-    assert "Traceback" not in result.err, result.err[-2000:]
-    for word in words:
-        assert word in result.err
-    assert result.out == ""

@@ -449,6 +449,25 @@ def test_the_denoiser_takes_the_conditions_that_are_named() -> None:
         line_training(batches=[batch], conditions=["audio"]).check()
 
 
+@pytest.mark.parametrize("call", [lambda t: next(t.run(1)), Training.check], ids=["step", "check"])
+def test_an_unconditional_network_with_labels_is_told_the_way_out(call: Any) -> None:
+    data, network = sde.data.gaussians(n_train=9), sde.networks.MLP(features=2, width=8, depth=1)
+    batches = Batches(data.train, 4)
+
+    def training(**settings: Any) -> Training:
+        return Training(sde.NetworkDenoiser(network, sde.VP()), batches, data.scaling, **settings)
+
+    with pytest.raises(ValueError, match=r"no label.*conditions \(label\).*conditions=\[\]"):
+        call(training())
+    call(training(conditions=[]))
+    # Another error stays as it is, and so does that of conditions that were chosen.
+    with pytest.raises(ValueError, match=r"no label[^()]*$"):
+        call(training(conditions=["label"]))
+    network = sde.networks.MLP(features=2, width=8, depth=1, classes=1)
+    with pytest.raises(ValueError, match=r"every label in 0 \.\.\. 0[^()]*$"):
+        call(training())
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [

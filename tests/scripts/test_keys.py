@@ -1,0 +1,276 @@
+"""Every key of every script is checked before any work: one line that names it, exit status 1, nothing written."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import os
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from support.commands import SCRIPTS, Result, process, refused
+
+CONFIGS = SCRIPTS.parent / "configs"
+
+# The config of each script, with what a command has to give.
+COMMANDS = {
+    "bounds": ("bounds", ["ckpt=x"]),
+    "compare": ("compare", []),
+    "convert": ("convert", ["source=x"]),
+    "demo": ("demo", []),
+    "dequantise": ("dequantiser_training", ["ckpt=x"]),
+    "diagnose": ("diagnose", ["ckpt=x"]),
+    "likelihood": ("likelihood", ["ckpt=x"]),
+    "paired": ("paired", ["first=x", "second=y"]),
+    "sample": ("sample", ["ckpt=x"]),
+    "train": ("train", ["run_dir=run"]),
+}
+
+# The kinds of keys: their wrong values, and the keys of each script.
+KINDS: list[tuple[str, dict[str, str]]] = [
+    (
+        "abc 1.5 null 0",
+        {
+            "bounds": "repeats batch_size draws data_draws chain_draws world",
+            "compare": "n draws repeats directions",
+            "demo": "components",
+            "dequantise": "steps batch_size layers width",
+            "diagnose": "n",
+            "likelihood": "repeats batch_size world",
+            "sample": "n batch_size",
+            "train": "steps batch_size log_every validate_every save_every",
+        },
+    ),
+    ("1 null", {"diagnose": "times"}),
+    (
+        "abc null -1",
+        {"bounds": "rank", "likelihood": "budget rank", "sample": "first", "train": "warmup preview.n"},
+    ),
+    (
+        "1.5 0 None",
+        {"bounds": "n steps", "dequantise": "n", "likelihood": "n pilot", "sample": "pilot", "train": "keep"},
+    ),
+    (
+        "null abc 9223372036854775808",
+        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "seed"),
+    ),
+    ("null 0.5", {"train": "preview.seed"}),
+    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
+    ("null 1 -0.1", {"train": "ema"}),
+    ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
+    (
+        "no null",
+        {
+            "convert": "overwrite",
+            "dequantise": "overwrite",
+            "diagnose": "overwrite",
+            "likelihood": "dry_run",
+            "sample": "denoise overwrite",
+            "train": "conditional",
+        },
+    ),
+    (
+        "0.999",
+        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample"), "ema"),
+    ),
+    (
+        "2024 null",
+        {
+            "bounds": "ckpt device",
+            "compare": "device",
+            "convert": "source",
+            "demo": "run_dir samples",
+            "dequantise": "ckpt device",
+            "diagnose": "ckpt device",
+            "likelihood": "ckpt ood_array device",
+            "paired": "first second column",
+            "sample": "ckpt device",
+            "train": "run_dir device",
+        },
+    ),
+    (
+        "2024 None",
+        {
+            "bounds": "out",
+            "compare": "target ckpt out",
+            "convert": "out settings",
+            "dequantise": "out",
+            "diagnose": "out",
+            "likelihood": "out ood",
+            "sample": "out",
+        },
+    ),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "likelihood"), "split")),
+    (
+        "nothing [1]",
+        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "trust"),
+    ),
+    ("flow [flow,bits]", {"bounds": "measures"}),
+    ("[heun,3]", {"compare": "solvers grids"}),
+    ("many [5,0] 1.5", {"compare": "calls"}),
+    ("many [0.1,0]", {"compare": "tolerances"}),
+]
+
+# Values inside of groups, and others, with what the line begins with and a word that it contains.
+SINGLE: list[tuple[str, str, str, str]] = [
+    ("train", "optimizer.lr=fast", "optimizer.lr='fast'", "a number"),
+    ("train", "optimizer.lr=-1", "optimizer:", "-1"),
+    ("train", "optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "2 entries"),
+    ("train", "network.width=a", "network.width='a'", "a whole number"),
+    ("train", "network.width=0", "network:", "=0"),
+    ("train", "network.width=null", "network.width=null", "a whole number"),
+    ("train", "network.heads=3", "network:", "heads=3"),
+    ("train", "network.multipliers=2", "network.multipliers=2", "a list"),
+    ("train", "network.multipliers=[1,b]", "network.multipliers=[1, 'b']", "a number"),
+    ("train", "+network.widht=8", "network:", "did you mean width?"),
+    ("train", "network._target_=sde.networks.Unet", "network:", "'sde.networks.Unet'"),
+    ("train", "sde.beta_min=abc", "sde.beta_min='abc'", "a number"),
+    ("train", "sde.beta_min=-1", "sde:", "beta_min=-1"),
+    ("train", "+sde.beta_mix=1", "sde:", "did you mean beta_min?"),
+    ("train", "denoiser.level.scale=null", "denoiser.level.scale=null", "a number"),
+    ("train", "objective.mean=no", "objective.mean='no'", "true or false"),
+    ("train", "data.holdout=None", "data.holdout='None'", "data.holdout=null"),
+    ("train", "preview=5", "preview=5", "n, seed, solver"),
+    ("train", "+preview.m=5", "preview.m ", "did you mean preview.n?"),
+    ("train", "preview.solver.steps=0", "preview.solver:", "steps=0"),
+    ("train", "sde._target_=sde.SDE", "sde:", "SDE"),
+    ("train", "preview.solver._target_=sde.solvers.Huen", "preview.solver:", "'sde.solvers.Huen'"),
+    ("train", "sde=5", "sde=5", "a SDE"),
+    ("train", "device=gpu", "device:", "'gpu'"),
+    ("compare", "n=1", "n=1", ">= 2"),
+    ("compare", "draws=39", "draws=39", ">= 40"),
+    ("compare", "sde.beta_min=-1", "sde:", "beta_min=-1"),
+    ("train", "device=cuda:99", "device:", "cuda:99"),
+    ("train", "run_dir=file.txt/run", "run_dir:", "file.txt"),
+    ("sample", "solver.steps=null", "solver.steps=null", "a whole number"),
+    ("sample", "solver.grid=uniform", "solver.grid='uniform'", "a Grid"),
+    ("sample", "+solver.grid.roh=3", "solver.grid:", "'roh'"),
+    ("sample", "out=samples", "out:", ".png"),
+    ("sample", "out=samples.npz", "out:", ".png"),
+    ("sample", "out=file.txt/a.png", "out:", "file.txt"),
+    ("likelihood", "out=.", "out:", "directory"),
+    ("likelihood", "solver.rtol=tight", "solver.rtol='tight'", "a number"),
+    ("likelihood", "solver.on_failure=skip", "solver.on_failure='skip'", "raise or mark"),
+    ("likelihood", "trace.probes=0", "trace:", "probes"),
+    ("dequantise", "density.draws=0", "density:", "draws=0"),
+    ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
+]
+
+Program = Callable[[str, str], Result]
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[Program]:
+    """Runs a script with one override more, each with a config that is composed once."""
+    known: dict[str, tuple[Any, Any]] = {}
+    parser = OverridesParser.create()
+
+    def load(script: str) -> tuple[Any, Any]:
+        name, keys = COMMANDS[script]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(name, keys, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        OmegaConf.set_readonly(config, False)
+        OmegaConf.set_struct(config, False)
+        del config["hydra"]
+        return runpy.run_path(str(SCRIPTS / f"{script}.py"))["main"], config
+
+    def run(script: str, override: str) -> Result:
+        if script not in known:
+            known[script] = load(script)
+        main, config = known[script]
+        parsed = parser.parse_override(override)
+        top = parsed.key_or_group.partition(".")[0]
+        saved = copy.deepcopy(config._get_node(top))
+        OmegaConf.update(config, parsed.key_or_group, parsed.value(), force_add=True)
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main(config)
+            except SystemExit as stop:
+                code = stop.code
+            finally:
+                config.pop(top)
+                if saved is not None:
+                    config[top] = saved
+        return Result(code, out.getvalue(), err.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield run
+    HydraConfig.instance().cfg = None
+
+
+def table() -> Iterator[tuple[str, str, str, str]]:
+    """All cases: the script, the override, what the line begins with, and a word of it."""
+    for values, keys in KINDS:
+        for script, names in keys.items():
+            for key in names.split():
+                yield from ((script, f"{key}={value}", f"{key}=", "expected") for value in values.split())
+    yield from SINGLE
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_wrong_values(program: Program, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is refused in one line, and so are keys that nobody reads."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("")
+    cases = [case for case in table() if case[0] == script]
+    for _, override, beginning, word in [
+        *cases,
+        ("", "+label=7", "label ", "condition"),
+        ("", "+see=7", "see ", "--help"),
+    ]:
+        result = program(script, override)
+        refused(result, word)
+        assert result.code == 1
+        assert result.err.startswith(f"error: {beginning}"), (override, result.err)
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_the_table_has_every_key(program: Program) -> None:
+    """No key of a script is without a wrong value, and none of the schema is missing in the configs."""
+    cases = list(table())
+    assert len(cases) >= 60
+    schema = importlib.import_module("schema")  # the fixture has put it on the path
+    for script, (name, keys) in COMMANDS.items():
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            tree = compose(name, keys)
+        tested = {override.lstrip("+").partition("=")[0].partition(".")[0] for s, override, *_ in cases if s == script}
+        groups = {key for key in tree if OmegaConf.is_config(tree._get_node(key)) and "_target_" in tree[key]}
+        assert tree.keys() - tested - groups == set()
+        plain = OmegaConf.to_container(tree, resolve=True)
+        schema.check_keys(schema.SCHEMAS[name], plain)
+        for key in plain if script in {"sample", "paired"} else ():
+            shorter = {k: v for k, v in plain.items() if k != key}
+            with pytest.raises(ValueError, match=f"^{key} is missing"):
+                schema.check_keys(schema.SCHEMAS[name], shorter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "override", "word"),
+    [
+        ("train", "optimizer.lr=fast", "optimizer.lr='fast'"),
+        ("train", "stepz=3", "did you mean steps?"),
+        ("sample", "n=1.5", "n=1.5"),
+        ("sample", "+label=7", "condition"),
+        ("likelihood", "budget=-1", "budget=-1"),
+        ("paired", "column=null", "column=null"),
+    ],
+)
+def test_commands(tmp_path: Path, script: str, override: str, word: str) -> None:
+    """In processes of their own."""
+    result = process(tmp_path, script, *COMMANDS[script][1], override)
+    refused(result, word)
+    assert result.code == 1
+    assert os.listdir(tmp_path) == []
