@@ -185,6 +185,20 @@ def show(states: Generator[Any, None, None], unit: str) -> None:
             shown.update(state.rows - shown.n)
 
 
+@contextlib.contextmanager
+def track(what: str) -> Iterator[Callable[[float], object]]:
+    """A function that shows the fraction of some work that is done, by a :func:`bar` from its first call."""
+    with contextlib.ExitStack() as stack:
+        bars: list[Any] = []
+
+        def show_done(done: float) -> None:
+            if not bars:
+                bars.append(stack.enter_context(bar(100, unit=f"{what} part")))
+            bars[0].update(round(100 * done) - bars[0].n)
+
+        yield show_done
+
+
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """The tree of plain values in a YAML file, or None if there is no file."""
     if not path.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from command import command, progress
+from command import command, progress, track
 from faults import CONFIGS
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -54,11 +54,12 @@ def main(config: dict[str, Any]) -> None:
     identity |= {key: config[key] for key in keys}
     with Table.open(config["out"], name, identity) as table:
         rows = []
-        results = compare(problem, experiments, settings, table.rows)
-        for row, bar in progress(results, len(experiments), unit="experiment"):
-            table.add(row)
-            rows.append(row)
-            bar.set_postfix_str(f"{row.solver} {row.grid}", refresh=False)
+        with track("exact results") as exact:
+            results = compare(problem, experiments, settings, table.rows, progress=exact)
+            for row, bar in progress(results, len(experiments), unit="experiment"):
+                table.add(row)
+                rows.append(row)
+                bar.set_postfix_str(f"{row.solver} {row.grid}", refresh=False)
     title = f"{name}: {settings.n} samples per run, {settings.draws} for distributions. Exact results: {problem.truth}."
     print(write_report(rows, table.path.parent, title))
 

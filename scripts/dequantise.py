@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import command, progress, swept
+from command import command, progress, swept, track
 
 from sde.evaluation import JobSetup, save_dequantiser
 from sde.evaluation.dequantiser_file import check_free
@@ -30,7 +30,9 @@ def main(config: dict[str, Any]) -> None:
     dequantiser = build(tree, shape=model.shape, levels=model.scaling.levels).to(state_like(model.denoiser).device)
     losses = fit(model, setup.split("train"), dequantiser, density, lr=config["lr"], **settings)
     kind = "test" if data.valid is None else "valid"
-    uniform = bits(model, setup.split(kind), density, n=config["n"], **settings)
+    check = {"n": config["n"], **settings}
+    with track("uniform noise") as progressed:
+        uniform = bits(model, setup.split(kind), density, progress=progressed, **check)
 
     def save(steps: int) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +50,9 @@ def main(config: dict[str, Any]) -> None:
             save(done)
             print(f"interrupted after step {done}; wrote {out}")
         raise
-    gain = Gain.of(uniform, bits(model, setup.split(kind), density, dequantiser, n=config["n"], **settings))
     save(config["steps"])
+    with track("learned noise") as progressed:
+        gain = Gain.of(uniform, bits(model, setup.split(kind), density, dequantiser, progress=progressed, **check))
     print(f"{data.name} {kind}: {gain}; wrote {out}")
 
 

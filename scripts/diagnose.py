@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from command import command, progress, swept
+from command import command, progress, swept, track
 
 from sde.evaluation import BatchPlan, JobSetup, flow_scorer
 from sde.evaluation.outputs import IRRELEVANT_KEYS, check_replaceable, relevant
@@ -21,11 +21,12 @@ def main(config: dict[str, Any]) -> None:
     out = setup.output("-diagnostics.png")
     settings = relevant(config, checkpoint_sha256=setup.sha256, data=split.fingerprint)
     check_replaceable(out, settings, overwrite=config["overwrite"])
-    index = torch.arange(plan.samples)
+    index = torch.arange(plan.samples, device="cpu")
     batch, condition = scorer.batch(index)
     samples: dict[str, Any] = {"index": index, "condition": condition}
     times = calibration(denoiser, batch.x, times=config["times"], seed=seed, **samples)
-    trip = round_trip(denoiser, batch.x, **scorer.settings, **samples)
+    with track("round trip") as done:
+        trip = round_trip(denoiser, batch.x, progress=done, **scorer.settings, **samples)
     print(f"{setup.name}, {trip}\n")
     print("      t  log-SNR  measured  predicted  gap +- standard error   z")
     rows = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from command import command, show, swept
+from command import command, show, swept, track
 
-from sde.evaluation import JobSetup, forecast, likelihood_jobs, report, waiting
+from sde.evaluation import JobSetup, budget_report, forecast, likelihood_jobs, report, waiting
 from sde.evaluation.job_setup import RESUMABLE_KEYS
 from sde.plots import save_likelihoods
 
@@ -15,12 +15,14 @@ from sde.plots import save_likelihoods
 @command("likelihood")
 def main(config: dict[str, Any]) -> None:
     setup = JobSetup.load(config, swept("split", *RESUMABLE_KEYS, "budget", "dry_run"))
-    jobs = likelihood_jobs(setup)
+    with track("pilot run") as progress:
+        jobs = likelihood_jobs(setup, progress=progress)
     for remark in setup.remarks():
         print(remark)
     if config["dry_run"]:
         for job in jobs:
-            print(f"{job.name}: {forecast(job.scorer, job.plan, job.done)}")
+            samples = config["budget"] if job is jobs[0] else 0
+            print(f"{job.name}: {forecast(job.scorer, job.plan, job.done, budget=samples)}")
         return
     for job in jobs:
         show(job.run(), unit="image")
@@ -29,8 +31,12 @@ def main(config: dict[str, Any]) -> None:
         return
     tables = {job.name: job.table() for job in jobs}
     save_likelihoods(jobs[-1].path, setup.model.process, math.prod(setup.model.shape), tables)
-    for line in report(jobs, budget=config["budget"]):
-        print(line)
+    for line in report(jobs):
+        print(line, flush=True)
+    with track("error budget") as progress:
+        budget = budget_report(jobs[0], config["budget"], progress=progress)
+    if budget:
+        print(budget)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import command, draw, variant
+from command import command, draw, track, variant
 
 import sde
 from sde.evaluation.outputs import IRRELEVANT_KEYS, check_replaceable, relevant
@@ -27,7 +27,8 @@ def main(config: dict[str, Any]) -> None:
     solver = build(config["solver"], trust=config["trust"])
     model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
     if config["pilot"]:
-        solver = model.tuned(solver, run_directory(path), pilot=config["pilot"])
+        with track("pilot run") as progress:
+            solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
     out = Path(config["out"] or run_directory(path) / "samples" / name)
     values = out.with_suffix(".npz")

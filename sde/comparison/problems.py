@@ -14,7 +14,7 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,16 @@ from ..model import Model, load
 from ..noise import Noise, Stream
 from ..processes import SDE, VP
 from ..sampling import Samples, sample, state_like
+from ..shapes import float64
 from ..solvers import RungeKutta
 from ..storage.checkpoint import resolve, run_directory
 from ..storage.files import sha256
 from ..version import __version__
 
 _MAX_STEPS = 1_000_000
+_BATCH = 32  # samples of an exact flow between two reports of its progress
+
+Progress = Callable[[float], object]
 
 
 class Problem(ABC):
@@ -61,21 +65,36 @@ class Problem(ABC):
         """Samples `first` to `first + n - 1` of a denoiser, with their conditions, by :func:`sde.sample`."""
         return sample(denoiser, (n, *self.shape), first=first, condition=self.condition(first, n), **arguments)
 
-    def flow(self, denoiser: Denoiser, n: int, seed: int, tolerance: float, first: int = 0) -> Tensor:
+    def flow(
+        self, denoiser: Denoiser, n: int, seed: int, tolerance: float, first: int = 0, progress: Progress | None = None
+    ) -> Tensor:
         """The final states of the flow of a denoiser from prior samples `first` to `first + n - 1`, in float64."""
-        solver = RungeKutta(rtol=tolerance, atol=tolerance, max_steps=_MAX_STEPS)
-        return self.sample(denoiser, n, first=first, solver=solver, seed=seed, dtype=torch.float64).x.cpu()
+        solver, ends = RungeKutta(rtol=tolerance, atol=tolerance, max_steps=_MAX_STEPS), []
+        for start in range(0, n, _BATCH):
+            size = min(_BATCH, n - start)
+            call: dict[str, Any] = {"solver": solver, "seed": seed, "dtype": torch.float64}
+            ends.append(self.sample(denoiser, size, first=first + start, **call).x.cpu())
+            if progress is not None:
+                progress((start + size) / n)
+        return torch.cat(ends)
 
     @abstractmethod
     def condition(self, first: int, n: int) -> dict[str, Tensor]:
         """The condition of the samples `first` to `first + n - 1`."""
 
     @abstractmethod
-    def ends(self, n: int, seed: int, tolerance: float) -> Tensor:
-        """The final states of the exact flow from prior samples 0 to n - 1 of a seed, float64 with shape (n, \\*)."""
+    def ends(self, n: int, seed: int, tolerance: float, progress: Progress | None = None) -> Tensor:
+        """The final states of the exact flow from prior samples 0 to n - 1 of a seed, float64 with shape (n, \\*).
+
+        Args:
+            n: the number of samples.
+            seed: the seed.
+            tolerance: rtol and atol.
+            progress: called with the fraction of the work that is done.
+        """
 
     @abstractmethod
-    def samples(self, n: int, seed: int, which: int) -> Tensor:
+    def samples(self, n: int, seed: int, which: int, progress: Progress | None = None) -> Tensor:
         """The independent set number `which` of n exact samples at `t_min`, float64 with shape (n, \\*)."""
 
     @abstractmethod
@@ -109,17 +128,17 @@ class ExactProblem(Problem):
     def condition(self, first: int, n: int) -> dict[str, Tensor]:
         return {}
 
-    def ends(self, n: int, seed: int, tolerance: float) -> Tensor:
-        return self.flow(self.denoiser, n, seed, tolerance)
+    def ends(self, n: int, seed: int, tolerance: float, progress: Progress | None = None) -> Tensor:
+        return self.flow(self.denoiser, n, seed, tolerance, progress=progress)
 
-    def samples(self, n: int, seed: int, which: int) -> Tensor:
+    def samples(self, n: int, seed: int, which: int, progress: Progress | None = None) -> Tensor:
         source = Noise(seed).generator(Stream.PERTURB, which)
         return self.target.at(self.process, self.process.t_min).sample(n, generator=source)
 
     def moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        end = torch.tensor(self.process.t_min, dtype=torch.float64)
+        end = float64(self.process.t_min)
         mean, std = self.process.marginal(self._mean, end)
-        noise = std.square() * torch.eye(len(mean), dtype=torch.float64)
+        noise = std.square() * torch.eye(len(mean), dtype=torch.float64, device="cpu")
         return mean, self.process.alpha(end).square() * self._cov + noise
 
     def scale(self, ends: Tensor) -> float:
@@ -145,14 +164,12 @@ class TrainedProblem(Problem):
             return {}
         return {"label": torch.arange(first, first + n, device=state_like(self.denoiser).device) % classes}
 
-    def ends(self, n: int, seed: int, tolerance: float) -> Tensor:
-        return self.flow(self._exact, n, seed, tolerance)
+    def ends(self, n: int, seed: int, tolerance: float, progress: Progress | None = None) -> Tensor:
+        return self.flow(self._exact, n, seed, tolerance, progress=progress)
 
-    def samples(self, n: int, seed: int, which: int) -> Tensor:
+    def samples(self, n: int, seed: int, which: int, progress: Progress | None = None) -> Tensor:
         # The indices are beyond those of all runs. The tolerance is far below what distances of samples can resolve.
-        begin, end = (which + 1) * 2**32, (which + 1) * 2**32 + n
-        firsts = range(begin, end, 128)
-        return torch.cat([self.flow(self._exact, min(128, end - first), seed, 1e-6, first) for first in firsts])
+        return self.flow(self._exact, n, seed, 1e-6, (which + 1) * 2**32, progress)
 
     def moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         flat = samples.flatten(1)

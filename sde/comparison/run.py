@@ -58,12 +58,12 @@ class Settings:
 class _Truth:
     """The exact results of a problem, computed on first use."""
 
-    def __init__(self, problem: Problem, settings: Settings) -> None:
-        self._problem, self._settings = problem, settings
+    def __init__(self, problem: Problem, settings: Settings, progress: Callable[[float], object] | None) -> None:
+        self._problem, self._settings, self._progress = problem, settings, progress
 
     @cached_property
     def ends(self) -> Tensor:
-        return self._problem.ends(self._settings.n, self._settings.seed, self._settings.tolerance)
+        return self._problem.ends(self._settings.n, self._settings.seed, self._settings.tolerance, self._progress)
 
     @cached_property
     def scale(self) -> float:
@@ -71,7 +71,7 @@ class _Truth:
 
     @cached_property
     def samples(self) -> Tensor:
-        return self._problem.samples(self._settings.draws, self._settings.seed, which=0)
+        return self._samples(0)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,10 @@ class _Truth:
 
     def floor(self) -> dict[str, Any]:
         """The distances of a second set of exact samples: the Monte-Carlo floor."""
-        return self.distances(self._problem.samples(self._settings.draws, self._settings.seed, which=1))
+        return self.distances(self._samples(1))
+
+    def _samples(self, which: int) -> Tensor:
+        return self._problem.samples(self._settings.draws, self._settings.seed, which, self._progress)
 
 
 def compare(
@@ -93,6 +96,7 @@ def compare(
     experiments: Iterable[Experiment],
     settings: Settings | None = None,
     previous: Mapping[Any, Row] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Iterator[Row]:
     """Yields one row for each experiment, in order, and one for exact samples before the first stochastic solver.
 
@@ -102,10 +106,12 @@ def compare(
         settings: the settings of the measurements.
         previous: the rows of an earlier comparison by their key, as in :class:`Table`; experiments with a row of status
             `ok` are not run again.
+        progress: called with the fraction that is done while exact results are computed, before the first experiment
+            that needs them.
     """
     settings = Settings() if settings is None else settings
     previous = {} if previous is None else previous
-    truth, floor = _Truth(problem, settings), None
+    truth, floor = _Truth(problem, settings, progress), None
     for experiment in experiments:
         if experiment.method is not None and experiment.stochastic and floor is None:
             floor = Row("exact", nfe=0.0, stochastic=True)

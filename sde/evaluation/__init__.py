@@ -12,6 +12,7 @@ __all__ = [
     "Shard",
     "against_flow",
     "bounds_job",
+    "budget_report",
     "flow_scorer",
     "forecast",
     "join",
@@ -33,7 +34,7 @@ from .dequantiser_training import BoundDensity, Density, FlowDensity
 from .forecast import forecast
 from .job import waiting
 from .job_setup import JobSetup
-from .likelihood_job import FlowScorer, flow_scorer, likelihood_jobs, report
+from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
 from .plots import against_flow
 from .sharding import BatchPlan, Shard

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
@@ -25,12 +24,13 @@ from ..likelihood import chain_bound, continuous_bound, density_bound
 from ..likelihood.truncation import default_end, truncated_at
 from ..processes import SDE, ChainSDE
 from ..runtime import exact_float32
-from ..shapes import check_count
+from ..shapes import check_count, float64
 from ..solvers import Ancestral, Solver
+from ..storage.results import Plain
 from .bounds_table import MEASURES, columns_of
 from .job import Job, Scorer
 from .job_setup import JobSetup
-from .likelihood_job import FlowScorer, flow_scorer
+from .likelihood_job import FlowScorer, flow_scorer, pinned
 from .summary import Rows
 
 
@@ -56,7 +56,7 @@ def decoder_std(process: SDE, chain: Ancestral) -> float | None:
     """
     if isinstance(process, ChainSDE) and chain.steps == len(process.chain) - 1 and chain.grid == Uniform():
         return None
-    low = torch.tensor(process.t_min, dtype=torch.float64)
+    low = float64(process.t_min)
     return (process.sigma(low) / process.alpha(low)).item()
 
 
@@ -164,9 +164,13 @@ def bounds_job(setup: JobSetup) -> Job[BoundsScorer]:
     end = default_end(model.process, model.scaling) if config["end"] == "auto" else config["end"]
     columns_of(config["measures"])
     split = setup.split(config["split"])
-    flow = flow_scorer(setup, split, solved="flow" in config["measures"])
+    plan, out, measured = setup.plan(split, config["n"]), setup.output("-bounds.h5"), "flow" in config["measures"]
+    flow, atol = flow_scorer(setup, split, solved=measured), dict[str, Plain]()
+    if measured:
+        flow, atol = pinned(setup, flow, out)
     draws = {key: config[key] for key in ("draws", "data_draws", "chain_draws")}
     scorer = BoundsScorer(flow, config["measures"], end=end, chain=chain, **draws)
     terms = {"chain": repr(chain), "data": split.fingerprint, "end": "t_min" if end is None else end}
-    plan, out = setup.plan(split, config["n"]), setup.output("-bounds.h5")
-    return Job(setup.name, scorer, plan, out, {**setup.key(), **terms}, setup.metadata)
+    job = Job(setup.name, scorer, plan, out, {**setup.key(), **terms, **atol}, setup.metadata)
+    job.check()
+    return job

@@ -14,7 +14,7 @@ __all__ = ["BoundDensity", "Density", "FlowDensity", "Gain", "bits", "fit"]
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +136,9 @@ def fit(
 
     def samples(step: int) -> Tensor:
         """The positions of the samples of a step."""
-        bits = noise.bits(Stream.ORDER, torch.arange(batch_size), torch.tensor(step), 1)[:, 0]
+        bits = noise.bits(Stream.ORDER, torch.arange(batch_size, device="cpu"), torch.tensor(step, device="cpu"), 1)[
+            :, 0
+        ]
         return bits.remainder(len(split))
 
     def log_density(x: Tensor, step: int) -> Tensor:
@@ -187,6 +189,7 @@ def bits(
     n: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    progress: Callable[[float], object] | None = None,
 ) -> Columns:
     """Bits/dim by a density, with one draw of noise per sample: the columns `index`, `repeat` and `bits_per_dim`.
 
@@ -198,6 +201,7 @@ def bits(
         n: the number of samples, from the first one; all by default.
         batch_size: samples per batch.
         seed: the seed of all draws.
+        progress: called after every batch with the fraction of the samples that are done.
 
     Raises:
         ValueError: if the data does not fit the model, or has fewer than n or than two samples.
@@ -207,9 +211,11 @@ def bits(
     if type(count) is not int or not 2 <= count <= len(split):
         raise ValueError(f"a comparison needs 2 <= n <= {len(split)}, the number of samples, got n={n!r}")
     results = []
-    for index in torch.arange(count).split(batch_size):
+    for index in torch.arange(count, device="cpu").split(batch_size):
         batch, condition = batch_states(model, split, index, dequantiser, seed=seed)
         nats = density(model.denoiser, batch.x, seed=seed, index=index, condition=condition)
         results.append(batch.bits_per_dim(nats))
+        if progress is not None:
+            progress((int(index[-1]) + 1) / count)
     repeat = np.zeros(count, dtype=np.int64)
     return {"index": np.arange(count), "repeat": repeat, "bits_per_dim": torch.cat(results).numpy()}

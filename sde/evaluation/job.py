@@ -17,7 +17,7 @@ from torch import Tensor
 from ..storage.results import Plain
 from ..storage.store import read
 from .sharding import BatchPlan, Done, nothing_done
-from .shards import done_in, opened
+from .shards import check_same, done_in, opened
 from .summary import Columns, Rows, RunningMean
 
 
@@ -107,6 +107,14 @@ class Job(Generic[AnyScorer]):
                 target.store.append(batch)
                 rows += len(batch["index"])
                 yield progress(batch)
+
+    def check(self, *without: str) -> None:
+        """Refuses a file of another job before any work; nothing is written.
+
+        Args:
+            without: the attributes of the key that may differ.
+        """
+        check_same(self.path, columns=self.scorer.columns, key=self.key, without=without)
 
     def done(self, repeat: int) -> frozenset[int]:
         """The indices with a row in the last snapshot of the file."""

@@ -21,7 +21,6 @@ from ..model import Model, from_checkpoint
 from ..runtime import choose_device
 from ..sampling import state_like
 from ..shapes import check_event
-from ..solvers import FixedStep, Solver
 from ..storage.checkpoint import load_checkpoint, resolve, run_directory
 from ..storage.files import sha256
 from ..storage.results import Plain
@@ -174,10 +173,8 @@ def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Seque
     return dequantiser
 
 
-def tolerance_of(atol: str | float | None, solver: Solver) -> float | None:
-    """The tolerance of the log-density in nats: `auto` is 0.01 for adaptive solvers, and none for fixed steps."""
-    if atol == "auto":
-        return None if isinstance(solver, FixedStep) else 0.01
-    if isinstance(atol, str):
+def tolerance_of(atol: str | float | None) -> float | None:
+    """The tolerance of the log-density in nats that a config gives; `auto` and null are the default of the library."""
+    if isinstance(atol, str) and atol != "auto":
         raise ValueError(f"expected atol to be auto, a number of nats or null, got {atol!r}")
-    return atol
+    return None if isinstance(atol, str) else atol

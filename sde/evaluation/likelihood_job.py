@@ -8,11 +8,22 @@ states and the log-weight w of their dequantisation or scaling (:mod:`sde.likeli
 
 from __future__ import annotations
 
-__all__ = ["FlowScorer", "batch_states", "check_data", "error_budget_of", "flow_scorer", "likelihood_jobs", "report"]
+__all__ = [
+    "FlowScorer",
+    "batch_states",
+    "budget_report",
+    "check_data",
+    "error_budget_of",
+    "flow_scorer",
+    "likelihood_jobs",
+    "pinned",
+    "report",
+]
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,19 +34,19 @@ from torch import Tensor
 from ..data import Split
 from ..likelihood.dequantisation import Dequantiser, States, states
 from ..likelihood.error_budget import ErrorBudget, error_budget
-from ..likelihood.flow import DensityFlow, LogProb, check_tolerance, default_solver, log_prob
+from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
 from ..model import Model
 from ..runtime import exact_float32
 from ..sampling import state_like
 from ..shapes import check_count, check_event
 from ..solvers import Solver
-from ..storage.results import Plain
+from ..storage.results import Plain, read
 from ..trace import Trace
 from .importance_weighting import is_exact, weighted_bound
 from .job import Job, Scorer
 from .job_setup import JobSetup, tolerance_of
 from .out_of_distribution import detect
-from .summary import Columns, Rows, summarise
+from .summary import Columns, Rows, nats_and_error, summarise
 
 # The columns of a likelihood file beside `index` and `repeat`, name to dtype.
 _FLOATS = ("bits_per_dim", "log_prob", "prior_log_prob", "divergence", "standard_error")
@@ -71,9 +82,9 @@ class FlowScorer(Scorer):
         check_data(model, self.split)
         if self.dequantiser is not None and model.scaling.levels is None:
             raise ValueError(f"continuous data is not dequantised: expected no dequantiser, got {self.dequantiser}")
-        solver = default_solver(state_like(model.denoiser).dtype) if self.solver is None else self.solver
-        check_tolerance(solver, self.atol)
-        flow = DensityFlow(model.denoiser, torch.zeros(1, *model.shape), self.trace)
+        solver = _solver_of(self)
+        tolerance(solver, math.prod(model.shape), self.atol)
+        flow = DensityFlow(model.denoiser, torch.zeros(1, *model.shape, device="cpu"), self.trace)
         solver.bind(flow.dynamics, model.process.t_min, model.process.t_max)
 
     @property
@@ -146,14 +157,39 @@ def flow_scorer(setup: JobSetup, split: Split, *, solved: bool = True) -> FlowSc
     settings: dict[str, Any] = {"seed": setup.config["seed"], "dequantiser": setup.dequantiser}
     if solved:
         settings |= {"solver": setup.build("solver"), "trace": setup.build("trace")}
-        settings["atol"] = tolerance_of(setup.config["atol"], settings["solver"])
+        settings["atol"] = tolerance_of(setup.config["atol"])
     return FlowScorer(setup.model, split, **settings)
 
 
-def likelihood_jobs(setup: JobSetup) -> list[Job[FlowScorer]]:
+def pinned(setup: JobSetup, scorer: FlowScorer, path: Path) -> tuple[FlowScorer, dict[str, Plain]]:
+    """The scorer of a file, and the part of its key for a tolerance of the log-density that the config leaves open.
+
+    The rows of a file have one tolerance: files that version 0.1.0 began, which do not name it, keep its 0.01 nats.
+    """
+    atol = tolerance(_solver_of(scorer), math.prod(scorer.model.shape), scorer.atol)
+    if scorer.atol is not None or atol is None:
+        return scorer, {}
+    if setup.config["atol"] == "auto" and path.exists() and "atol" not in read(path).attributes:
+        return replace(scorer, atol=0.01), {}
+    return scorer, {"atol": atol}
+
+
+def _solver_of(scorer: FlowScorer) -> Solver:
+    return default_solver() if scorer.solver is None else scorer.solver
+
+
+def likelihood_jobs(setup: JobSetup, *, progress: Callable[[float], object] | None = None) -> list[Job[FlowScorer]]:
     """The jobs of a config: the split of the data, and the out-of-distribution data if there is any.
 
     With `pilot`, the time grid of the solver is tuned on the training split, and saved unless this is a dry run.
+    Files of other jobs are refused before that.
+
+    Args:
+        setup: the setup.
+        progress: called with the fraction of the pilot run that is done.
+
+    Raises:
+        ValueError: if a key of the config is out of range, or a file belongs to another job.
     """
     config, out, jobs = setup.config, setup.output(".h5"), list[Job[FlowScorer]]()
     splits = {setup.name: setup.split(config["split"]), **setup.other_data()}
@@ -162,48 +198,69 @@ def likelihood_jobs(setup: JobSetup) -> list[Job[FlowScorer]]:
     for name, split in splits.items():
         n = config["n"] if not jobs else config["n"] and min(config["n"], len(split))
         path = out if not jobs else out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5")
-        scorer, named = flow_scorer(setup, split), {**key, "data": split.fingerprint}
+        scorer, atol = pinned(setup, flow_scorer(setup, split), path)
+        named: dict[str, Plain] = {**key, **atol, "data": split.fingerprint}
         jobs.append(Job(name, scorer, setup.plan(split, n), path, named, metadata))
+    check_count("a job", "budget", config["budget"], 0)
+    for job in jobs:
+        job.check(*(["solver"] if config["pilot"] else []))  # which the pilot run finds
     if config["pilot"]:
-        solver = _tuned_solver(setup, jobs[0].scorer)
+        solver = _tuned_solver(setup, jobs[0].scorer, progress)
         tuned: dict[str, Plain] = {"solver": repr(solver)}
         jobs = [replace(job, scorer=replace(job.scorer, solver=solver), key={**job.key, **tuned}) for job in jobs]
+        for job in jobs:
+            job.check()
     return jobs
 
 
-def _tuned_solver(setup: JobSetup, scorer: FlowScorer) -> Solver:
+def _tuned_solver(setup: JobSetup, scorer: FlowScorer, progress: Callable[[float], object] | None) -> Solver:
     model, train, pilot = setup.model, setup.data.train, setup.config["pilot"]
     check_data(model, train)
     check_count("a tuned grid", "pilot", pilot)
     if pilot > len(train):
         raise ValueError(f"expected pilot <= {len(train)}, the number of training samples, got pilot={pilot}")
-    data, condition = train.values[:pilot], condition_of(model, train, torch.arange(pilot))
+    data, condition = train.values[:pilot], condition_of(model, train, torch.arange(pilot, device="cpu"))
     how: dict[str, Any] = {"trace": scorer.trace, "seed": scorer.seed, "save": not setup.config["dry_run"]}
+    how["progress"] = progress
     return model.tuned(setup.build("solver"), setup.directory, data=data, condition=condition, **how)
 
 
-def report(jobs: Sequence[Job[FlowScorer]], *, budget: int) -> Iterator[str]:
-    """The results of finished likelihood jobs, one line each.
-
-    Args:
-        jobs: the jobs of :func:`likelihood_jobs`.
-        budget: the number of samples that are solved again for the error budget.
-    """
+def report(jobs: Sequence[Job[FlowScorer]]) -> Iterator[str]:
+    """The results of finished likelihood jobs, the jobs of :func:`likelihood_jobs`, one line each."""
     tables, first = [job.table() for job in jobs], jobs[0]
-    scorer, table, dims = first.scorer, tables[0], math.prod(first.scorer.model.shape)
+    model, table, dims = first.scorer.model, tables[0], math.prod(first.scorer.model.shape)
+    for job, columns in zip(jobs, tables):
+        summary = summarise(columns)
+        mean, error = nats_and_error(summary, dims)
+        # Levels have bits; the density of continuous data is usually stated in nats.
+        nats = "" if model.scaling.levels else f"; log p {mean:.4f} +- {error:.4f} nats"
+        yield f"{job.name}: {summary}{nats}; wrote {job.path}"
     if len(jobs) > 1:
         for statistic, detection in detect(*tables).items():
             yield f"AUROC by {statistic}: {detection}"
-    index = some_samples(table, budget)
-    if len(index):
-        yield f"{first.name}: {error_budget_of(scorer, index).in_bits(dims)}"
-    if scorer.model.scaling.levels and first.plan.repeats > 1:
+    if model.scaling.levels and first.plan.repeats > 1:
         if is_exact(table):
             yield f"{first.name}: {weighted_bound(table, dims, first.plan.repeats)}"
         else:
             yield f"{first.name}: use trace=exact for the tighter importance-weighted bound of the repeats"
-    for job, table in reversed(list(zip(jobs, tables))):
-        yield f"{job.name}: {summarise(table)}; wrote {job.path}"
+
+
+def budget_report(
+    job: Job[FlowScorer], samples: int, *, progress: Callable[[float], object] | None = None
+) -> str | None:
+    """The error budget of a finished job in one line; None without samples.
+
+    Args:
+        job: the job.
+        samples: the number of samples that are solved again.
+        progress: called with the fraction of the work that is done.
+    """
+    table = job.table()
+    index = some_samples(table, samples)
+    if not len(index):
+        return None
+    budget = error_budget_of(job.scorer, table, index, progress=progress)
+    return f"{job.name}: {budget.in_bits(math.prod(job.scorer.model.shape))}"
 
 
 def some_samples(columns: Columns, n: int) -> Tensor:
@@ -213,9 +270,24 @@ def some_samples(columns: Columns, n: int) -> Tensor:
     return torch.from_numpy(index[places].astype(np.int64))
 
 
-def error_budget_of(scorer: FlowScorer, index: Tensor) -> ErrorBudget:
-    """The error budget of some samples (int64, (B,)), all of which are solved again, in nats."""
+def error_budget_of(
+    scorer: FlowScorer, columns: Columns, index: Tensor, *, progress: Callable[[float], object] | None = None
+) -> ErrorBudget:
+    """The error budget of some samples of a likelihood file, all of which are solved again, in nats.
+
+    Args:
+        scorer: the scorer of the file.
+        columns: the columns of the file.
+        index: the samples, int64 with shape (B,).
+        progress: as in :func:`sde.error_budget`.
+    """
     batch, condition = scorer.batch(index)
+    place = {int(i): row for row, i in enumerate(columns["index"]) if columns["repeat"][row] == 0}
+    rows = [place[i] for i in index.tolist()]
+    names = ("log_prob", "prior_log_prob", "divergence", "standard_error", "nfe")
+    nats, prior, divergence, error, nfe = (torch.from_numpy(columns[name][rows]).to(batch.x.device) for name in names)
+    # The file has neither the latent nor the products, which a budget does not need.
+    result = LogProb(nats, prior, divergence, error, nfe, torch.full_like(batch.x, math.nan), torch.zeros_like(nfe))
     call: dict[str, Any] = {"index": index, "condition": condition, "rows": len(index), **scorer.settings}
     with exact_float32():
-        return error_budget(scorer.model.denoiser, batch.x, scorer.log_prob(batch, condition), **call)
+        return error_budget(scorer.model.denoiser, batch.x, result, progress=progress, **call)

@@ -12,21 +12,21 @@ those of the shard are skipped by their (index, repeat).
 
 from __future__ import annotations
 
-__all__ = ["Target", "done_in", "opened"]
+__all__ = ["Target", "check_same", "done_in", "opened"]
 
 import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import DTypeLike
 
 from ..instantiate import public
-from ..storage.results import Plain
+from ..storage.results import Job, Plain, load
 from ..storage.store import Store, read
 from .sharding import WHOLE, Done, Shard, nothing_done
 from .summary import Columns
@@ -53,6 +53,25 @@ def done_in(path: Path) -> Done:
         return nothing_done
     columns = read(path).columns
     return lambda repeat: frozenset(columns["index"][columns["repeat"] == repeat].tolist())
+
+
+def check_same(
+    path: Path, *, columns: Mapping[str, DTypeLike], key: Mapping[str, Plain], without: Collection[str] = ()
+) -> None:
+    """Refuses a file of another job; nothing is written.
+
+    Args:
+        path: the HDF5 file, which need not exist.
+        columns, key: as in :func:`opened`.
+        without: attributes that may differ.
+
+    Raises:
+        ValueError: if the file belongs to another job, or is not a result file.
+    """
+    if path.exists():
+        jobs = load(path)[1], Job.of(columns, _with_stored_names(path, key), {})
+        stored, job = (replace(j, key={k: v for k, v in j.key.items() if k not in without}) for j in jobs)
+        job.check_same(path, stored)
 
 
 @contextlib.contextmanager

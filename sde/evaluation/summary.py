@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["Columns", "Rows", "RunningMean", "Summary", "join", "mean_and_error", "means_over_repeats", "summarise"]
+__all__ = [
+    "Columns",
+    "Rows",
+    "RunningMean",
+    "Summary",
+    "join",
+    "mean_and_error",
+    "means_over_repeats",
+    "nats_and_error",
+    "summarise",
+]
 
 import math
 from collections.abc import Mapping
@@ -71,6 +81,17 @@ def summarise(columns: Columns) -> Summary:
     samples, means = means_over_repeats(columns["index"][good], columns["bits_per_dim"][good])
     calls, _ = mean_and_error(columns["nfe"][good])
     return Summary(*mean_and_error(means), calls, len(samples), len(good), len(good) - int(good.sum()))
+
+
+def nats_and_error(summary: Summary, dims: int) -> tuple[float, float]:
+    r"""The mean log-density of a summary in nats, :math:`-D \log 2` times its bits/dim, and its standard error.
+
+    Args:
+        summary: the summary of a likelihood file.
+        dims: D, the number of dimensions of a sample.
+    """
+    unit = dims * math.log(2.0)
+    return -unit * summary.bits_per_dim, unit * summary.standard_error
 
 
 @dataclass

@@ -39,7 +39,7 @@ from __future__ import annotations
 __all__ = ["Calibration", "RoundTrip", "calibration", "round_trip"]
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,12 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..runtime import exact_float32
-from ..sampling import evaluating
-from ..shapes import check_count, event_dims, expand, sum_event, working
+from ..sampling import evaluating, recording
+from ..shapes import check_count, event_dims, expand, float64, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
 from .bounds import normal_like
-from .flow import DensityFlow, default_solver, log_prob
+from .flow import DensityFlow, default_solver, last_state, log_prob, tolerance
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def round_trip(
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
     atol: float | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> RoundTrip:
     r"""Encodes data and decodes it again, with the log-density along both ways.
 
@@ -101,15 +102,20 @@ def round_trip(
         denoiser: the model.
         x: data in the model's range, with shape (B, \*).
         solver, trace, seed, index, condition, atol: as in :func:`sde.log_prob`; both ways use the same probes.
+        progress: called after every step with the fraction of the work that is done.
     """
-    process, solver = denoiser.process, default_solver(x.dtype) if solver is None else solver
+    report = (lambda done: None) if progress is None else progress
+    process, solver = denoiser.process, default_solver() if solver is None else solver
+    atol = tolerance(solver, event_dims(x), atol)
     flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
-    with exact_float32(), torch.no_grad(), evaluating(denoiser):
-        forward = log_prob(denoiser, x, solver=solver, **flow)
+    with exact_float32(), recording(False), evaluating(denoiser):
+        forward = log_prob(denoiser, x, solver=solver, progress=lambda done: report(0.5 * done), **flow)
         backward = DensityFlow(denoiser, forward.latent, **flow)
-        back, change = solver.bind(backward.dynamics, process.t_max, process.t_min)(backward.start)
-    error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
-    return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
+        way = process.t_max, process.t_min
+        states = solver.trajectory(backward.dynamics, backward.start, None, *way)
+        back, change = last_state(states, process, *way, lambda done: report(0.5 + 0.5 * done))
+        error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
+        return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,9 @@ def calibration(
     if len(x0) == 0:
         raise ValueError("calibration needs at least one sample, got 0 samples")
     process, x0 = denoiser.process, working(x0)
-    ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    ends = float64([process.t_min, process.t_max])
     high, low = process.log_snr(ends).tolist()
-    inner = process.time(torch.linspace(high, low, times, dtype=torch.float64)[1:-1])
+    inner = process.time(torch.linspace(high, low, times, dtype=torch.float64, device="cpu")[1:-1])
     index = sample_index(x0, index)
     conditioned = Conditioned(denoiser, condition, torch.zeros(len(x0), dtype=torch.int64, device=x0.device))
 

@@ -7,10 +7,11 @@ All widths are half-widths of 99 % intervals, in nats. For each sample:
   distribution with n degrees of freedom (Student 1908). For a single probe it is unknown: NaN.
 - **dequantisation**: the error of a mean over R draws of dequantisation noise, from the spread over draws in the same
   way. If the draws have different probes, as those of :meth:`sde.Model.log_prob`, it includes the error of the trace.
-- **solver**: the error of the integration. Some rows are solved again in float64, with a tenth of the tolerance and the
-  same probes. The error is proportional to the tolerance, so that the difference d is 9/10 of the error. With n rows
-  the half-width is :math:`t_n \sqrt{\overline{(10 d / 9)^2}}`, since the scale of the error is estimated from these
-  rows alone; for a row that was solved again it is at least :math:`10 |d| / 9`.
+- **solver**: the error of the integration. Some rows are solved again in float64 with the same probes. The difference d
+  is a part c of the error: 9/10 with a tenth of the tolerances, to which the error is proportional, and at least 1/2,
+  which is taken, with twice the steps (:math:`1 - 2^{-p}` for a method of order p). With n rows the half-width is
+  :math:`t_n \sqrt{\overline{(d / c)^2}}`, since the scale of the error is estimated from these rows alone; for a row
+  that was solved again it is at least :math:`|d| / c`.
 
 For the data set, because these are errors of the model and not of the computation:
 
@@ -31,10 +32,10 @@ For the data set, because these are errors of the model and not of the computati
 
 from __future__ import annotations
 
-__all__ = ["ErrorBudget", "Mean", "error_budget", "half_width", "quantile"]
+__all__ = ["COST", "ErrorBudget", "Mean", "budget_calls", "error_budget", "half_width", "quantile"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,12 +44,16 @@ from torch import Tensor
 
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
+from ..grids import Explicit
 from ..noise import sample_index
 from ..processes import SDE
-from ..shapes import check_count, event_dims, sum_event
-from ..solvers import RungeKutta, Solver
+from ..shapes import check_count, event_dims, float64, sum_event
+from ..solvers import FixedStep, GridSteps, Solver
 from ..trace import Trace
-from .flow import DensityFlow, LogProb, default_solver, log_prob
+from .flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
+
+#: The largest cost of a further solution of a row, in those of its first one.
+COST = 3
 
 
 @dataclass(frozen=True)
@@ -147,10 +152,13 @@ def error_budget(
     rows: Tensor | int = 16,
     repeats: Tensor | None = None,
     finer: Solver | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> ErrorBudget:
     r"""The error budget of a result of :func:`sde.log_prob`.
 
-    Its cost is two more solutions for each of the rows: with a tenth of the tolerance, and from three times `t_min`.
+    Its cost is two more solutions for each of the rows, from `t_min` and from three times `t_min`, with
+    :meth:`sde.solvers.Solver.finer`. Each takes at most about three times the largest number of calls in the result
+    (:func:`budget_calls`); a row that would take more gives no estimate.
 
     Args:
         denoiser: the model.
@@ -161,8 +169,9 @@ def error_budget(
             ones.
         repeats: the log-densities of the same samples for R >= 2 draws of dequantisation noise and probes, with shape
             (R, B). The budget is then for their mean.
-        finer: the solver for the second solution; by default `solver` with a tenth of its tolerances, or for a solver
-            other than :class:`sde.solvers.RungeKutta`, that one with tolerances of 1e-7.
+        finer: the solver for the second solution; by default `solver` with a tenth of the tolerances, or with twice the
+            steps.
+        progress: called after every step with the fraction of the work that is done.
 
     Raises:
         ValueError: if `result`, `rows` or `repeats` do not have the number of samples of x.
@@ -174,27 +183,40 @@ def error_budget(
         )
     if repeats is not None and (repeats.ndim != 2 or len(repeats) < 2 or repeats.shape[1] != b):
         raise ValueError(f"error_budget: expected repeats of shape (R, {b}) with R >= 2, got {tuple(repeats.shape)}")
-    solver, index = default_solver(x.dtype) if solver is None else solver, sample_index(x, index)
+    solver, index = default_solver() if solver is None else solver, sample_index(x, index)
+    atol = tolerance(solver, event_dims(x), atol)
     estimates = DensityFlow(denoiser, x[:1], trace, seed=seed, index=index[:1]).dynamics.trace.estimates
     rows = _rows(rows, result.nats.detach())
     condition = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in (condition or {}).items()}
     again: dict[str, Any] = {"trace": trace, "seed": seed, "index": index[rows], "condition": condition, "prior": prior}
-    again["solver"] = _finer(solver) if finer is None else finer
-    again["atol"] = atol if atol is None or not isinstance(solver, RungeKutta) else atol / 10.0
+    calls = COST * int(result.nfe.max())
+    finer = solver.finer(calls) or default_solver().finer(calls) if finer is None else finer
+    again["atol"] = None if isinstance(finer, FixedStep) or atol is None else atol / 10.0
     y = x[rows].detach().double()
-    fine = log_prob(denoiser, y, **again).nats
+    fine = log_prob(denoiser, y, solver=finer, progress=_part(progress, 0.0), **again).nats
+    change = _truncation(denoiser, y, fine, {**again, "solver": finer, "progress": _part(progress, 0.5)})
     # The finer solution is one of the states: the weight of a result in data units is not part of it.
-    nats, weight = result.nats.detach().double(), torch.as_tensor(result.log_weight).detach().double().to(x.device)
+    nats, weight = result.nats.detach().double(), float64(result.log_weight).detach().to(x.device)
     draws = None if repeats is None else repeats.detach().double()
     return ErrorBudget(
         probes=half_width(result.standard_error.double(), estimates),
         dequantisation=None if draws is None else half_width(draws.std(0) / math.sqrt(len(draws)), len(draws)),
-        solver=_solver_width(nats - weight, fine, rows),
+        solver=_solver_width(nats - weight, fine, rows, 0.5 if isinstance(finer, FixedStep) else 0.9),
         rows=rows,
         mean=mean(nats if draws is None else draws.mean(0)),
         prior_mismatch=math.nan if prior is not None else _prior_mismatch(denoiser.process, x.detach().double()),
-        truncation=mean(_truncation(denoiser, y, fine, again)),
+        truncation=mean(change),
     )
+
+
+def budget_calls(rows: int, nfe: float) -> float:
+    """The largest number of network calls of an error budget.
+
+    Args:
+        rows: the number of samples that are solved again.
+        nfe: the network calls of the result for each of them.
+    """
+    return 2.0 * COST * rows * nfe
 
 
 def half_width(standard_error: Tensor, n: int) -> Tensor:
@@ -233,16 +255,15 @@ def _rows(rows: Tensor | int, nats: Tensor) -> Tensor:
     return finite[(torch.arange(n, device=finite.device) * len(finite)) // n]
 
 
-def _finer(solver: Solver) -> Solver:
-    if not isinstance(solver, RungeKutta):
-        solver = default_solver(torch.float64)
-    # A row that fails here gives no estimate of the error; it is left out.
-    return replace(solver, rtol=solver.rtol / 10.0, atol=solver.atol / 10.0, on_failure="mark")
+def _part(progress: Callable[[float], object] | None, before: float) -> Callable[[float], object] | None:
+    """The progress of one of two solutions as that of both."""
+    return None if progress is None else lambda done: progress(before + 0.5 * done)
 
 
-def _solver_width(nats: Tensor, fine: Tensor, rows: Tensor) -> Tensor:
-    """The half-width of the solver's error, with shape (B,); NaN for a sample without a result."""
-    error = (nats[rows] - fine).abs() * (10.0 / 9.0)
+def _solver_width(nats: Tensor, fine: Tensor, rows: Tensor, part: float) -> Tensor:
+    """The half-width of the solver's error, with shape (B,), from a difference that is `part` of it; NaN for a sample
+    without a result."""
+    error = (nats[rows] - fine).abs() / part
     seen = error[error.isfinite()]
     pooled = seen.square().mean().sqrt() * quantile(len(seen))
     width = torch.where(nats.isnan(), math.nan, pooled)
@@ -260,8 +281,12 @@ def _prior_mismatch(process: SDE, x: Tensor) -> float:
 
 def _truncation(denoiser: Denoiser, x: Tensor, nats: Tensor, again: Mapping[str, Any]) -> Tensor:
     """The change of the log-density of the data when `t_min` is tripled, with shape (n,)."""
-    process = denoiser.process
-    times = torch.tensor([process.t_min, 3.0 * process.t_min], dtype=torch.float64)
-    log_a = process.log_alpha(times).diff().item()
-    later = log_prob(denoiser, math.exp(log_a) * x, t=times[1].item(), **again).nats
+    process, solver = denoiser.process, again["solver"]
+    times = float64([process.t_min, 3.0 * process.t_min])
+    log_a, begin = process.log_alpha(times).diff().item(), times[1].item()
+    if isinstance(solver, GridSteps):  # the same steps, so that their errors cancel in the change
+        grid = solver.grid.times(process, solver.steps, process.t_max, process.t_min).tolist()
+        points = [*(t for t in grid if t > begin), begin]
+        again = {**again, "solver": replace(solver, steps=len(points) - 1, grid=Explicit(points))}
+    later = log_prob(denoiser, math.exp(log_a) * x, t=begin, **again).nats
     return later + event_dims(x) * log_a - nats

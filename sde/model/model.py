@@ -22,7 +22,7 @@ from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_pr
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, sample, state_like
+from ..sampling import encode, recording, sample, state_like
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
@@ -135,6 +135,7 @@ class Model:
         seed: int = 0,
         seconds: float | None = None,
         save: bool = True,
+        progress: Callable[[float], object] | None = None,
     ) -> GridSteps:
         r"""The solver with a time grid that a pilot run designs for this model; see :func:`sde.tune_grid`.
 
@@ -149,6 +150,7 @@ class Model:
             seed: the seed of the pilot run.
             seconds: stop improving the grid after this time.
             save: save a new grid in the directory.
+            progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
             raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
@@ -159,7 +161,8 @@ class Model:
                 condition = self._labelled(condition, 0, pilot)
             else:
                 start = {"data": self._states(data, seed=seed).x, "trace": trace}
-            grid = tune_grid(self.denoiser, solver=solver, condition=condition, seed=seed, seconds=seconds, **start)
+            how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
+            grid = tune_grid(self.denoiser, solver=solver, **how, **start)
             if directory is not None and save:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
@@ -168,7 +171,7 @@ class Model:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
         named = dict(condition or {})
         if self.classes is not None:
-            named.setdefault("label", torch.arange(first, first + n) % self.classes)
+            named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
         device = state_like(self.denoiser).device
         return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
 
@@ -203,7 +206,7 @@ class Model:
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-        with torch.set_grad_enabled(differentiable), exact_float32():
+        with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
             log_weight = s.log_weight.to(r.nats)
@@ -244,6 +247,7 @@ class Model:
         prior: Any = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
+        progress: Callable[[float], object] | None = None,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
@@ -253,6 +257,7 @@ class Model:
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
+            progress: called while they are solved again, with the fraction that is done.
         """
         check_count("error_budget", "repeats", repeats)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
@@ -262,7 +267,15 @@ class Model:
         with torch.no_grad(), exact_float32():
             s = self._states(x, **draw)
             return error_budget(
-                self.denoiser, s.x, results[0], seed=seed, index=s.keys, rows=rows, repeats=nats, **flow
+                self.denoiser,
+                s.x,
+                results[0],
+                seed=seed,
+                index=s.keys,
+                rows=rows,
+                repeats=nats,
+                progress=progress,
+                **flow,
             )
 
     def _states(self, x: Tensor, **draw: Any) -> States:

@@ -31,10 +31,11 @@ __all__ = [
     "step_normals",
 ]
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, ClassVar
 
@@ -92,19 +93,16 @@ class Run(ABC):
 
         The state is in float32 at least, and is rounded to the dtypes of `x` where it is yielded.
         """
-        progress = self.init(tuple(working(entry) for entry in x), noise)
-        yield progress.t, _rounded(progress.x, x)
-        while not self.finished(progress):
+        progress = self.init(tuple(map(working, x)), noise)
+        while True:
+            yield progress.t, tuple(entry.to(original.dtype) for entry, original in zip(progress.x, x))
+            if self.finished(progress):
+                return
             progress = self.step(progress)
-            yield progress.t, _rounded(progress.x, x)
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
         return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
-
-
-def _rounded(state: State, x: State) -> State:
-    return tuple(entry.to(original.dtype) for entry, original in zip(state, x))
 
 
 class Solver(ABC):
@@ -117,11 +115,13 @@ class Solver(ABC):
         needs: the kind of dynamics that it needs.
         serves_noise: whether it serves a dynamics with noise.
         serves_log_density: whether it moves every entry of a state, the log-density included.
+        atol: the absolute tolerance of a step; infinite for a method without one.
     """
 
     needs: ClassVar[type] = Dynamics
     serves_noise: ClassVar[bool] = False
     serves_log_density: ClassVar[bool] = True
+    atol: float = math.inf
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -155,6 +155,14 @@ class Solver(ABC):
         if noise and not self.serves_noise:
             return "it solves ordinary differential equations, and this dynamics has noise; use the flow, eta=0"
         return self.refusal(dynamics)
+
+    def finer(self, calls: int) -> Solver | None:
+        """The same method with a smaller error, from which the error of this one is estimated; None if there is none.
+
+        With fixed steps it has twice as many. An adaptive one has a tenth of the tolerances, and marks the samples that
+        would take many more than `calls` calls.
+        """
+        return None
 
     def refusal(self, dynamics: Any) -> str | None:
         """The reasons of a solver of version 0.1.0; others extend :meth:`incompatibility`."""
@@ -269,6 +277,9 @@ class GridSteps(FixedStep):
 
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:
         return self.grid.times(dynamics.process, self.steps, start, stop)
+
+    def finer(self, calls: int) -> GridSteps:
+        return replace(self, steps=2 * self.steps, grid=self.grid.doubled())
 
 
 class OneStep(GridSteps):
@@ -389,15 +400,7 @@ def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
-    """Refuses the settings of an adaptive method with which no step could be accepted.
-
-    Args:
-        name: the solver's name, for the message.
-        rtol: the relative tolerance.
-        atol: the absolute tolerance.
-        max_steps: the largest number of steps.
-        on_failure: what happens to a sample that fails.
-    """
+    """Refuses settings of the adaptive method `name` with which no step could be accepted."""
     if not (rtol > 0.0 and atol > 0.0):
         raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
     if max_steps < 1:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 __all__ = ["RungeKutta"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,6 +63,10 @@ class RungeKutta(Adaptive):
     @property
     def name(self) -> str:
         return self.tableau.name
+
+    def finer(self, calls: int) -> RungeKutta:
+        steps = min(self.max_steps, max(1, calls // len(self.tableau.a)))
+        return replace(self, rtol=self.rtol / 10.0, atol=self.atol / 10.0, max_steps=steps, on_failure="mark")
 
     def begin(self, dynamics: Dynamics, t: Tensor, x: State, slope: State, span: float) -> tuple[Tensor, State]:
         """The starting step of Hairer, Norsett and Wanner, section II.4, for each sample."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 __all__ = ["ScipyODE"]
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics, State
+from ..shapes import float64
 from .base import Progress, Run, Solver, check_tolerances, finite, rows
 from .systems import SystemsRun, advanced, sample_in
 
+# The calls of a step, at least 1 for methods that are not listed.
+_CALLS = {"RK23": 3, "RK45": 6, "DOP853": 12}
 _METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 
 
@@ -52,6 +55,11 @@ class ScipyODE(Solver):
                 "ScipyODE: on_failure='mark' marks single samples, but the batch is one system, which fails as a "
                 "whole; set per_sample=True"
             )
+
+    def finer(self, calls: int) -> ScipyODE:
+        steps = min(self.max_steps, max(1, calls // _CALLS.get(self.method, 1)))
+        tolerances: Any = {"rtol": max(self.rtol / 10.0, 1e-13), "atol": self.atol / 10.0}
+        return replace(self, **tolerances, per_sample=True, max_steps=steps, on_failure="mark")
 
     def prepare(self, dynamics: Dynamics, start: float, stop: float) -> Run:
         return _ScipyRun(self, dynamics, start, stop)
@@ -105,7 +113,7 @@ class _System:
         return self.ode.t, self._unflat(self.ode.y)
 
     def _drift(self, t: float, y: np.ndarray) -> np.ndarray:
-        slopes = self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64))
+        slopes = self.dynamics.drift(self._unflat(y), float64(t))
         slope = _flat(slopes)
         self._check("drift", t, slopes)
         return slope

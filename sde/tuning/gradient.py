@@ -12,12 +12,14 @@ __all__ = ["Gradient"]
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
+from ..shapes import float64
 from .equal_error import EqualError
 from .pilot import Pilot, Tuning, within
 
@@ -48,10 +50,13 @@ class Gradient(Tuning):
         descents = [_Descent(pilot, times, error) for times, error in self._standard_grids(pilot)[: self.starts]]
         if pilot.solver.steps == 1:
             return descents[0].best
-        for descent in descents:
-            descent.run(math.ceil(self.iterations / 4))
+        first = math.ceil(self.iterations / 4)
+        share = first / (len(descents) * first + self.iterations - first)  # of one of the first runs in all iterations
+        for k, descent in enumerate(descents):
+            descent.run(first)
+            pilot.progress((k + 1) * share)
         best = min(descents, key=lambda descent: descent.error)
-        best.run(self.iterations - math.ceil(self.iterations / 4))
+        best.run(self.iterations - first, lambda done: pilot.progress(len(descents) * share * (1.0 - done) + done))
         return best.best
 
     def _standard_grids(self, pilot: Pilot) -> list[tuple[Tensor, float]]:
@@ -90,13 +95,14 @@ class _Descent:
             tolerance_change=0,
         )
 
-    def run(self, iterations: int) -> None:
+    def run(self, iterations: int, report: Callable[[float], object] = lambda done: None) -> None:
         """Runs until the iterations or the time are used up, or the error falls by less than 0.1 % in 12 iterations."""
-        stalled = 0
-        for _ in range(math.ceil(iterations / 4)):
+        stalled, rounds = 0, math.ceil(iterations / 4)
+        for k in range(rounds):
             previous = self.error
             with torch.enable_grad():
                 self.optimiser.step(self._objective)
+            report((k + 1) / rounds)
             stalled = stalled + 1 if self.error > previous * (1.0 - 1e-3) else 0
             if time.monotonic() > self.pilot.deadline or stalled == 3:
                 break
@@ -115,7 +121,7 @@ class _Descent:
         if not bool(error.isfinite()):
             self.parameter.grad = torch.zeros_like(self.parameter)
             # Above any log-error, so the line search takes a shorter step.
-            return torch.tensor(1e3, dtype=torch.float64)
+            return float64(1e3)
         if error.item() < self.error:
             self.best, self.error = times.detach(), error.item()
         objective = error.log()

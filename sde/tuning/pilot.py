@@ -28,6 +28,7 @@ class Pilot:
         stop: the final time.
         loss: maps a final state to its mean square error.
         deadline: the time at which tuning stops, by the clock `time.monotonic`.
+        progress: called with the fraction of the tuning that is done.
     """
 
     dynamics: Semilinear
@@ -37,6 +38,7 @@ class Pilot:
     stop: float
     loss: Callable[[State], Tensor]
     deadline: float
+    progress: Callable[[float], object] = lambda done: None
 
     def run(self, times: Tensor) -> Tensor:
         """The mean square error on a grid of decreasing times, differentiable in these times."""

@@ -7,7 +7,7 @@ __all__ = ["tune_grid"]
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, Semilinear, State
 from ..grids import Explicit
-from ..likelihood.flow import DensityFlow
+from ..likelihood.flow import DensityFlow, last_state
 from ..noise import Noise, Stream, repeat_key
-from ..sampling import evaluating, state_like
-from ..shapes import event_dims
+from ..sampling import evaluating, recording, state_like
+from ..shapes import event_dims, float64
 from ..solvers import GridSteps, RungeKutta
 from ..trace import Trace
 from .gradient import Gradient
@@ -38,6 +38,7 @@ def tune_grid(
     seed: int = 0,
     seconds: float | None = None,
     dtype: torch.dtype | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Explicit:
     r"""A grid for a model, a solver and its number of steps, from a pilot run.
 
@@ -57,6 +58,7 @@ def tune_grid(
         tolerance: rtol and atol of the accurate solution; by default 1e-8 in float64 and 1e-5 in float32.
         seed: the seed of the pilot run.
         seconds: the time after which tuning stops; it makes at least one iteration.
+        progress: called with the fraction of the work that is done: a quarter is the accurate solution.
         dtype: the dtype of the state; by default that of the denoiser, or that of the data for likelihoods.
 
     Returns:
@@ -76,13 +78,13 @@ def tune_grid(
             f"state, got {solver}"
         )
     process, deadline = denoiser.process, math.inf if seconds is None else time.monotonic() + seconds
-    with torch.no_grad(), evaluating(denoiser), _frozen(denoiser):
+    with recording(False), evaluating(denoiser), _frozen(denoiser):
         if data is None:
             assert shape is not None
             reference = state_like(denoiser)
             index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
             z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
-            end = torch.tensor(process.t_max, dtype=torch.float64)
+            end = float64(process.t_max)
             begin: State = (process.prior_var(end).sqrt().item() * z,)
             dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
             start, stop = process.t_max, process.t_min
@@ -91,7 +93,9 @@ def tune_grid(
             begin, dynamics, start, stop = flow.start, flow.dynamics, process.t_min, process.t_max
         solver.bind(dynamics, start, stop)
         tolerance = tolerance or (1e-8 if begin[0].dtype == torch.float64 else 1e-5)
-        truth = RungeKutta(rtol=tolerance, atol=tolerance)(dynamics, begin, None, start, stop)
+        report = (lambda done: None) if progress is None else progress
+        states = RungeKutta(rtol=tolerance, atol=tolerance).trajectory(dynamics, begin, None, start, stop)
+        truth = last_state(states, process, start, stop, lambda done: report(0.25 * done))
 
         def loss(state: State) -> Tensor:
             if len(state) == 1:
@@ -100,7 +104,10 @@ def tune_grid(
             nats, exact = (process.prior_log_prob(latent) - change.mean(1) for latent, change in (state, truth))
             return ((nats - exact).double() / event_dims(state[0])).square().mean()
 
-        times = (tuning or Gradient()).times(Pilot(dynamics, solver, begin, start, stop, loss, deadline))
+        times = (tuning or Gradient()).times(
+            Pilot(dynamics, solver, begin, start, stop, loss, deadline, lambda done: report(0.25 + 0.75 * done))
+        )
+        report(1.0)
     return Explicit(times.tolist())
 
 

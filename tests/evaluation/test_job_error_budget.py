@@ -11,6 +11,7 @@ import sde
 from sde.data import Scaling, Split
 from sde.evaluation.likelihood_job import FlowScorer, error_budget_of, some_samples
 from sde.evaluation.sharding import BatchPlan
+from sde.evaluation.summary import Rows
 from sde.exact import Gaussian
 
 EYE = torch.eye(6, dtype=torch.float64)
@@ -20,15 +21,20 @@ MODEL = sde.Model(
 SPLIT = Split(torch.randint(17, (40, 6), generator=torch.Generator().manual_seed(0)).to(Scaling.interval(17).dtype))
 
 
+def rows_of(seed: int, solver: sde.solvers.Solver, trace: sde.Trace) -> Rows:
+    """The rows of a job."""
+    (rows,) = FlowScorer(MODEL, SPLIT, seed, solver, trace).score(BatchPlan(40, batch_size=40))
+    return rows
+
+
 def test_the_budget_is_that_of_the_rows_of_the_job() -> None:
     """The rows solved again are those that the job would write; the half-width covers what they are off by."""
     coarse, trace = sde.solvers.RungeKutta(rtol=1e-2, atol=1e-2), sde.Hutchinson(4)
     index = torch.linspace(0, 39, 8).round().long()
-    budget = error_budget_of(FlowScorer(MODEL, SPLIT, 3, coarse, trace), index)
+    budget = error_budget_of(FlowScorer(MODEL, SPLIT, 3, coarse, trace), rows_of(3, coarse, trace), index)
     bits = {}
     for name, solver in (("coarse", coarse), ("fine", sde.solvers.RungeKutta(rtol=1e-9, atol=1e-9))):
-        (rows,) = FlowScorer(MODEL, SPLIT, 3, solver, trace).score(BatchPlan(40, batch_size=40))
-        bits[name] = torch.from_numpy(rows["bits_per_dim"])
+        bits[name] = torch.from_numpy(rows_of(3, solver, trace)["bits_per_dim"])
     assert len(budget.rows) == 8
     width = budget.in_bits(6).solver
     torch.testing.assert_close(width, budget.solver / (6 * math.log(2.0)))
@@ -38,10 +44,12 @@ def test_the_budget_is_that_of_the_rows_of_the_job() -> None:
 
 def test_it_says_what_it_does_not_know() -> None:
     solver = sde.solvers.RungeKutta(rtol=1e-3, atol=1e-3)
-    one = str(error_budget_of(FlowScorer(MODEL, SPLIT, 0, solver, sde.Hutchinson(1)), torch.arange(3)).in_bits(6))
-    assert "in bits/dim, from 3 samples" in one
+    one, exact = (
+        str(error_budget_of(FlowScorer(MODEL, SPLIT, 0, solver, trace), rows_of(0, solver, trace), torch.arange(n)))
+        for trace, n in ((sde.Hutchinson(1), 3), (sde.ExactTrace(), 5))
+    )
+    assert "in nats, from 3 samples" in one
     assert "probes unknown" in one
-    exact = str(error_budget_of(FlowScorer(MODEL, SPLIT, 0, solver, sde.ExactTrace()), torch.arange(5)))
     assert "in nats, from 5 samples" in exact
     assert "probes +- 0;" in exact
 

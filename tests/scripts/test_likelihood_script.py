@@ -24,7 +24,7 @@ from support.commands import SCRIPTS, files, here, refused
 import sde
 from sde.storage.checkpoint import load_checkpoint, write
 from sde.storage.files import Lock
-from sde.storage.store import read
+from sde.storage.store import Store, read
 
 TRAIN = ["network=mlp", "network.width=8", "network.depth=1", "batch_size=8", "device=cpu", "preview.n=0", "steps=2"]
 CHEAP = ["device=cpu", "solver=heun", "solver.steps=2"]
@@ -375,7 +375,32 @@ def test_another_job_s_file_names_the_first_difference(folder: Path) -> None:
     refused(result, "another job", "attribute 'config'", '"steps": 2', '"steps": 3')
     result = here(folder, "likelihood", *JOB, "split=train", "out=undisturbed.h5")
     refused(result, "another job", '"split": "test"', '"split": "train"')
+    # Before a forecast, which would count its rows, and before a pilot run, which would leave a grid.
+    refused(here(folder, "likelihood", *JOB, "seed=1", "dry_run=true", "out=undisturbed.h5"), "another job", "seed")
+    refused(here(folder, "likelihood", *JOB, "seed=1", "pilot=4", "out=undisturbed.h5"), "another job")
+    refused(here(folder, "likelihood", *JOB, "budget=-1", "out=b.h5"), "budget=-1")
     assert files(folder) == before
+
+
+def test_a_file_has_one_tolerance(folder: Path) -> None:
+    """The default one is part of the file; files of version 0.1.0, which do not name it, keep 0.01 nats."""
+    keys = ["ckpt=plane", "device=cpu", "trace=exact", "budget=0"]
+    first = here(folder, "likelihood", *keys, "n=2", "out=a.h5")
+    assert first.code == 0, first.err
+    whole = read(folder / "a.h5")
+    assert whole.attributes["atol"] == 1e-4 * 2 * math.log(2.0)
+    assert "nats; wrote a.h5" in first.out
+    columns = {name: values.dtype for name, values in whole.columns.items() if name not in ("index", "repeat")}
+    names = ["config", "checkpoint_sha256", "seed", "dequantisation", "data"]
+    key = {name: whole.attributes[name] for name in names}
+    with Store.open(folder / "old.h5", columns, identity=key):
+        pass
+    for out, tolerance in (("old.h5", ["atol=auto"]), ("b.h5", ["atol=0.01"])):
+        result = here(folder, "likelihood", *keys, *tolerance, "n=2", f"out={out}")
+        assert result.code == 0, result.err
+        assert "atol" not in read(folder / out).attributes
+    np.testing.assert_array_equal(*(read(folder / out).columns["log_prob"] for out in ("old.h5", "b.h5")))
+    assert read(folder / "old.h5").columns["nfe"].sum() < whole.columns["nfe"].sum()
 
 
 # What else it does
@@ -390,6 +415,11 @@ def test_a_dry_run_predicts_and_writes_nothing(folder: Path) -> None:
     more = [word for word in JOB if not word.startswith("n=")]
     result = here(folder, "likelihood", *more, "n=30", "dry_run=true", "out=undisturbed.h5")
     assert result.out.startswith("digits test: 20 rows, 80 network calls")
+    # An error budget takes at most 2 * 3 times the calls of each of its rows; a finished job has one too.
+    result = here(folder, "likelihood", *JOB, "budget=2", "dry_run=true", "out=new/a.h5")
+    assert "208 network calls (4.0 a row, and at most 48 for the error budget)" in result.out
+    result = here(folder, "likelihood", *JOB, "budget=2", "dry_run=true", "out=undisturbed.h5")
+    assert result.out.startswith("digits test: 0 rows, 48 network calls")
     assert files(folder) == before
 
 
@@ -402,13 +432,15 @@ def test_other_data(folder: Path) -> None:
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
+        "digits test",
+        "ood noise",
         "AUROC by bits/dim",
         "AUROC by typicality",
         "digits test",
         "digits test",
-        "ood noise",
-        "digits test",
     ]
+    assert "bits/dim (mean" in lines[0]
+    assert "99 % half-widths" in lines[-1]
     assert (folder / "undisturbed-ood-noise-bits.png").exists()  # the plot of the split alone stays as it was
     found = read(folder / "undisturbed-ood-noise.h5")
     assert len(found.columns["index"]) == 12 * REPEATS
@@ -422,7 +454,7 @@ def test_other_data(folder: Path) -> None:
     np.testing.assert_allclose(found.columns["bits_per_dim"], -in_data_units / (64 * np.log(2.0)), rtol=1e-6)
     itself = here(folder, "likelihood", *JOB, "out=undisturbed.h5", "data@ood=digits")
     assert itself.code == 0, itself.err
-    assert itself.out.startswith("AUROC by bits/dim: 0.5000 +- ")
+    assert "AUROC by bits/dim: 0.5000 +- " in itself.out
 
 
 def test_a_tuned_grid_is_kept_and_used(folder: Path) -> None:
