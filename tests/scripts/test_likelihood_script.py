@@ -18,10 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from support.commands import SCRIPTS, files, here, refused
 
 import sde
+from sde.instantiate import build
+from sde.likelihood.flow import default_solver
 from sde.storage.checkpoint import load_checkpoint, write
 from sde.storage.files import Lock
 from sde.storage.store import Store, read
@@ -380,6 +383,11 @@ def test_another_job_s_file_names_the_first_difference(folder: Path) -> None:
     refused(here(folder, "likelihood", *JOB, "seed=1", "pilot=4", "out=undisturbed.h5"), "another job")
     refused(here(folder, "likelihood", *JOB, "budget=-1", "out=b.h5"), "budget=-1")
     assert files(folder) == before
+
+
+def test_the_command_has_the_solver_of_the_library() -> None:
+    tree = yaml.safe_load((SCRIPTS.parent / "configs" / "solver" / "runge_kutta.yaml").read_text())
+    assert build(tree) == default_solver()
 
 
 def test_a_file_has_one_tolerance(folder: Path) -> None:
