@@ -1,7 +1,7 @@
 """The cost of a likelihood: `python benchmarks/likelihood.py runs/digits-vp`, for a model that `make demo` trained.
 
-Evaluates 64 test digits, or as many as the third argument says, with two methods in turn, three times or as often as the
-second argument says. The first is the default of `scripts/likelihood.py`. The second is that of score_sde_pytorch:
+Evaluates 64 test digits, or as many as the third argument says, with two methods in turn, three times or as often as
+the second argument says. The first is the default of `scripts/likelihood.py`. The second is that of score_sde_pytorch:
 SciPy's RK45 at a tolerance of 1e-5 for the whole batch, with one forward pass for the drift and another one for its
 divergence. Prints the ratio of their times, and the difference of the mean of the first method from a solution in
 float64 at a tolerance of 1e-7 with the same dequantisation and probes, and that of the worst digit.
