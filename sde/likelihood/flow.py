@@ -28,7 +28,7 @@ from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
 from ..sampling import evaluating, recording, travelled
-from ..shapes import event_dims, float64, recordable, working
+from ..shapes import event_dims, recordable, working
 from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
