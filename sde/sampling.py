@@ -2,7 +2,7 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 
 from __future__ import annotations
 
-__all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state_like"]
+__all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state_like", "travelled"]
 
 import contextlib
 import itertools
@@ -138,7 +138,7 @@ def sample(
             if trajectory is not None:
                 trajectory((t, x))
             if progress is not None and k:
-                progress(k / work if work else _travelled(process, begin, t))
+                progress(k / work if work else travelled(process, begin, process.t_min, t))
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
             if trajectory is not None:
@@ -148,11 +148,21 @@ def sample(
     return Samples(x.to(dtype), *conditioned.counts)
 
 
-def _travelled(process: SDE, begin: float, t: Tensor) -> float:
-    """The fraction of the way from the time `begin` to `t_min` at which samples stand, the mean over times (B,)."""
-    ends = torch.tensor([begin, process.t_min], dtype=torch.float64)
-    first, last, here = (torch.atan2(process.sigma(s), process.alpha(s)) for s in (*ends, t))
-    return float(((first - here) / (first - last)).mean())
+def travelled(process: SDE, start: float, stop: float, t: Tensor) -> float:
+    r"""The fraction of the way between two times at which samples stand, in :math:`\arctan(\sigma_t / \alpha_t)`.
+
+    Args:
+        process: the process.
+        start: the time at which they started.
+        stop: the time at which they will stop.
+        t: the time of each now, with shape (B,).
+
+    Returns:
+        The mean over the samples.
+    """
+    times = torch.cat([t.detach().double().cpu(), torch.tensor([start, stop], dtype=torch.float64)])
+    angle = torch.atan2(process.sigma(times), process.alpha(times))
+    return float(((angle[:-2] - angle[-2]) / (angle[-1] - angle[-2])).mean())
 
 
 def encode(

@@ -27,7 +27,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import evaluating
+from ..sampling import evaluating, travelled
 from ..shapes import event_dims, working
 from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
@@ -112,14 +112,11 @@ def last_state(
         process: its process.
         start: the time at its start.
         stop: the time at its end.
-        progress: called after every step with the fraction of the way that is done, measured by
-            :math:`\arctan(\sigma_t / \alpha_t)` and averaged over samples.
+        progress: called after every step with the fraction of the way that is done (:func:`sde.sampling.travelled`).
     """
     for point in states:
         if progress is not None:
-            times = torch.cat([point[0].detach().double().cpu(), torch.tensor([start, stop], dtype=torch.float64)])
-            angle = torch.atan2(process.sigma(times), process.alpha(times))
-            progress(float(((angle[:-2] - angle[-2]) / (angle[-1] - angle[-2])).mean()))
+            progress(travelled(process, start, stop, point[0]))
     return point[1]
 
 
