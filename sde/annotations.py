@@ -55,7 +55,7 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value is one of those of an annotation; a tree that describes an object fits every class."""
+    """Whether a plain value is one of those of an annotation; a tree that describes an object fits other classes."""
     annotation = None if annotation is type(None) else annotation
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -69,7 +69,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or value is None:
         return value is annotation
     if isinstance(value, Mapping):
-        return "_target_" in value or _is(annotation, Mapping)
+        plain = annotation in _WORDS or _is(annotation, os.PathLike) or _is(annotation, Sequence)
+        return _is(annotation, Mapping) or ("_target_" in value and not plain)
     if annotation in (bool, int, float):
         numbers = (int, float) if annotation is float else (annotation,)
         return type(value) in numbers and not math.isnan(value)

@@ -20,16 +20,16 @@ OBJECT = {"_target_": "sde.grids.LogSNR"}
 
 # An annotation, its words, values that fit, and values that do not.
 TABLE: list[tuple[Any, str, list[Any], list[Any]]] = [
-    (int, "a whole number", [3, -1, OBJECT], [1.0, True, "3", None, [3], float("nan")]),
+    (int, "a whole number", [3, -1], [1.0, True, "3", None, [3], float("nan"), OBJECT]),
     (float, "a number", [3, 0.5, float("inf")], [float("nan"), True, "1e-3", None]),
-    (bool, "true or false", [True, False], [0, 1, "no", None]),
+    (bool, "true or false", [True, False], [0, 1, "no", None, OBJECT]),
     (str, "a text", ["a", ""], ["None", 2024, None, True]),
-    (str | os.PathLike[str], "a path", ["a"], ["None", 2024, None]),
+    (str | os.PathLike[str], "a path", ["a"], ["None", 2024, None, OBJECT]),
     (int | None, "a whole number or null", [None, 3], ["None", 0.5]),
     (Literal["raise", "mark"], "raise or mark", ["raise"], ["skip", None, True]),
     (FRACTION, "a number >= 0 and < 1", [0, 0.999], [-0.1, 1, "0", None]),
-    (Annotated[int, Limit(">", 2), Limit("<=", 4)], "a whole number > 2 and <= 4", [3, 4], [2, 5]),
-    (Sequence[int], "a list, each entry a whole number", [[], [1, 2]], [1, [1, "b"], [1.5], None]),
+    (Annotated[int, Limit(">", 2), Limit("<=", 4)], "a whole number > 2 and <= 4", [3, 4], [2, 5, OBJECT]),
+    (Sequence[int], "a list, each entry a whole number", [[], [1, 2]], [1, [1, "b"], [1.5], None, OBJECT]),
     (tuple[float, float], "a list of 2 entries, each a number", [[0.9, 0.99]], [[0.9], [0.9, "b"], 0.9]),
     (float | torch.Tensor, "a number", [0.1], ["fast", None]),
     (dict[str, Any] | None, "a mapping or null", [{"a": 1}, None], ["a", [1]]),

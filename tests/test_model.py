@@ -305,6 +305,16 @@ def test_batches_give_the_same_samples(batch_size: int) -> None:
     torch.testing.assert_close(model.sample(7, batch_size=batch_size, **settings), whole)
 
 
+def test_the_progress_of_batches_is_that_of_all_samples() -> None:
+    model, done, path = gaussian(Scaling.identity()), [], []
+    model.sample(5, batch_size=2, solver=sde.solvers.Heun(3), progress=done.append, trajectory=path.append)
+    assert [len(x) for _, x in path] == [2] * 5 + [2] * 5 + [1] * 5
+    shares = [k / 4 for k in (1, 2, 3, 4)]
+    assert done == pytest.approx(
+        [*(s * 2 / 5 for s in shares), *(s * 2 / 5 + 0.4 for s in shares), *(s / 5 + 0.8 for s in shares)]
+    )
+
+
 def test_a_condition_is_cut_into_batches_with_the_samples() -> None:
     model = Model(Labelled(), Scaling.identity(), (2,), classes=5)
     settings: dict[str, Any] = {"solver": SOLVER, "batch_size": 3}

@@ -2,7 +2,7 @@ r"""Conversion of the `UNet2DModel` of Hugging Face diffusers to our U-Net: sett
 
 from __future__ import annotations
 
-__all__ = ["NETWORK", "network", "rename_weights"]
+__all__ = ["AVERAGING", "NETWORK", "network", "rename_weights"]
 
 import re
 from collections.abc import Mapping, Sequence
@@ -48,6 +48,13 @@ NETWORK: dict[str, Any] = {
 }
 
 
+# The settings of the averaging that the settings of averaged weights contain.
+AVERAGING = {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
+
+# Their names of the activations, which are those of the residual blocks, and ours.
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
+
+
 def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> Tree:
     """The tree of the U-Net, whose sizes do not exceed those in the file."""
     maximum = min(largest_size(state), 2**16)
@@ -66,7 +73,6 @@ def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> Tree:
         raise s.error("attn_norm_num_groups", f"null, or norm_num_groups={groups}")
     s.choice("time_embedding_type", "positional")
     s.choice("mid_block_type", "UNetMidBlock2D")
-    s.choice("act_fn", "silu", "swish")
     s.choice("class_embed_type", None)
     symmetric = s.choice("downsample_padding", 0, 1) == 1
     if not s.number("mid_block_scale_factor") > 0.0:
@@ -85,6 +91,8 @@ def network(s: ValidatedSettings, state: Mapping[str, LazyTensor]) -> Tree:
         "decoder_attention": [level for level, kind in enumerate(reversed(up)) if kind == "AttnUpBlock2D"],
         "head_channels": optional("attention_head_dim"),
         "dropout": s.number("dropout"),
+        "activation": _ACTIVATIONS[s.choice("act_fn", *_ACTIVATIONS)],
+        "outer_activation": "silu",
         "embedding": node(
             "networks.Positional",
             dim=channels[0],

@@ -93,19 +93,16 @@ class Run(ABC):
 
         The state is in float32 at least, and is rounded to the dtypes of `x` where it is yielded.
         """
-        progress = self.init(tuple(working(entry) for entry in x), noise)
-        yield progress.t, _rounded(progress.x, x)
-        while not self.finished(progress):
+        progress = self.init(tuple(map(working, x)), noise)
+        while True:
+            yield progress.t, tuple(entry.to(original.dtype) for entry, original in zip(progress.x, x))
+            if self.finished(progress):
+                return
             progress = self.step(progress)
-            yield progress.t, _rounded(progress.x, x)
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
         return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
-
-
-def _rounded(state: State, x: State) -> State:
-    return tuple(entry.to(original.dtype) for entry, original in zip(state, x))
 
 
 class Solver(ABC):
@@ -403,15 +400,7 @@ def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
-    """Refuses the settings of an adaptive method with which no step could be accepted.
-
-    Args:
-        name: the solver's name, for the message.
-        rtol: the relative tolerance.
-        atol: the absolute tolerance.
-        max_steps: the largest number of steps.
-        on_failure: what happens to a sample that fails.
-    """
+    """Refuses settings of the adaptive method `name` with which no step could be accepted."""
     if not (rtol > 0.0 and atol > 0.0):
         raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
     if max_steps < 1:

@@ -17,16 +17,16 @@ Value = TypeVar("Value")
 # The attributes in which wrappers keep what they wrap. An ordinary module may have a part of the name `module`, too.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MODULE, _COUNTER = "module", "n_averaged"  # AveragedModel has a counter beside its module
-_PARTS = 64  # more than any module is deep, which bounds the work on names in a file
+_PARTS = 2**17  # of all names together, more than any module has; it bounds the memory that names in a file can take
 
 
 def unwrapped(state: Mapping[str, Value]) -> dict[str, Value]:
     """The entries of a state dict by their names without wrappers, in the same order.
 
-    `module` is a wrapper where every name with the same beginning continues with it. If two names would become one, all
-    names are left as they are.
+    `module` is a wrapper where every name with the same beginning continues with it. If two names would become one, or
+    if there are more names than a module has, all of them are left as they are.
     """
-    if any(name.count(".") >= _PARTS for name in state):
+    if sum(name.count(".") + 1 for name in state) > _PARTS:
         return dict(state)
     paths = {name: [*(p for p in name.split(".")[:-1] if p not in _WRAPPED), name.split(".")[-1]] for name in state}
     tree: dict[str, Any] = {}

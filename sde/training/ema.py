@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import working
+from ..storage.wrappers import fitted
 
 
 class EMA:
@@ -56,7 +57,8 @@ class EMA:
                 self.weights[name].copy_(value)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies saved averages; their names must be those of the module."""
+        """Copies saved averages; their names must be those of the module, whatever wraps either."""
+        weights = fitted(self.weights, weights)
         if weights.keys() != self.weights.keys():
             differing = sorted(weights.keys() ^ self.weights.keys())
             raise ValueError(f"these averages are of another module: only one of the two has {differing[0]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from support.rounding import rounding
 from torch import Tensor
@@ -22,7 +24,9 @@ from sde.dynamics import Reverse
 from sde.grids import Explicit
 from sde.interop import diffusers as importer
 from sde.interop import read
+from sde.interop.diffusers_unet import AVERAGING, NETWORK
 from sde.interop.formats import Source
+from sde.model import from_checkpoint
 from sde.noise import StepNoise
 from sde.sampling import sample
 from sde.solvers import DDIM, Ancestral, Solver
@@ -64,8 +68,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "layers_per_block": 2,
         "dropout": 0.3,
         "down_block_types": ("UNetResDownBlock2D", "UNetResAttnDownBlock2D"),
+        "act_fn": "gelu",
     },
-    "scale_shift": {"resnet_time_scale_shift": "scale_shift"},
+    "scale_shift": {"resnet_time_scale_shift": "scale_shift", "act_fn": "relu"},
     "scale_shift, norm": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
     "middle": {"mid_block_scale_factor": 2.0, "add_attention": False, "center_input_sample": True},
     "middle, attention": {"mid_block_scale_factor": math.sqrt(2.0), "time_embedding_dim": 24, "act_fn": "swish"},
@@ -73,6 +78,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
         "upsample_type": "resnet",
+        "act_fn": "mish",
     },
     "residual, attention": {
         "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
@@ -230,6 +236,125 @@ def test_a_network_alone_needs_to_be_told_its_chain(pipeline: Path) -> None:
     assert read(pipeline, settings={"sample_size": [16, 4]})["model"].count("16") == 1
 
 
+def test_the_settings_and_their_defaults_are_those_of_diffusers(hf: ModuleType) -> None:
+    theirs = inspect.signature(hf.UNet2DModel.__init__).parameters
+    assert NETWORK.keys() <= theirs.keys()
+    for name, value in NETWORK.items():
+        default = theirs[name].default
+        assert value == (list(default) if isinstance(default, tuple) else default), name
+    for name in importer._CHAINS:
+        theirs = inspect.signature(getattr(hf, name).__init__).parameters
+        ours = importer._SCHEDULER | importer._DEFAULTS.get(name, {})
+        for key in ours.keys() & theirs.keys() - {"variance_type"}:  # which None leaves fixed, too
+            assert ours[key] == theirs[key].default, (name, key)
+        for key, classes in (("clip_sample", importer._CLIPPING), ("thresholding", importer._THRESHOLDING)):
+            assert (key in theirs) == (name in classes), (name, key)
+
+
+# Layouts
+
+
+def raw_and_averaged(hf: ModuleType, path: Path, **settings: Any) -> tuple[Any, Any]:
+    """A checkpoint of the training script of diffusers, in `unet` and `unet_ema`, after three steps."""
+    net = unet(hf)
+    average = hf.training_utils.EMAModel(net.parameters(), 0.9, model_cls=hf.UNet2DModel, model_config=net.config)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(1.1)
+        average.step(net.parameters())
+    net.save_pretrained(path / "unet", **settings)
+    average.save_pretrained(path / "unet_ema")
+    averaged = hf.UNet2DModel.from_pretrained(path / "unet_ema")
+    return net, averaged
+
+
+def assert_has_weights_of(model: Any, net: Any) -> None:
+    x, i = normal(1, 3, 8, 8), torch.tensor([500])
+    with torch.no_grad():
+        noise, expected = model.denoiser.inner.noise(x, i / 1000), net(x, i - 1).sample
+    torch.testing.assert_close(noise, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_of_the_training_script(hf: ModuleType, tmp_path: Path) -> None:
+    raw, averaged = raw_and_averaged(hf, tmp_path)
+    extra = json.loads((tmp_path / "unet_ema" / "config.json").read_text()).keys() - NETWORK.keys()
+    assert {name for name in extra if name[:1] != "_"} == AVERAGING
+    for path in (tmp_path, tmp_path / "unet_ema"):
+        assert_has_weights_of(sde.load(path, settings={}), averaged)
+        assert_has_weights_of(sde.load(path, settings={}, ema=None), raw)
+        assert read(path, settings={})["step"] == 3
+    assert_has_weights_of(sde.load(tmp_path / "unet", settings={}), raw)
+    edited("unet/config.json", flip_sin_to_cos=False)(tmp_path)
+    with pytest.raises(ValueError, match=r"unet_ema and of unet .* two networks"):
+        read(tmp_path, settings={})
+    shutil.rmtree(tmp_path / "unet")
+    alone = sde.load(tmp_path, settings={}, ema=None)
+    assert_has_weights_of(alone, averaged)
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "end"),
+    [(None, "10GB", "bin"), (None, "40KB", "safetensors"), ("fp16", "40KB", "bin"), ("fp16", "10GB", "safetensors")],
+)
+def test_files_of_weights(hf: ModuleType, tmp_path: Path, variant: str | None, size: str, end: str) -> None:
+    net = unet(hf)
+    net.save_pretrained(tmp_path, variant=variant, max_shard_size=size, safe_serialization=end == "safetensors")
+    weights = list(tmp_path.glob(f"*.{end}"))
+    assert (len(weights) > 2) == (size == "40KB")
+    assert_has_weights_of(sde.load(tmp_path, settings={}), net)
+    if variant:
+        assert_has_weights_of(sde.load(tmp_path, settings={"variant": variant}), net)
+
+
+def test_variants_are_chosen_by_name(hf: ModuleType, tmp_path: Path) -> None:
+    nets = {name: unet(hf, center_input_sample=False) for name in (None, "non_ema", "fp16")}
+    for k, (name, net) in enumerate(nets.items()):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(1.0 + 0.1 * k)
+        net.save_pretrained(tmp_path, variant=name)
+        assert_has_weights_of(sde.load(tmp_path, settings={} if name is None else {"variant": name}), net)
+    assert_has_weights_of(sde.load(tmp_path, settings={}), nets[None])
+    with pytest.raises(ValueError, match=r"no weights of the variant 'fp8', .*'fp16', .*no variant: "):
+        read(tmp_path, settings={"variant": "fp8"})
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no weights without a variant, .*'non_ema'.*settings="):
+        read(tmp_path, settings={})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda places: dict.fromkeys(places, "../elsewhere.bin"), r"'\.\./elsewhere\.bin', which is not beside it"),
+        (lambda places: dict.fromkeys(places, ".."), "'..', which is not beside it"),
+        (lambda places: dict.fromkeys(places, "gone.safetensors"), "'gone.safetensors', which is not beside it"),
+        (lambda places: dict.fromkeys(places, 3), "not an index"),
+        (lambda places: {**places, "more": places["conv_in.bias"]}, "does not agree with"),
+        (lambda places: {k: v for k, v in places.items() if k != "conv_in.bias"}, "does not agree with"),
+        (lambda places: {}, "not an index"),
+    ],
+)
+def test_an_index_that_does_not_agree_is_refused(
+    hf: ModuleType, tmp_path: Path, change: Callable[[dict[str, str]], Any], message: str
+) -> None:
+    unet(hf).save_pretrained(tmp_path, max_shard_size="40KB")
+    (index,) = tmp_path.glob("*.index.json")
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "weight_map": change(content["weight_map"])}))
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tmp_path, settings={})
+    assert str(caught.value).startswith(str(index))
+
+
+def test_wrappers_of_the_saved_network_do_not_matter(hf: ModuleType, tmp_path: Path) -> None:
+    net = unet(hf)
+    net.save_pretrained(tmp_path)
+    state = {f"module._orig_mod.{name}": value for name, value in net.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert_has_weights_of(sde.load(tmp_path, settings={}), net)
+
+
 # The chain
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -237,6 +362,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     "squaredcos_cap_v2": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100},
     "sigmoid": {"beta_schedule": "sigmoid", "beta_end": 0.03, "num_train_timesteps": 300},
+    "laplace": {"beta_schedule": "laplace", "num_train_timesteps": 200},
     "trained": {"trained_betas": [0.1, 0.05, 0.3, 0.2], "num_train_timesteps": 4},
 }
 
@@ -253,15 +379,38 @@ def test_the_chain_is_the_same(hf: ModuleType, pipeline: Path, tmp_path: Path, n
     torch.testing.assert_close(process.alpha(t).square(), theirs.alphas_cumprod.double(), rtol=5e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "kind", ["PNDM", "DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "DDIM", "DDPM"]
-)
-def test_schedulers_of_the_same_chain(hf: ModuleType, pipeline: Path, tmp_path: Path, kind: str) -> None:
-    theirs = getattr(hf, f"{kind}Scheduler")(num_train_timesteps=500, beta_end=0.03)
-    model = sde.load(copied(pipeline, tmp_path, lambda path: theirs.save_pretrained(path / "scheduler")))
-    t = torch.arange(1, 501, dtype=torch.float64) / 500
-    torch.testing.assert_close(model.process.alpha(t).square(), theirs.alphas_cumprod.double(), rtol=5e-5, atol=1e-8)
-    assert isinstance(model.denoiser, Clip) == (kind in ("DDIM", "DDPM"))
+def test_schedulers_of_the_same_chain(hf: ModuleType, pipeline: Path) -> None:
+    """Each as it is after from_config of another, with settings that it does not read in its file."""
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    first = hf.DDPMScheduler(num_train_timesteps=100, beta_end=0.03, thresholding=True)
+    for name in importer._CHAINS:
+        if name == "DPMSolverSDEScheduler":
+            continue  # it needs another package
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of NumPy
+            theirs = getattr(hf, name).from_config(first.config)
+        content = read(pipeline, settings={**theirs.config, "_class_name": name})
+        model = from_checkpoint(content)
+        alphas_bar = theirs.alphas_cumprod.double()
+        torch.testing.assert_close(model.process.alpha(t).square(), alphas_bar, rtol=5e-5, atol=1e-8)
+        clips = name in importer._CLIPPING and theirs.config.clip_sample
+        expected = DynamicThreshold if name in importer._THRESHOLDING else Clip if clips else sde.NetworkDenoiser
+        assert type(model.denoiser) is expected, name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exponential = hf.HeunDiscreteScheduler(num_train_timesteps=100, beta_schedule="exp")
+    settings = {**exponential.config, "_class_name": "HeunDiscreteScheduler"}
+    process = from_checkpoint(read(pipeline, settings=settings)).process
+    alphas_bar = exponential.alphas_cumprod.double()
+    torch.testing.assert_close(process.alpha(t).square(), alphas_bar, rtol=5e-4, atol=1e-8)
+
+
+def test_every_other_scheduler_is_refused_by_its_name(hf: ModuleType, pipeline: Path) -> None:
+    names = {name for name in dir(hf) if name.endswith("Scheduler")} - set(importer._CHAINS)
+    assert {"ScoreSdeVeScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"} <= names
+    for name in names:
+        with pytest.raises(ValueError, match=f"_class_name='{name}' is not supported"):
+            read(pipeline, settings={"_class_name": name})
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
@@ -511,7 +660,10 @@ REFUSALS: dict[str, tuple[list[Edit], str]] = {
     ),
     "up skips": ([network(up_block_types=["AttnUpBlock2D", "SkipUpBlock2D"])], "up_block_types=.*is not supported"),
     "fourier": ([network(time_embedding_type="fourier")], "time_embedding_type='fourier' .*'positional'"),
-    "activation": ([network(act_fn="mish")], "act_fn='mish' is not supported: expected 'silu' or 'swish'"),
+    "activation": ([network(act_fn="tanh")], "act_fn='tanh' is not supported: expected 'silu' or 'swish' or 'mish'"),
+    "learned embedding": ([network(time_embedding_type="learned")], "time_embedding_type='learned'"),
+    "flow": ([scheduler(use_flow_sigmas=True)], "use_flow_sigmas=True"),
+    "continuous": ([scheduler(timestep_type="continuous")], "timestep_type='continuous' .*'discrete'"),
     "no middle": ([network(mid_block_type=None)], "mid_block_type=None"),
     "class embedding": ([network(class_embed_type="timestep")], "class_embed_type='timestep'"),
     "spatial": ([network(resnet_time_scale_shift="spatial")], "resnet_time_scale_shift='spatial'"),
@@ -553,7 +705,7 @@ REFUSALS: dict[str, tuple[list[Edit], str]] = {
     "no weights": ([without("unet/diffusion_pytorch_model.safetensors")], "unet.*diffusion_pytorch_model"),
     "no chain": ([scheduler(_class_name="ScoreSdeVeScheduler")], "_class_name='ScoreSdeVeScheduler'"),
     "zero snr": ([scheduler(rescale_betas_zero_snr=True)], "rescale_betas_zero_snr=True"),
-    "schedule": ([scheduler(beta_schedule="laplace")], "beta_schedule='laplace' .*'squaredcos_cap_v2'"),
+    "schedule": ([scheduler(beta_schedule="zigzag")], "beta_schedule='zigzag' .*'squaredcos_cap_v2'"),
     "prediction": ([scheduler(prediction_type="flow_prediction")], "prediction_type='flow_prediction'"),
     "steps": ([scheduler(num_train_timesteps=10**12)], "num_train_timesteps=1000000000000"),
     "betas": ([scheduler(beta_end=1.5)], "n=1000.*1.5"),

@@ -294,6 +294,13 @@ def doubling_dtype(path: Path) -> None:
     altered(path, {"lr": np.float64(1.0)}, b"X\x02\x00\x00\x00f8", DOUBLED)
 
 
+@hostile("deep_names.pth", "deep_names.pth has no known format")
+def deep_names(path: Path) -> None:
+    """Names with a hundred thousand parts, and with a few million together."""
+    tensor = torch.zeros(1)
+    torch.save({"a." * 100_000: tensor} | {f"{k}" + ".a" * 100: tensor for k in range(20_000)}, path)
+
+
 @hostile("many.pth", "more than 524288 instructions")
 def many(path: Path) -> None:
     """Half a million empty dictionaries, a byte each."""

@@ -205,7 +205,7 @@ def our_file(folder: Path) -> tuple[Any, dict[str, Any] | None, Callable[[], Any
 
 FILES: dict[str, Callable[[Path], tuple[Any, dict[str, Any] | None, Callable[[], Any]]]] = {
     "score_sde": score_sde_file,
-    "edm": functools.partial(state_dict_file, "edm_adm"),
+    "edm": functools.partial(state_dict_file, "edm_vp_ddpmpp"),
     "openai": functools.partial(state_dict_file, "openai_fixed"),
     "ours": our_file,
 }

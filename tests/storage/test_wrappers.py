@@ -43,7 +43,7 @@ def test_modules_of_torch_wrapped_by_torch() -> None:
         ["module.weight", "other.weight"],  # a part of the name module
         ["n_averaged", "module"],
         ["weight", "_orig_mod.weight"],  # which would become one
-        ["module." * 100 + "weight"],  # deeper than any module
+        ["module." * 2**17 + "weight"],  # deeper than any module
     ],
 )
 def test_names_that_are_no_wrappers_stay(names: list[str]) -> None:

@@ -152,3 +152,16 @@ def test_averages_of_half_precision_weights_move(dtype: torch.dtype) -> None:
     # Averages that were saved in half precision are continued in float32.
     average.load({name: value.to(dtype) if name == "weight" else value for name, value in average.weights.items()})
     assert torch.equal(average.weights["weight"], weights.to(dtype).float())
+
+
+def test_saved_averages_fit_whatever_wrapped_their_module() -> None:
+    net = nn.Linear(2, 1)
+    saved = {name: torch.full_like(value, 7.0) for name, value in nn.DataParallel(net).state_dict().items()}
+    for module, weights in ((net, saved), (nn.DataParallel(net), {"weight": torch.ones(1, 2), "bias": torch.ones(1)})):
+        ema = EMA(module, 0.9)
+        ema.load(weights)
+        assert [value.unique().item() for value in ema.weights.values()] == [
+            v.unique().item() for v in weights.values()
+        ]
+    with pytest.raises(ValueError, match="another module"):
+        EMA(net, 0.9).load({"module.weight": torch.ones(1, 2)})
