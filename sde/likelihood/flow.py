@@ -51,7 +51,7 @@ class LogProb:
         vjps: vector-Jacobian products of the network, int64 with shape (B,): those of the trace and the denoiser's own.
         log_weight: the change from the log-density of the state to that of the data, with shape (B,): 0 for
             :func:`sde.log_prob`, whose unit is that of x in the model's range. For :meth:`sde.Model.log_prob` it is the
-            :math:`D \log a` of the scaling, or the log-weight of the dequantisation
+            log-determinant of the scaling, or the log-weight of the dequantisation
             (:mod:`sde.likelihood.dequantisation`).
     """
 
