@@ -115,7 +115,7 @@ BIND = Group(
         ("runge_kutta.py", r"    tableau: Tableau", "    serves_noise = True\n    tableau: Tableau"),
         ("scipy_ode.py", r"    def prepare", "    serves_noise = True\n\n    def prepare"),
         ("base.py", r"serves_log_density = False", "serves_log_density = True"),
-        ("base.py", r"rtol > 0\.0 and atol > 0\.0", "rtol > 0.0"),
+        ("adaptive.py", r"rtol > 0\.0 and atol > 0\.0", "rtol > 0.0"),
         ("base.py", r"if max_steps < 1", "if max_steps < 0"),
     ),
 )

@@ -8,7 +8,7 @@ the samples that are still on their way, and what happens to those that fail.
 
 from __future__ import annotations
 
-__all__ = ["Adaptive", "Attempt", "Memory"]
+__all__ = ["Adaptive", "Attempt", "Memory", "check_tolerances"]
 
 import math
 from abc import abstractmethod
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..brownian import along_path
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from .base import Progress, Run, Solver, check_tolerances, finite, require_noise, rows
+from .base import Progress, Run, Solver, finite, require_noise, rows
 
 
 @dataclass(frozen=True)
@@ -218,3 +218,13 @@ class _AdaptiveRun(Run):
 
 def _where(mask: Tensor, yes: State, no: State) -> State:
     return tuple(torch.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(yes, no))
+
+
+def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
+    """Refuses settings of the adaptive method `name` with which no step could be accepted."""
+    if not (rtol > 0.0 and atol > 0.0):
+        raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
+    if max_steps < 1:
+        raise ValueError(f"{name} needs max_steps >= 1, got max_steps={max_steps}")
+    if on_failure not in ("raise", "mark"):
+        raise ValueError(f"{name}: on_failure is 'raise' or 'mark', got {on_failure!r}")

@@ -20,7 +20,6 @@ __all__ = [
     "Solver",
     "Step",
     "affine_step",
-    "check_tolerances",
     "combine",
     "finite",
     "intervals",
@@ -381,13 +380,3 @@ def step_normals(times: Tensor) -> Callable[..., Tensor]:
 def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The time before each step, the time after it, and the step (negative when time runs down)."""
     return times[:-1], times[1:], torch.diff(times)
-
-
-def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:
-    """Refuses settings of the adaptive method `name` with which no step could be accepted."""
-    if not (rtol > 0.0 and atol > 0.0):
-        raise ValueError(f"{name} needs rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
-    if max_steps < 1:
-        raise ValueError(f"{name} needs max_steps >= 1, got max_steps={max_steps}")
-    if on_failure not in ("raise", "mark"):
-        raise ValueError(f"{name}: on_failure is 'raise' or 'mark', got {on_failure!r}")

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, State
 from ..shapes import float64
-from .base import Progress, Run, Solver, check_tolerances, finite, rows
+from .adaptive import check_tolerances
+from .base import Progress, Run, Solver, finite, rows
 from .systems import SystemsRun, advanced, sample_in
 
 # The calls of a step, at least 1 for methods that are not listed.

@@ -24,7 +24,8 @@ from ..dynamics import Dynamics, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
 from ..shapes import check_count, float64
-from .base import FixedRun, Progress, Run, SDESolver, check_tolerances, require_noise, rows
+from .adaptive import check_tolerances
+from .base import FixedRun, Progress, Run, SDESolver, require_noise, rows
 from .systems import SystemsRun, advanced, sample_in
 
 _METHODS: dict[str, tuple[str, ...]] = {
