@@ -25,6 +25,7 @@ from ..model import Model
 from ..noise import Noise, Stream
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
+from ..shapes import recordable
 from ..storage.checkpoint import misfits
 from ..storage.wrappers import fitted
 from .batches import Batch, BatchSource, Iterated, to_model
@@ -155,7 +156,9 @@ class Training:
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * warm
-        self.optimizer.step()
+        # The optimiser keeps its counters on torch's default device.
+        with torch.device("cpu"):
+            self.optimizer.step()
         for average in self.ema.values():
             average.update(self.denoiser, step)
         self.step = step
@@ -272,7 +275,7 @@ def _prepared(
     """The model values of a batch and its conditions, on the device of the denoiser."""
     reference, condition = state_like(denoiser), _condition(denoiser, batch, conditions)
     x0 = to_model(batch, scaling, noise, reference.dtype)
-    return x0.to(reference.device), {name: value.to(reference.device) for name, value in condition.items()}
+    return x0.to(reference.device), {name: recordable(value.to(reference.device)) for name, value in condition.items()}
 
 
 def _condition(denoiser: Denoiser, batch: Batch, conditions: Sequence[str] | None) -> dict[str, Tensor]:
