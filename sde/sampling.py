@@ -2,7 +2,7 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 
 from __future__ import annotations
 
-__all__ = ["Samples", "default_solver", "encode", "evaluating", "recording", "sample", "state_like"]
+__all__ = ["Samples", "default_solver", "encode", "evaluating", "recording", "sample", "state_like", "travelled"]
 
 import contextlib
 import itertools
@@ -137,7 +137,7 @@ def sample(
             if trajectory is not None:
                 trajectory((t, x))
             if progress is not None and k:
-                progress(k / work if work else _travelled(process, begin, t))
+                progress(k / work if work else travelled(process, t, begin, process.t_min))
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), float64(process.t_min))
             if trajectory is not None:
@@ -147,9 +147,9 @@ def sample(
     return Samples(x.to(dtype), *conditioned.counts)
 
 
-def _travelled(process: SDE, begin: float, t: Tensor) -> float:
-    """The fraction of the way from the time `begin` to `t_min` at which samples stand, the mean over times (B,)."""
-    ends = float64([begin, process.t_min])
+def travelled(process: SDE, t: Tensor, start: float, stop: float) -> float:
+    r"""The fraction of the way between two times in :math:`\arctan(\sigma_t / \alpha_t)`, the mean over t (B,)."""
+    ends = float64([start, stop])
     first, last, here = (torch.atan2(process.sigma(s), process.alpha(s)) for s in (*ends, t))
     return float(((first - here) / (first - last)).mean())
 

@@ -53,12 +53,12 @@ def test_uniform_noise_costs_log2_of_the_levels(levels: int, low: float, high: f
     x = values(levels).clamp(2, levels - 3)
     solver, trace = sde.solvers.RungeKutta(rtol=1e-6, atol=1e-6), sde.Hutchinson(1)
     truth = torch.full((len(x),), math.log2(levels), dtype=torch.float64)
-    bits = model.bits_per_dim(x, solver=solver, trace=trace)
+    bits = model.bits_per_dim(x, solver=solver, trace=trace, atol=1e-6)
     # The standard normal stands for the marginal at t_max, whose mean on [0, 1] is alpha / 2 = 3e-3.
     torch.testing.assert_close(bits, truth, rtol=0, atol=5e-3)
     assert isinstance(model.denoiser, ExactDenoiser)
     prior = model.denoiser.target.at(model.process, model.process.t_max)
-    bits = model.bits_per_dim(x, solver=solver, trace=trace, prior=prior)
+    bits = model.bits_per_dim(x, solver=solver, trace=trace, prior=prior, atol=1e-6)
     # alpha(t_min) is 5e-7 below 1, and shrinks the box by as much.
     torch.testing.assert_close(bits, truth, rtol=0, atol=2e-5)
 
@@ -220,8 +220,8 @@ def test_the_error_budget_is_that_of_its_own_log_densities() -> None:
     error = model.log_prob(x, index=index, **call).standard_error
     torch.testing.assert_close(one.probes, 9.924843201 * error, rtol=1e-8, atol=0)  # 2 degrees of freedom
     # The second solution is of the same states and probes: what is left is the error of four steps of Heun.
-    fine = model.log_prob(x, index=index, **{**call, "solver": sde.solvers.RungeKutta(rtol=1e-8, atol=1e-8)}).nats
-    seen = ((draws[0] - fine).abs() * 10.0 / 9.0)[one.rows]
+    fine = model.log_prob(x, index=index, **{**call, "solver": SOLVER.finer(0)}).nats
+    seen = ((draws[0] - fine).abs() * 2.0)[one.rows]
     assert len(one.rows) == 2
     assert bool((one.solver[one.rows] >= 0.999 * seen).all())
     # The 0.995 quantile with 2 degrees of freedom is 9.925.
@@ -480,7 +480,9 @@ def test_a_tuned_grid_is_kept_and_used_again(tmp_path: Path) -> None:
     solver = sde.solvers.DEIS(3)
     tuned = model.tuned(solver, tmp_path, pilot=4, seconds=0.1)
     assert isinstance(tuned.grid, sde.grids.Explicit)
-    assert [path.name for path in (tmp_path / "grids").iterdir()] == ["DEIS-3-sample.json"]
+    assert (
+        len(list((tmp_path / "grids").glob("DEIS-3-sample-*.json"))) == len(list((tmp_path / "grids").iterdir())) == 1
+    )
     assert model.tuned(solver, tmp_path, pilot=9, seed=3) == tuned
     assert model.tuned(solver, pilot=4, seed=3) != tuned
     assert model.sample(2, solver=tuned).shape == (2, *SHAPE)
@@ -501,7 +503,11 @@ def test_a_grid_for_likelihoods_is_tuned_on_data(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
     assert model.tuned(solver, tmp_path, **settings) == tuned != solver
     assert model.tuned(solver, tmp_path, **settings) == tuned
-    assert [path.name for path in (tmp_path / "grids").iterdir()] == ["Heun-3-likelihood.json"]
+    assert (
+        len(list((tmp_path / "grids").glob("Heun-3-likelihood-*.json")))
+        == len(list((tmp_path / "grids").iterdir()))
+        == 1
+    )
     assert len(pilots) == 2
     assert torch.equal(model.scaling.to_data(pilots[0]), x)
     exact, plain, on_grid = (

@@ -36,14 +36,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..denoisers import Prediction
-from ..dynamics import Dynamics, Semilinear, State
+from ..dynamics import Dynamics, Semilinear, State, finite, linear_combination, rows
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
 from ..shapes import check_count, working
@@ -349,23 +349,7 @@ def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Te
     return step
 
 
-def linear_combination(*terms: tuple[float | Tensor, State]) -> State:
-    """The linear combination of states, entry by entry: linear_combination((a, x), (b, y)) = a x + b y."""
-    columns = zip(*(state for _, state in terms))
-    return tuple(reduce(torch.add, [c * entry for (c, _), entry in zip(terms, entries)]) for entries in columns)
-
-
 combine = linear_combination  # the name of version 0.1.0
-
-
-def rows(x: State, index: Tensor) -> State:
-    """The state of some samples."""
-    return tuple(entry[index] for entry in x)
-
-
-def finite(x: State) -> Tensor:
-    """Whether a sample is finite in all its entries, bool (B,)."""
-    return torch.stack([entry.detach().isfinite().flatten(1).all(1) for entry in x]).all(0)
 
 
 # A coefficient of a step: a number, or a 0-dimensional tensor where gradients flow to the grid.

@@ -464,7 +464,7 @@ def test_an_unconditional_network_with_labels_is_told_the_way_out(call: Any) -> 
     with pytest.raises(ValueError, match=r"no label[^()]*$"):
         call(training(conditions=["label"]))
     network = sde.networks.MLP(features=2, width=8, depth=1, classes=1)
-    with pytest.raises(ValueError, match=r"from 0 to 0[^()]*$"):
+    with pytest.raises(ValueError, match=r"labels\[0\] is 1: expected a class from 0 to 0[^()]*$"):
         call(training())
 
 
