@@ -33,7 +33,7 @@ help:
 demo: export OMP_NUM_THREADS ?= 1
 demo: .venv/.base
 	$(BIN)/python scripts/train.py run_dir=$(RUN) preview.n=0
-	$(BIN)/python scripts/sample.py ckpt=$(RUN) n=64 out=$(RUN)/samples/digits.png
+	$(BIN)/python scripts/sample.py ckpt=$(RUN) n=64 out=$(RUN)/samples/digits.png overwrite=true
 	$(BIN)/python scripts/likelihood.py ckpt=$(RUN)
 	@$(BIN)/python scripts/demo.py run_dir=$(RUN)
 

@@ -21,7 +21,7 @@ def main(config: dict[str, Any]) -> None:
     out = setup.output("-diagnostics.png")
     settings = relevant(config, checkpoint_sha256=setup.sha256, data=split.fingerprint)
     check_replaceable(out, settings, overwrite=config["overwrite"])
-    index = torch.arange(plan.samples)
+    index = torch.arange(plan.samples, device="cpu")
     batch, condition = scorer.batch(index)
     samples: dict[str, Any] = {"index": index, "condition": condition}
     times = calibration(denoiser, batch.x, times=config["times"], seed=seed, **samples)

@@ -244,7 +244,7 @@ SCHEMAS: dict[str, type[Keys]] = {
 # Examples of the arguments of trees that the library fills in.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "network": {"channels": 1, "features": 1, "rank": 1},
-    "optimizer": {"params": [torch.zeros(1)]},
+    "optimizer": {"params": [torch.zeros(1, device="cpu")]},
 }
 
 

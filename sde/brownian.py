@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise, StepNoise, Stream
+from .shapes import float64
 
 # Few enough numbers that the normals of several levels stay in the cache, as in KeyedNoise.
 _BLOCK = 2**17
@@ -97,7 +98,7 @@ class BrownianNoise(StepNoise):
     def normal(self, stream: Stream, k: int | Tensor, start: float | Tensor, stop: float | Tensor) -> Tensor:
         if stream not in (Stream.STEP, Stream.AREA):
             return self.draws.normal(stream, k, start, stop)
-        t, s = (torch.as_tensor(time, dtype=torch.float64).reshape(-1) for time in (start, stop))
+        t, s = (float64(time).reshape(-1) for time in (start, stop))
         at_t, at_s = self._point(t), self._point(s)
         # The next interval usually begins at one end of this one.
         self._recent = [(s, at_s), (t, at_t)]

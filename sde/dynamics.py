@@ -30,12 +30,11 @@ __all__ = ["Dynamics", "Semilinear", "Reverse", "State", "WithLogDensity"]
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from .denoisers import Denoiser, Prediction
 from .processes import SDE
-from .shapes import event_dims, expand
+from .shapes import event_dims, expand, float64
 from .trace import BoundTrace
 
 State = tuple[Tensor, ...]
@@ -160,7 +159,7 @@ class Reverse(Semilinear):
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         (x,) = state
-        return (expand(torch.as_tensor(log_scale, dtype=torch.float64).exp(), x) * x,)
+        return (expand(float64(log_scale).exp(), x) * x,)
 
     def rate(self, prediction: State, scale: Tensor | float) -> State:
         return prediction
@@ -228,12 +227,12 @@ class WithLogDensity(Semilinear):
 
     def propagate(self, state: State, log_scale: Tensor | float) -> State:
         x, log_density = state
-        change = expand(torch.as_tensor(log_scale, dtype=torch.float64), log_density)
+        change = expand(float64(log_scale), log_density)
         return (*self.flow.propagate((x,), log_scale), log_density - event_dims(x) * change)
 
     def rate(self, prediction: State, scale: Tensor | float) -> State:
         value, divergence = prediction
-        factor = expand(torch.as_tensor(scale, dtype=torch.float64), divergence)
+        factor = expand(float64(scale), divergence)
         return (*self.flow.rate((value,), scale), factor * divergence)
 
     def select(self, index: Tensor) -> WithLogDensity:

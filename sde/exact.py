@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .denoisers import Denoiser, Prediction, from_score, from_x0
 from .processes import SDE
-from .shapes import event_dims, expand, sum_event, working
+from .shapes import event_dims, expand, float64, sum_event, working
 
 
 class Target(ABC):
@@ -54,10 +54,10 @@ class Target(ABC):
                 f"log_prob needs both process and t for a marginal, and neither for clean data, got {process=}, {t=}"
             )
         x = working(x)
-        if process is None:
+        if process is None or t is None:
             one = torch.ones((), dtype=x.dtype, device=x.device)
             return self.log_density(x, one, torch.zeros_like(one))
-        return self.log_density(x, *_alpha_and_var(process, torch.as_tensor(t, dtype=torch.float64), x))
+        return self.log_density(x, *_alpha_and_var(process, float64(t), x))
 
     def denoiser(self, process: SDE) -> ExactDenoiser:
         """The exact denoiser of this distribution under a process."""
@@ -99,12 +99,12 @@ class Marginal:
     def __init__(self, target: Target, process: SDE, t: float) -> None:
         self.target = target
         self.process = process
-        self.t = torch.tensor(t, dtype=torch.float64)
+        self.t = float64(t)
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         """Returns n samples, with shape (n, *)."""
         mean, std = self.process.marginal(self.target.sample(n, generator=generator), self.t)
-        return mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        return mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=generator.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density in nats, with shape (B,)."""
@@ -145,7 +145,7 @@ class Mixture(Target):
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype)
+        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=generator.device)
         return self.means[k] + torch.einsum("nij,nj->ni", self.basis[k], self.eigenvalues[k].sqrt() * z)
 
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Empirical(Target):
         self.reference = self.points = points
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        return self.points[torch.randint(len(self.points), (n,), generator=generator)]
+        return self.points[torch.randint(len(self.points), (n,), generator=generator, device=generator.device)]
 
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         if bool((var == 0).any()):
@@ -251,7 +251,7 @@ class Uniform(Target):
         self.high = high
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        u = torch.rand(n, *self.low.shape, generator=generator, dtype=self.low.dtype)
+        u = torch.rand(n, *self.low.shape, generator=generator, dtype=self.low.dtype, device=generator.device)
         return self.low + (self.high - self.low) * u
 
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .processes import SDE
+from .shapes import float64
 
 
 class Grid(ABC):
@@ -47,7 +48,7 @@ class Uniform(Grid):
     """Times that are evenly spaced."""
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
-        return torch.linspace(high, low, steps + 1, dtype=torch.float64)
+        return torch.linspace(high, low, steps + 1, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Quadratic(Grid):
     r"""Times whose square roots are evenly spaced (Song et al. 2021, DDIM, section D.2)."""
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
-        return torch.linspace(math.sqrt(high), math.sqrt(low), steps + 1, dtype=torch.float64).square()
+        return torch.linspace(math.sqrt(high), math.sqrt(low), steps + 1, dtype=torch.float64, device="cpu").square()
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class LogSNR(Grid):
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
         ends = process.log_snr(_end_points(process, high, low))
-        return process.time(torch.linspace(ends[0], ends[1], steps + 1, dtype=torch.float64))
+        return process.time(torch.linspace(ends[0], ends[1], steps + 1, dtype=torch.float64, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Karras(Grid):
 
     def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
         roots = (process.log_snr(_end_points(process, high, low)) / (-2.0 * self.rho)).exp()
-        roots = torch.linspace(roots[0], roots[1], steps + 1, dtype=torch.float64)
+        roots = torch.linspace(roots[0], roots[1], steps + 1, dtype=torch.float64, device="cpu")
         return process.time(-2.0 * self.rho * roots.log())
 
 
@@ -114,7 +115,7 @@ class Explicit(Grid):
                 f"this explicit grid runs between {self.points[0]} and {self.points[-1]}, "
                 f"but the solver runs between {high} and {low}"
             )
-        return torch.tensor(self.points, dtype=torch.float64)
+        return float64(self.points)
 
     def doubled(self) -> Explicit:
         middles = [0.5 * (a + b) for a, b in zip(self.points, self.points[1:])]
@@ -122,7 +123,7 @@ class Explicit(Grid):
 
 
 def _end_points(process: SDE, high: float, low: float) -> Tensor:
-    ends = torch.tensor([high, low], dtype=torch.float64)
+    ends = float64([high, low])
     if not bool(process.var(ends)[1] > 0.0):
         raise ValueError(f"a grid in log-SNR cannot reach t={low}, where var(t) is 0; use a larger t_min")
     return ends

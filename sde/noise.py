@@ -136,7 +136,7 @@ class Noise:
 
     def generator(self, stream: Stream, index: int, counter: int = 0) -> torch.Generator:
         """A CPU generator seeded by one address, for code that needs a `torch.Generator`."""
-        bits = self.bits(stream, torch.tensor(index), torch.tensor(counter), 1)
+        bits = self.bits(stream, torch.tensor(index, device="cpu"), torch.tensor(counter, device="cpu"), 1)
         return torch.Generator().manual_seed(int(bits) & (2**63 - 1))
 
     def batch(self, index: Tensor, shape: Sequence[int], dtype: torch.dtype) -> KeyedNoise:
@@ -159,7 +159,7 @@ def sample_index(x: Tensor, index: Tensor | None) -> Tensor:
         x: the batch, whose device they come on.
         index: the positions; 0 to B - 1 by default.
     """
-    index = torch.arange(len(x)) if index is None else index
+    index = torch.arange(len(x), device=x.device) if index is None else index
     if index.shape != (len(x),) or index.dtype != torch.int64:
         raise ValueError(f"expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}")
     return index.to(x.device)

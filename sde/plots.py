@@ -122,12 +122,16 @@ def density(model: Model, points: Tensor | None = None, *, size: int = 60, solve
         kind = "continuous" if model.scaling.levels is None else "discrete"
         raise ValueError(f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}")
     points = model.sample(500) if points is None else points.detach().cpu()
-    low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype), dim=0)
+    low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype, device="cpu"), dim=0)
     margin = 0.25 * (high - low).clamp(min=1e-6)
-    edges = [torch.linspace(*ends, size + 1, dtype=torch.float64) for ends in zip(low - margin, high + margin)]
+    edges = [
+        torch.linspace(*ends, size + 1, dtype=torch.float64, device="cpu") for ends in zip(low - margin, high + margin)
+    ]
     cells = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
     flow: dict[str, Any] = {"solver": solver or Heun(20, grid=LogSNR()), "trace": ExactTrace()}
-    conditions = [None] if model.classes is None else [{"label": torch.tensor(k)} for k in range(model.classes)]
+    conditions = (
+        [None] if model.classes is None else [{"label": torch.tensor(k, device="cpu")} for k in range(model.classes)]
+    )
     nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
     figure, axes = subplots()
     columns, rows = (e.numpy() for e in edges)
@@ -157,7 +161,7 @@ def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Ima
     n, c, h, w = grey.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    canvas = torch.zeros(c, rows * (h + 1) - 1, columns * (w + 1) - 1, dtype=torch.uint8)
+    canvas = torch.zeros(c, rows * (h + 1) - 1, columns * (w + 1) - 1, dtype=torch.uint8, device="cpu")
     for i, image in enumerate(grey):
         top, left = (i // columns) * (h + 1), (i % columns) * (w + 1)
         canvas[:, top : top + h, left : left + w] = image

@@ -7,7 +7,9 @@ __all__ = ["choose_device", "exact_float32", "keep_memory"]
 import contextlib
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -37,15 +39,47 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+# The precision of products, convolutions and recurrences, from the switch of all backends to that of one operation. One
+# that is "none" has the value of the switch above it.
+_BACKENDS: Any = torch.backends
+_SWITCHES = (
+    _BACKENDS,
+    _BACKENDS.cudnn,
+    *(_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn),
+    *(_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn),
+)
+# The older switches: what reads each, what sets it, and the value for full precision.
+_OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    (partial(getattr, _BACKENDS.cudnn, "allow_tf32"), partial(setattr, _BACKENDS.cudnn, "allow_tf32"), False),
+)
+
+
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Computes float32 matrix products and convolutions in full precision: turns off TF32, which has 10 bits."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """Computes float32 products and convolutions in full precision: turns off TF32, of 10 bits, and bfloat16.
+
+    All of torch's switches are set, the older ones too: torch refuses to read an older one that contradicts its newer
+    one. Those that contradict each other before are left for the newer ones to decide.
+    """
+    older = []
+    for read, write, full in _OLDER:
+        with contextlib.suppress(RuntimeError):
+            older.append((write, full, read()))
+    before = [switch.fp32_precision for switch in _SWITCHES]
     try:
+        for write, full, _ in older:
+            write(full)
+        for switch in _SWITCHES:
+            switch.fp32_precision = "ieee"
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
+        for write, _, value in older:
+            write(value)
+        for switch, value in zip(_SWITCHES, before):
+            switch.fp32_precision = "none"
+            if switch.fp32_precision != value:
+                switch.fp32_precision = value
 
 
 def keep_memory() -> bool:

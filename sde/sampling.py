@@ -2,7 +2,7 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 
 from __future__ import annotations
 
-__all__ = ["Samples", "default_solver", "encode", "evaluating", "sample", "state_like", "travelled"]
+__all__ = ["Samples", "default_solver", "encode", "evaluating", "recording", "sample", "state_like", "travelled"]
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
 from .noise import Noise, NoiseSource, Stream
 from .processes import SDE
-from .shapes import working, working_dtype
+from .shapes import float64, recordable, working, working_dtype
 from .solvers import Arcsinh, Solver, UniPC
 
 
@@ -115,20 +115,19 @@ def sample(
     dtype = dtype or working_dtype(reference.dtype)
     reference = torch.empty(0, dtype=working_dtype(dtype), device=device or reference.device)
     batch, *event = shape if state is None else state.shape  # type: ignore[misc]
-    keyed, index = Noise(seed), torch.arange(first, first + batch, device=reference.device)
-    nfe = torch.zeros(batch, dtype=torch.int64, device=reference.device)
-    conditioned = Conditioned(denoiser, condition, nfe, vjps=torch.zeros_like(nfe))
-    dynamics = Reverse(conditioned, eta=solver.eta if eta is None else eta)
-    process = denoiser.process
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+    keyed, process = Noise(seed), denoiser.process
+    with recording(differentiable), evaluating(denoiser):
+        index = torch.arange(first, first + batch, device=reference.device)
+        conditioned = Conditioned(denoiser, condition, torch.zeros_like(index), vjps=torch.zeros_like(index))
+        dynamics = Reverse(conditioned, eta=solver.eta if eta is None else eta)
         run = solver.bind(dynamics, start)
         if state is not None:
-            x = state.to(reference)
+            x = recordable(state.to(reference))
         elif prior is not None:
             generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
             x = torch.cat([prior.sample(1, generator=generator) for generator in generators]).to(reference)
         else:
-            end = torch.tensor(process.t_max, dtype=torch.float64)
+            end = float64(process.t_max)
             z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
         step_noise = (keyed if noise is None else noise).batch(index, event, reference.dtype)
@@ -140,7 +139,7 @@ def sample(
             if progress is not None and k:
                 progress(k / work if work else travelled(process, begin, process.t_min, t))
         if denoise:
-            (x,) = dynamics.predict(Prediction.X0, (x,), torch.tensor(process.t_min, dtype=torch.float64))
+            (x,) = dynamics.predict(Prediction.X0, (x,), float64(process.t_min))
             if trajectory is not None:
                 trajectory((t, x))
         if progress is not None and (denoise or not work):
@@ -160,7 +159,7 @@ def travelled(process: SDE, start: float, stop: float, t: Tensor) -> float:
     Returns:
         The mean over the samples.
     """
-    times = torch.cat([t.detach().double().cpu(), torch.tensor([start, stop], dtype=torch.float64)])
+    times = torch.cat([t.detach().double().cpu(), float64([start, stop])])
     angle = torch.atan2(process.sigma(times), process.alpha(times))
     return float(((angle[:-2] - angle[-2]) / (angle[-1] - angle[-2])).mean())
 
@@ -185,11 +184,11 @@ def encode(
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
-    nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
     solver, process = default_solver() if solver is None else solver, denoiser.process
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
-        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((working(x),))
+    with recording(differentiable), evaluating(denoiser):
+        nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
+        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((recordable(working(x)),))
     return latent
 
 
@@ -198,6 +197,13 @@ def state_like(denoiser: Denoiser) -> Tensor:
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
     return first.new_empty(0, dtype=working_dtype(first.dtype))
+
+
+@contextlib.contextmanager
+def recording(differentiable: bool) -> Iterator[None]:
+    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        yield
 
 
 @contextlib.contextmanager

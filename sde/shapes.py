@@ -11,11 +11,14 @@ rounded once where a result in half precision is asked for.
 from __future__ import annotations
 
 __all__ = [
+    "as_tensor",
     "check_condition",
     "check_count",
     "check_event",
     "event_dims",
     "expand",
+    "float64",
+    "recordable",
     "sum_event",
     "working",
     "working_dtype",
@@ -23,7 +26,8 @@ __all__ = [
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +54,16 @@ def event_dims(x: Tensor) -> int:
     return math.prod(x.shape[1:])
 
 
+def as_tensor(value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of numbers or of an array, on the CPU whatever torch's default device; a tensor stays on its own."""
+    return torch.as_tensor(value, dtype=dtype, device=value.device if isinstance(value, Tensor) else "cpu")
+
+
+def float64(value: Tensor | float | Sequence[float]) -> Tensor:
+    """Times, and numbers that depend on time alone, as a tensor for computations in float64."""
+    return as_tensor(value, torch.float64)
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which results of a dtype are computed: float32 for half precision, else itself."""
     return torch.promote_types(dtype, torch.float32)
@@ -58,6 +72,11 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def working(x: Tensor) -> Tensor:
     """`x` in its working dtype."""
     return x.to(working_dtype(x.dtype))
+
+
+def recordable(x: Tensor) -> Tensor:
+    """`x`, or a copy of it that autograd can record if it was made under `torch.inference_mode()`."""
+    return x.clone() if x.is_inference() else x
 
 
 def check_event(x: Tensor, shape: tuple[int, ...], owner: str = "this model") -> None:

@@ -211,6 +211,29 @@ def test_the_test_above_sees_what_it_should(code: str, bad: bool) -> None:
     assert bool(list(global_draws(ast.parse(code)))) == bad
 
 
+# What makes a tensor on torch's default device.
+_MAKES = {"arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint"}
+_MAKES |= {"randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"}
+
+
+def without_device(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        makes = isinstance(node, ast.Call) and dotted(node.func) in {f"torch.{name}" for name in _MAKES}
+        if makes and not any(keyword.arg == "device" for keyword in node.keywords):
+            yield f"line {node.lineno}: {dotted(node.func)}"
+
+
+def test_every_tensor_that_is_made_says_its_device() -> None:
+    """The default device is the user's; None stands for it in the parts of a network."""
+    offenders = [(name, call) for name, tree in TREES.items() for call in without_device(tree)]
+    offenders += [
+        (name, call) for name, path in SCRIPTS.items() for call in without_device(ast.parse(path.read_text()))
+    ]
+    assert not offenders, offenders
+    assert list(without_device(ast.parse("torch.zeros(3)"))) == ["line 1: torch.zeros"]
+    assert not list(without_device(ast.parse("torch.zeros(3, device=x.device); torch.zeros_like(x)")))
+
+
 def test_importing_the_library_imports_nothing_that_it_need_not() -> None:
     slow = ["hydra", "omegaconf", "matplotlib", "sklearn", "torchsde", "scipy"]
     code = f"import sde, sde.solvers.torch_sde, sys; print([name for name in {slow} if name in sys.modules])"

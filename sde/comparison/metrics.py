@@ -77,7 +77,7 @@ def strong(x: Tensor, exact: Tensor, scale: float) -> tuple[Estimate, Estimate]:
         raise ValueError(f"strong: expected samples of the same shape, got {tuple(x.shape)} and {tuple(exact.shape)}")
     squares = (x.double() - exact.double()).flatten(1).square().mean(1) / scale**2
     generator = torch.Generator().manual_seed(0)
-    index = torch.randint(len(squares), (_RESAMPLES, len(squares)), generator=generator)
+    index = torch.randint(len(squares), (_RESAMPLES, len(squares)), generator=generator, device="cpu")
     resampled = squares[index]
     return _bootstrap(squares.mean(), resampled.mean(1)), _bootstrap(squares.median(), resampled.median(1).values)
 
@@ -94,7 +94,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, scale: float, directions: int = 128
     _check(x, y)
     x, y = x.double().flatten(1), y.double().flatten(1)
     generator = torch.Generator().manual_seed(0)
-    theta = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
+    theta = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64, device="cpu")
     theta = theta / theta.norm(dim=0)
     sides = [(side @ theta).T.sort(dim=1) for side in (x, y)]
     # The jackknife omits a group on both sides. The indices of the sort give the group of each sorted value.
@@ -129,7 +129,7 @@ def moments(x: Tensor, mean: Tensor, cov: Tensor, scale: float) -> tuple[Estimat
 
 def _bootstrap(square: Tensor, resampled: Tensor) -> Estimate:
     """The square root of a number, with a band from its values on bootstrap resamples."""
-    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).sqrt().tolist()
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype, device="cpu")).sqrt().tolist()
     return Estimate(square.sqrt().item(), low, high)
 
 

@@ -79,7 +79,7 @@ Cell = Experiment  # the name in version 0.1.0
 
 
 # Data that is always 0: its exact denoiser has a negligible cost.
-_ZERO = Empirical(torch.zeros(1, 1))
+_ZERO = Empirical(torch.zeros(1, 1, device="cpu"))
 
 
 def plan(

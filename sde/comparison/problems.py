@@ -31,6 +31,7 @@ from ..model import Model, load
 from ..noise import Noise, Stream
 from ..processes import SDE, VP
 from ..sampling import Samples, sample, state_like
+from ..shapes import float64
 from ..solvers import RungeKutta
 from ..storage.checkpoint import resolve, run_directory
 from ..storage.files import sha256
@@ -135,9 +136,9 @@ class ExactProblem(Problem):
         return self.target.at(self.process, self.process.t_min).sample(n, generator=source)
 
     def moments(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        end = torch.tensor(self.process.t_min, dtype=torch.float64)
+        end = float64(self.process.t_min)
         mean, std = self.process.marginal(self._mean, end)
-        noise = std.square() * torch.eye(len(mean), dtype=torch.float64)
+        noise = std.square() * torch.eye(len(mean), dtype=torch.float64, device="cpu")
         return mean, self.process.alpha(end).square() * self._cov + noise
 
     def scale(self, ends: Tensor) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..processes import SDE
-from ..shapes import check_condition
+from ..shapes import as_tensor, check_condition, recordable
 from .parametrisation import Prediction, from_score, from_x0
 
 Self = TypeVar("Self", bound="Wrapper")
@@ -203,7 +203,7 @@ class Conditioned(Wrapper):
         vjps: Tensor | None = None,
     ) -> None:
         super().__init__(inner)
-        self.condition = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
+        self.condition = {name: recordable(as_tensor(value)) for name, value in (condition or {}).items()}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
 

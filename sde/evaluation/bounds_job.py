@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from ..likelihood import chain_bound, continuous_bound, density_bound
 from ..likelihood.truncation import default_end, truncated_at
 from ..processes import SDE, ChainSDE
 from ..runtime import exact_float32
-from ..shapes import check_count
+from ..shapes import check_count, float64
 from ..solvers import Ancestral, Solver
 from ..storage.results import Plain
 from .bounds_table import MEASURES, columns_of
@@ -57,7 +56,7 @@ def decoder_std(process: SDE, chain: Ancestral) -> float | None:
     """
     if isinstance(process, ChainSDE) and chain.steps == len(process.chain) - 1 and chain.grid == Uniform():
         return None
-    low = torch.tensor(process.t_min, dtype=torch.float64)
+    low = float64(process.t_min)
     return (process.sigma(low) / process.alpha(low)).item()
 
 

@@ -136,7 +136,9 @@ def fit(
 
     def samples(step: int) -> Tensor:
         """The positions of the samples of a step."""
-        bits = noise.bits(Stream.ORDER, torch.arange(batch_size), torch.tensor(step), 1)[:, 0]
+        bits = noise.bits(Stream.ORDER, torch.arange(batch_size, device="cpu"), torch.tensor(step, device="cpu"), 1)[
+            :, 0
+        ]
         return bits.remainder(len(split))
 
     def log_density(x: Tensor, step: int) -> Tensor:
@@ -209,7 +211,7 @@ def bits(
     if type(count) is not int or not 2 <= count <= len(split):
         raise ValueError(f"a comparison needs 2 <= n <= {len(split)}, the number of samples, got n={n!r}")
     results = []
-    for index in torch.arange(count).split(batch_size):
+    for index in torch.arange(count, device="cpu").split(batch_size):
         batch, condition = batch_states(model, split, index, dequantiser, seed=seed)
         nats = density(model.denoiser, batch.x, seed=seed, index=index, condition=condition)
         results.append(batch.bits_per_dim(nats))

@@ -17,6 +17,7 @@ from ..likelihood.flow import DensityFlow
 from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
 from ..sampling import evaluating, state_like
+from ..shapes import float64
 from .likelihood_job import FlowScorer
 from .sharding import BatchPlan, Done, nothing_done
 
@@ -67,7 +68,7 @@ def forecast(scorer: FlowScorer, plan: BatchPlan, done: Done = nothing_done, *, 
     """
     model, metered = scorer.model, Metered(scorer.model.denoiser)
     batches = replace(scorer, model=replace(model, denoiser=metered)).score(plan, done)
-    rows, again = plan.pending(done), torch.arange(min(budget, plan.samples))
+    rows, again = plan.pending(done), torch.arange(min(budget, plan.samples), device="cpu")
     if rows == 0 and not len(again):
         return Forecast(0, 0.0, 0.0, 0.0, 0, 0)
     device = state_like(model.denoiser).device
@@ -94,6 +95,6 @@ def _seconds_of_call(scorer: FlowScorer, index: Tensor) -> float:
         flow, times = DensityFlow(scorer.model.denoiser, x, scorer.trace, **how), []
         for _ in range(2):  # the first one may be slower
             start = now(x.device)
-            flow.dynamics.drift(flow.start, torch.tensor(process.t_max, dtype=torch.float64))
+            flow.dynamics.drift(flow.start, float64(process.t_max))
             times.append(now(x.device) - start)
     return min(times)

@@ -84,7 +84,7 @@ class FlowScorer(Scorer):
             raise ValueError(f"continuous data is not dequantised: expected no dequantiser, got {self.dequantiser}")
         solver = _solver_of(self)
         tolerance(solver, math.prod(model.shape), self.atol)
-        flow = DensityFlow(model.denoiser, torch.zeros(1, *model.shape), self.trace)
+        flow = DensityFlow(model.denoiser, torch.zeros(1, *model.shape, device="cpu"), self.trace)
         solver.bind(flow.dynamics, model.process.t_min, model.process.t_max)
 
     @property
@@ -219,7 +219,7 @@ def _tuned_solver(setup: JobSetup, scorer: FlowScorer, progress: Callable[[float
     check_count("a tuned grid", "pilot", pilot)
     if pilot > len(train):
         raise ValueError(f"expected pilot <= {len(train)}, the number of training samples, got pilot={pilot}")
-    data, condition = train.values[:pilot], condition_of(model, train, torch.arange(pilot))
+    data, condition = train.values[:pilot], condition_of(model, train, torch.arange(pilot, device="cpu"))
     how: dict[str, Any] = {"trace": scorer.trace, "seed": scorer.seed, "save": not setup.config["dry_run"]}
     how["progress"] = progress
     return model.tuned(setup.build("solver"), setup.directory, data=data, condition=condition, **how)

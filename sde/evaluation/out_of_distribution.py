@@ -29,10 +29,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..processes import SDE
+from ..shapes import float64
 from .summary import Columns, means_over_repeats
 
 Values = NDArray[np.float64]
@@ -122,4 +122,4 @@ def norm_of_prior(process: SDE, dims: int) -> tuple[float, float]:
 
 
 def _prior_var(process: SDE) -> float:
-    return process.prior_var(torch.tensor(process.t_max, dtype=torch.float64)).item()
+    return process.prior_var(float64(process.t_max)).item()

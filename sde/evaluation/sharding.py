@@ -84,11 +84,11 @@ class BatchPlan:
         Yields:
             The repeat, the indices of all samples in the batch, and a mask of the unfinished ones.
         """
-        batches, finished = torch.arange(self.samples).split(self.batch_size), dict[int, frozenset[int]]()
+        batches, finished = torch.arange(self.samples, device="cpu").split(self.batch_size), dict[int, frozenset[int]]()
         for number in range(self.shard.rank, self.repeats * len(batches), self.shard.world):
             repeat, place = divmod(number, len(batches))
             finished[repeat] = finished[repeat] if repeat in finished else done(repeat)
-            new = torch.tensor([i not in finished[repeat] for i in batches[place].tolist()])
+            new = torch.tensor([i not in finished[repeat] for i in batches[place].tolist()], device="cpu")
             if bool(new.any()):
                 yield repeat, batches[place], new
 

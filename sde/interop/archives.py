@@ -179,4 +179,4 @@ def _bytes(path: Path, place: _Place) -> bytearray:
 
 
 def _flat(data: bytearray, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype, device="cpu")

@@ -228,7 +228,7 @@ def _process(s: ValidatedSettings) -> Tree:
     else:
         low, high = s.number("beta_start"), s.number("beta_end")
         if schedule == "sigmoid":
-            rise = torch.linspace(-6.0, 6.0, n, dtype=torch.float64).sigmoid()
+            rise = torch.linspace(-6.0, 6.0, n, dtype=torch.float64, device="cpu").sigmoid()
             chain = node("DiscreteChain", betas=(low + (high - low) * rise).tolist())
         else:
             name = "linear" if schedule == "linear" else "quadratic"

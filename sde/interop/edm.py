@@ -134,12 +134,12 @@ def _ve(s: ValidatedSettings, low: float, high: float) -> Tree:
 
 def _check_constants(s: ValidatedSettings, weights: dict[str, Tensor], trained: SDE) -> None:
     """Removes the constants from the weights after checking that they agree with the settings."""
-    taps = torch.tensor(s.values.get("resample_filter", [1, 1]), dtype=torch.float32)
+    taps = torch.tensor(s.values.get("resample_filter", [1, 1]), dtype=torch.float32, device="cpu")
     fir = taps.outer(taps)[None, None] / taps.sum().square()
     constants = {name: fir for name in weights if name.endswith(".resample_filter")}
     if s["class_name"] == "iDDPMPrecond":
-        t = torch.arange(s["M"], 0, -1, dtype=torch.float64) / s["M"]
-        constants["u"] = torch.cat([(-0.5 * trained.log_snr(t)).exp(), torch.zeros(1)])
+        t = torch.arange(s["M"], 0, -1, dtype=torch.float64, device="cpu") / s["M"]
+        constants["u"] = torch.cat([(-0.5 * trained.log_snr(t)).exp(), torch.zeros(1, device="cpu")])
     for name, constant in constants.items():
         stored = weights.pop(name, constant)
         if stored.shape != constant.shape or not torch.allclose(stored.double(), constant.double(), rtol=1e-3):

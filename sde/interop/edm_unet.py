@@ -161,7 +161,7 @@ def _attention(tensor: Tensor, part: str, channels: int) -> Tensor:
 def _table(s: ValidatedSettings, weights: dict[str, Tensor], song: bool, classes: int) -> Tensor:
     """The row of each class and of "no label": the output of the linear layer for one-hot vectors."""
     names = ("model.map_label.weight", "model.map_label.bias") if song else ("model.map_label.weight",)
-    stored = [weights.pop(name, torch.empty(0)) for name in names]
+    stored = [weights.pop(name, torch.empty(0, device="cpu")) for name in names]
     if stored[0].ndim != 2 or stored[0].shape[1] != classes or (song and stored[1].shape != stored[0].shape[:1]):
         raise ValueError(
             f"{s.source.path}: label_dim={classes}: expected {' and '.join(names)} for vectors of that length, got "

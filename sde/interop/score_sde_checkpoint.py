@@ -22,10 +22,10 @@ __all__ = ["WHAT", "read", "recognises"]
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..processes import SDE
+from ..shapes import float64
 from .formats import Source, named_tensors, tensors
 from .matching import Tree, content, node
 from .score_sde import frozen, network, weights
@@ -127,7 +127,7 @@ def _tree(settings: Mapping[str, Any], process: SDE | None) -> tuple[Tree, float
 
 def _explodes(process: SDE) -> bool:
     """Whether the signal keeps its scale, as in VE."""
-    return not process.log_alpha(torch.tensor(process.t_max, dtype=torch.float64)).any()
+    return not process.log_alpha(float64(process.t_max)).any()
 
 
 def _with_sign(state: Mapping[str, Tensor], sign: float) -> dict[str, Tensor]:

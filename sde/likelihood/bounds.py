@@ -42,8 +42,8 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
-from ..sampling import evaluating, state_like
-from ..shapes import check_count, event_dims, expand, sum_event, working
+from ..sampling import evaluating, recording, state_like
+from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
 from .decoder import log_decoder
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
@@ -120,8 +120,8 @@ def continuous_bound(
     x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
     index, nfe, noise = sample_index(x0, index), x0.new_zeros(len(x0), dtype=torch.int64), Noise(seed)
     conditioned = Conditioned(denoiser, condition, nfe)
-    low = torch.tensor(process.t_min, dtype=torch.float64)
-    width = process.sigma(low) / process.alpha(low) if std is None else torch.tensor(std, dtype=torch.float64)
+    low = float64(process.t_min)
+    width = process.sigma(low) / process.alpha(low) if std is None else float64(std)
     with torch.no_grad(), evaluating(denoiser):
         prior = -process.prior_divergence(x0)
         rows = []
@@ -182,11 +182,12 @@ def density_bound(
             f"density_bound: expected floating-point data of shape (B, *) with B >= 1 in the model's range, got "
             f"{x.dtype} {tuple(x.shape)}; dequantise and scale it first (sde.likelihood.dequantisation.states)"
         )
-    process, x, dims = denoiser.process, working(x), event_dims(x)
-    index, nfe, noise = sample_index(x, index), torch.zeros(len(x), dtype=torch.int64, device=x.device), Noise(seed)
-    conditioned = Conditioned(denoiser, condition, nfe)
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+    process, dims, noise = denoiser.process, event_dims(x), Noise(seed)
+    with recording(differentiable), evaluating(denoiser):
+        x, index = recordable(working(x)), sample_index(x, index)
+        nfe = torch.zeros_like(index)
+        conditioned = Conditioned(denoiser, condition, nfe)
+        low, high = (float64(t) for t in (process.t_min, process.t_max))
         log_alpha, var = process.transition(low, high)
         mean = expand(log_alpha.exp(), x) * x
         ends = []
@@ -211,12 +212,12 @@ def density_bound(
         # A score of slope -h/v in every direction has the multiple (h^2 rise/2 - h) of |z|^2 in its integrand.
         h = _neighbours(-slopes.detach() / (excess + dims)).clamp(0.0, 1.0)
         path = scale * (squares + slopes - (0.5 * h.square() * rise - h) * excess)
-    error = mean_error(path * draws, stratified)
-    if prior is not None:
-        error = (error.square() + mean_error(end, False).square()).sqrt()
-    start, diffusion = end.mean(1) + dims * log_alpha.item(), path.sum(1)
-    bits = (Scaling.identity() if scaling is None else scaling).bits_per_dim(start + diffusion, dims)
-    return Bound(start + diffusion, start, diffusion, torch.zeros_like(start), path, error, nfe, bits)
+        error = mean_error(path * draws, stratified)
+        if prior is not None:
+            error = (error.square() + mean_error(end, False).square()).sqrt()
+        start, diffusion = end.mean(1) + dims * log_alpha.item(), path.sum(1)
+        bits = (Scaling.identity() if scaling is None else scaling).bits_per_dim(start + diffusion, dims)
+        return Bound(start + diffusion, start, diffusion, torch.zeros_like(start), path, error, nfe, bits)
 
 
 def assemble(

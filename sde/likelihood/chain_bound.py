@@ -39,7 +39,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..processes import SDE
 from ..sampling import evaluating, state_like
-from ..shapes import check_count, event_dims, expand, sum_event
+from ..shapes import check_count, event_dims, expand, float64, sum_event
 from ..solvers import Ancestral
 from .bounds import Bound, assemble, check_std, mean_error, normal_like
 from .decoder import log_decoder
@@ -145,4 +145,4 @@ def decoder_variance(process: SDE, times: Tensor, v: float | Tensor = 0.0) -> Te
     first, second = times[0], times[1]
     small = process.transition(first, second)[1] * process.var(first) / process.var(second)
     large = process.var(first)
-    return small * torch.as_tensor(v * (large / small).log().item(), dtype=torch.float64).exp()
+    return small * float64(v * (large / small).log().item()).exp()

@@ -58,7 +58,7 @@ from ..noise import Noise, Stream, repeat_key, sample_index
 from ..processes import SDE
 from ..runtime import exact_float32
 from ..sampling import state_like
-from ..shapes import check_count, event_dims, sum_event
+from ..shapes import check_count, event_dims, float64, sum_event
 from ..solvers import Solver
 from ..trace import Trace
 from .flow import log_prob
@@ -121,7 +121,7 @@ class TruncatedNormal(Dequantiser):
     @classmethod
     def matched(cls, process: SDE, scaling: Scaling) -> TruncatedNormal:
         """The noise with the standard deviation that the process has added to data at `t_min`."""
-        low = torch.tensor(process.t_min, dtype=torch.float64)
+        low = float64(process.t_min)
         alpha = process.alpha(low).item()
         return cls(process.sigma(low).item() / (alpha * scaling.scale), alpha)
 
@@ -245,7 +245,7 @@ def states(
     index = sample_index(values, index)
     if scaling.levels is None and dequantiser is None:
         x = scaling.to_model(values, dtype=reference.dtype).to(reference.device)
-        log_weight = torch.full((len(x),), scaling.log_det(event_dims(x)), dtype=torch.float64)
+        log_weight = torch.full((len(x),), scaling.log_det(event_dims(x)), dtype=torch.float64, device="cpu")
         return States(x, log_weight, repeat_key(index, repeat))
     rule = UniformDequantiser() if dequantiser is None else dequantiser
     with exact_float32():  # learned noise comes from a network
@@ -315,7 +315,7 @@ def discrete_log_prob(
     check_count("discrete_log_prob", "draws", draws)
     rule = UniformDequantiser() if dequantiser is None else dequantiser
     flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-    bounds, nfe = [], torch.zeros(len(values), dtype=torch.int64)
+    bounds, nfe = [], torch.zeros(len(values), dtype=torch.int64, device="cpu")
     for k in range(repeat * draws, (repeat + 1) * draws):
         with torch.no_grad():
             s = states(denoiser, scaling, values, dequantiser=rule, seed=seed, index=index, repeat=k)

@@ -49,8 +49,8 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..runtime import exact_float32
-from ..sampling import evaluating
-from ..shapes import check_count, event_dims, expand, sum_event, working
+from ..sampling import evaluating, recording
+from ..shapes import check_count, event_dims, expand, float64, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
 from .bounds import normal_like
@@ -108,14 +108,14 @@ def round_trip(
     process, solver = denoiser.process, default_solver() if solver is None else solver
     atol = tolerance(solver, event_dims(x), atol)
     flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
-    with exact_float32(), torch.no_grad(), evaluating(denoiser):
+    with exact_float32(), recording(False), evaluating(denoiser):
         forward = log_prob(denoiser, x, solver=solver, progress=lambda done: report(0.5 * done), **flow)
         backward = DensityFlow(denoiser, forward.latent, **flow)
         way = process.t_max, process.t_min
         states = solver.trajectory(backward.dynamics, backward.start, None, *way)
         back, change = last_state(states, process, *way, lambda done: report(0.5 + 0.5 * done))
-    error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
-    return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
+        error = (sum_event((back - x).square()) / event_dims(x)).sqrt()
+        return RoundTrip(error, forward.nats, forward.prior + change.mean(1), forward.nfe + backward.nfe)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def calibration(
     if len(x0) == 0:
         raise ValueError("calibration needs at least one sample, got 0 samples")
     process, x0 = denoiser.process, working(x0)
-    ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    ends = float64([process.t_min, process.t_max])
     high, low = process.log_snr(ends).tolist()
-    inner = process.time(torch.linspace(high, low, times, dtype=torch.float64)[1:-1])
+    inner = process.time(torch.linspace(high, low, times, dtype=torch.float64, device="cpu")[1:-1])
     index = sample_index(x0, index)
     conditioned = Conditioned(denoiser, condition, torch.zeros(len(x0), dtype=torch.int64, device=x0.device))
 

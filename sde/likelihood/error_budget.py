@@ -47,7 +47,7 @@ from ..denoisers import Denoiser
 from ..grids import Explicit
 from ..noise import sample_index
 from ..processes import SDE
-from ..shapes import check_count, event_dims, sum_event
+from ..shapes import check_count, event_dims, float64, sum_event
 from ..solvers import FixedStep, GridSteps, Solver
 from ..trace import Trace
 from .flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
@@ -196,7 +196,7 @@ def error_budget(
     fine = log_prob(denoiser, y, solver=finer, progress=_part(progress, 0.0), **again).nats
     change = _truncation(denoiser, y, fine, {**again, "solver": finer, "progress": _part(progress, 0.5)})
     # The finer solution is one of the states: the weight of a result in data units is not part of it.
-    nats, weight = result.nats.detach().double(), torch.as_tensor(result.log_weight).detach().double().to(x.device)
+    nats, weight = result.nats.detach().double(), float64(result.log_weight).detach().to(x.device)
     draws = None if repeats is None else repeats.detach().double()
     return ErrorBudget(
         probes=half_width(result.standard_error.double(), estimates),
@@ -282,7 +282,7 @@ def _prior_mismatch(process: SDE, x: Tensor) -> float:
 def _truncation(denoiser: Denoiser, x: Tensor, nats: Tensor, again: Mapping[str, Any]) -> Tensor:
     """The change of the log-density of the data when `t_min` is tripled, with shape (n,)."""
     process, solver = denoiser.process, again["solver"]
-    times = torch.tensor([process.t_min, 3.0 * process.t_min], dtype=torch.float64)
+    times = float64([process.t_min, 3.0 * process.t_min])
     log_a, begin = process.log_alpha(times).diff().item(), times[1].item()
     if isinstance(solver, GridSteps):  # the same steps, so that their errors cancel in the change
         grid = solver.grid.times(process, solver.steps, process.t_max, process.t_min).tolist()

@@ -27,8 +27,8 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import evaluating, travelled
-from ..shapes import event_dims, working
+from ..sampling import evaluating, recording, travelled
+from ..shapes import event_dims, recordable, working
 from ..solvers import FixedStep, RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -132,6 +132,9 @@ class DensityFlow:
         condition: tensors of leading size B, or scalars.
         atol: the absolute tolerance of the log-density in nats; the solver's own by default.
 
+    Raises:
+        ValueError: if the denoiser was made under inference mode.
+
     Attributes:
         dynamics: the flow with its probes.
         start: the state with x and a log-density of 0 for each estimate of the trace.
@@ -149,7 +152,12 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        x = working(x)
+        if any(tensor.is_inference() for tensor in (*denoiser.parameters(), *denoiser.buffers())):
+            raise ValueError(
+                "this denoiser was made under torch.inference_mode(), and no divergence can be computed through it: "
+                "make it outside of inference mode, or take a copy, copy.deepcopy(denoiser)"
+            )
+        x = recordable(working(x))
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
         conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
@@ -208,7 +216,7 @@ def log_prob(
     _check(x)
     process, solver = denoiser.process, default_solver() if solver is None else solver
     atol, begin = tolerance(solver, event_dims(x), atol), denoiser.process.t_min if t is None else t
-    with torch.set_grad_enabled(differentiable), evaluating(denoiser):
+    with recording(differentiable), evaluating(denoiser):
         flow = DensityFlow(denoiser, x, trace, seed=seed, index=index, condition=condition, atol=atol)
         states = solver.trajectory(flow.dynamics, flow.start, None, begin, process.t_max)
         latent, change = last_state(states, process, begin, process.t_max, progress)

@@ -18,12 +18,12 @@ __all__ = ["default_end", "truncated_at"]
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..data import Scaling
 from ..denoisers import Denoiser, Prediction, Wrapper
 from ..processes import SDE, ChainSDE
+from ..shapes import float64
 
 
 def default_end(process: SDE, scaling: Scaling) -> float | None:
@@ -48,7 +48,7 @@ def truncated_at(denoiser: Denoiser, scaling: Scaling, bins: float | None) -> De
     if bins is None:
         return denoiser
     process = denoiser.process
-    low, high = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).tolist()
+    low, high = process.log_snr(float64([process.t_min, process.t_max])).tolist()
     if scaling.levels is None:
         raise ValueError(
             f"continuous data has no quantisation bins, its bound ends at t_min: expected end=None, got end={bins}"
@@ -59,7 +59,7 @@ def truncated_at(denoiser: Denoiser, scaling: Scaling, bins: float | None) -> De
     log_snr = -2.0 * math.log(bins * scaling.scale)
     if log_snr >= low:
         return denoiser
-    t_min = process.time(torch.tensor(log_snr, dtype=torch.float64)).item()
+    t_min = process.time(float64(log_snr)).item()
     return _TruncatedDenoiser(denoiser, _TruncatedProcess(process, t_min, process.t_max))
 
 

@@ -129,7 +129,8 @@ def load(
             do not fit the network, if a class of your own is missing, or if it has no such averaged weights.
             `network` is then unchanged.
     """
-    content = read(path, settings, process)
+    with torch.inference_mode(False), torch.device("cpu"):
+        content = read(path, settings, process)
     return from_checkpoint(content, ema=ema, process=process, network=network, device=device, trust=trust)
 
 
@@ -153,15 +154,18 @@ def from_checkpoint(
     weights = content["weights"] if ema is None else content["ema"][ema]
     tree = json.loads(content["model"])
     scaling = build(tree["scaling"], rooms=MODEL_ROOMS)
-    leaf = denoiser = _leaf(tree, process, network, trust)
-    for wrapper in tree.get("wrappers", ()):
-        denoiser = build(wrapper, rooms=MODEL_ROOMS, inner=denoiser)
-    shapes = {name: value.shape for name, value in leaf.state_dict().items()}
-    weights = fitted(shapes, weights)
-    if difference := misfits(shapes, weights):
-        raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
-    leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))
-    return Model(denoiser.to(device).eval().requires_grad_(False), scaling, tuple(tree["shape"]), tree.get("classes"))
+    # The caller's modes are for tensors of the caller.
+    with torch.inference_mode(False), torch.device("cpu"):
+        leaf = denoiser = _leaf(tree, process, network, trust)
+        for wrapper in tree.get("wrappers", ()):
+            denoiser = build(wrapper, rooms=MODEL_ROOMS, inner=denoiser)
+        shapes = {name: value.shape for name, value in leaf.state_dict().items()}
+        weights = fitted(shapes, weights)
+        if difference := misfits(shapes, weights):
+            raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
+        leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))
+        denoiser = denoiser.to(device).eval().requires_grad_(False)
+    return Model(denoiser, scaling, tuple(tree["shape"]), tree.get("classes"))
 
 
 def _leaf(tree: Mapping[str, Any], process: SDE | None, network: nn.Module | None, trust: Sequence[str]) -> Denoiser:

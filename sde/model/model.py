@@ -22,7 +22,7 @@ from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_pr
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, sample, state_like
+from ..sampling import encode, recording, sample, state_like
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
@@ -171,7 +171,7 @@ class Model:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
         named = dict(condition or {})
         if self.classes is not None:
-            named.setdefault("label", torch.arange(first, first + n) % self.classes)
+            named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
         device = state_like(self.denoiser).device
         return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
 
@@ -206,7 +206,7 @@ class Model:
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-        with torch.set_grad_enabled(differentiable), exact_float32():
+        with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
             log_weight = s.log_weight.to(r.nats)

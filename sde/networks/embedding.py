@@ -102,7 +102,9 @@ class Fourier(LevelEmbedding):
         _check(dim, scale=scale)
         self.dim, self.scale, self.logarithm = dim, scale, logarithm
         self.parts: Tensor
-        self.register_buffer("parts", split(scale * nn.init.normal_(torch.empty(dim // 2, dtype=torch.float32))))
+        self.register_buffer(
+            "parts", split(scale * nn.init.normal_(torch.empty(dim // 2, dtype=torch.float32, device=None)))
+        )
 
     def forward(self, level: Tensor) -> Tensor:
         """The sines, then the cosines, of `level` with shape (B,) -> (B, dim), at least in float32."""

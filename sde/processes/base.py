@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..shapes import event_dims, expand, sum_event, working, working_dtype
+from ..shapes import event_dims, expand, float64, sum_event, working, working_dtype
 
 
 class SDE(ABC):
@@ -170,13 +170,13 @@ class SDE(ABC):
         Returns:
             Nats, float64 with shape (B,).
         """
-        end = torch.tensor(self.t_max if t is None else t, dtype=torch.float64)
+        end = float64(self.t_max if t is None else t)
         alpha, var, v = self.alpha(end).item(), self.var(end).item(), self.prior_var(end).item()
         ratio = var / v
         return 0.5 * (alpha**2 / v * sum_event(x0.double().square()) + event_dims(x0) * (ratio - 1.0 - math.log(ratio)))
 
     def _prior_var(self, t: float | None) -> float:
-        return self.prior_var(torch.tensor(self.t_max if t is None else t, dtype=torch.float64)).item()
+        return self.prior_var(float64(self.t_max if t is None else t)).item()
 
     def check_schedule(self) -> None:
         """Raises an error if the functions of time do not define a diffusion; solvers call it before they start.
@@ -185,7 +185,7 @@ class SDE(ABC):
             ValueError: if, between `t_min` and `t_max`, the log-SNR is not finite or does not decrease, or g^2 is
                 negative or not finite.
         """
-        t = torch.linspace(self.t_min, self.t_max, 66, dtype=torch.float64)[1:-1]
+        t = torch.linspace(self.t_min, self.t_max, 66, dtype=torch.float64, device="cpu")[1:-1]
         log_snr, g2 = self.log_snr(t), self.g2(t)
         for problem, valid in (
             ("log_snr is not finite", log_snr.isfinite()),

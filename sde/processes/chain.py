@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shapes import expand
+from ..shapes import expand, float64
 from .base import SDE
 
 
@@ -48,7 +48,7 @@ class DiscreteChain:
     betas: Tensor
 
     def __post_init__(self) -> None:
-        betas = torch.as_tensor(self.betas, dtype=torch.float64)
+        betas = float64(self.betas)
         if betas.ndim != 1 or len(betas) == 0:
             raise ValueError(f"betas: expected shape (N,) with N >= 1, got {tuple(betas.shape)}")
         invalid = ~((betas > 0) & (betas < 1))
@@ -67,7 +67,7 @@ class DiscreteChain:
             ValueError: if a beta would reach 1; the message has the smallest valid n.
         """
         _check_steps(n, beta_max)
-        return cls(torch.linspace(beta_min / n, beta_max / n, n, dtype=torch.float64))
+        return cls(torch.linspace(beta_min / n, beta_max / n, n, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def quadratic(cls, n: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DiscreteChain:
@@ -80,7 +80,7 @@ class DiscreteChain:
             ValueError: if a beta would reach 1; the message has the smallest valid n.
         """
         _check_steps(n, beta_max)
-        roots = torch.linspace(math.sqrt(beta_min / n), math.sqrt(beta_max / n), n, dtype=torch.float64)
+        roots = torch.linspace(math.sqrt(beta_min / n), math.sqrt(beta_max / n), n, dtype=torch.float64, device="cpu")
         return cls(roots.square())
 
     @classmethod
@@ -91,7 +91,7 @@ class DiscreteChain:
         https://arxiv.org/abs/2102.09672, equation 17; betas are clipped at `largest`.
         """
         _check_steps(n)
-        u = torch.arange(n + 1, dtype=torch.float64) / n
+        u = torch.arange(n + 1, dtype=torch.float64, device="cpu") / n
         h = torch.cos((u + offset) / (1.0 + offset) * (math.pi / 2)).square()
         return cls((1.0 - h[1:] / h[:-1]).clamp(max=largest))
 

@@ -103,19 +103,16 @@ class Run(ABC):
 
         The state is in float32 at least, and is rounded to the dtypes of `x` where it is yielded.
         """
-        progress = self.init(tuple(working(entry) for entry in x), noise)
-        yield progress.t, _rounded(progress.x, x)
-        while not self.finished(progress):
+        progress = self.init(tuple(map(working, x)), noise)
+        while True:
+            yield progress.t, tuple(entry.to(original.dtype) for entry, original in zip(progress.x, x))
+            if self.finished(progress):
+                return
             progress = self.step(progress)
-            yield progress.t, _rounded(progress.x, x)
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
         return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
-
-
-def _rounded(state: State, x: State) -> State:
-    return tuple(entry.to(original.dtype) for entry, original in zip(state, x))
 
 
 class Solver(ABC):

@@ -263,9 +263,9 @@ class Table:
         rows: list[list[Scalar]] = []
         steps = len(self.measure)
         for p in range(1, min(order, steps) + 1):
-            k = torch.arange(p - 1, steps if p == order else p)
+            k = torch.arange(p - 1, steps if p == order else p, device="cpu")
             newest = 1 if ahead else 0
-            index = k[:, None] + torch.arange(newest, -p, -1)
+            index = k[:, None] + torch.arange(newest, -p, -1, device="cpu")
             points, inner = self.points[index], self.inner[k]
             columns = []
             for j in range(index.shape[1]):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics, State
+from ..shapes import float64
 from .base import Progress, Run, Solver, check_tolerances, finite, rows
 from .systems import SystemsRun, advanced, sample_in
 
@@ -112,7 +113,7 @@ class _System:
         return self.ode.t, self._unflat(self.ode.y)
 
     def _drift(self, t: float, y: np.ndarray) -> np.ndarray:
-        slopes = self.dynamics.drift(self._unflat(y), torch.tensor(t, dtype=torch.float64))
+        slopes = self.dynamics.drift(self._unflat(y), float64(t))
         slope = _flat(slopes)
         self._check("drift", t, slopes)
         return slope

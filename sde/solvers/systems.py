@@ -34,7 +34,9 @@ class SystemsRun(Run):
     def init(self, x: State, noise: StepNoise | None) -> Progress:
         index = torch.arange(len(x[0]), device=x[0].device)
         systems = list(index.split(1)) if self.solver.per_sample else [index]
-        return Progress(torch.full((len(index),), self.start, dtype=torch.float64), x, 0, (None, systems), noise)
+        return Progress(
+            torch.full((len(index),), self.start, dtype=torch.float64, device="cpu"), x, 0, (None, systems), noise
+        )
 
     def finished(self, progress: Progress) -> bool:
         current, waiting = progress.memory

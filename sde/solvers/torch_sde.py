@@ -23,7 +23,7 @@ from ..brownian import along_path
 from ..dynamics import Dynamics, State
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..shapes import check_count
+from ..shapes import check_count, float64
 from .base import FixedRun, Progress, Run, SDESolver, check_tolerances, require_noise, rows
 from .systems import SystemsRun, advanced, sample_in
 
@@ -137,7 +137,7 @@ class _System:
         import torchsde  # only this solver needs it
 
         y = self.x.reshape(self.shape)
-        ends = torch.tensor([self.sign * self.start, self.sign * self.stop], dtype=torch.float64)
+        ends = float64([self.sign * self.start, self.sign * self.stop])
         if memory:
             # torchsde calls the drift at the start for its shape. A method with a memory does not use its value.
             self.last = (float(ends[0]), y, y)

@@ -52,11 +52,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):  # writers such as torch's hide it behind their own
+        while isinstance(cause, RuntimeError):  # by which writers such as torch's hide a full disk
             cause = cause.__context__
-        if cause is None or cause is error:
+        if not isinstance(cause, OSError):
             raise
-        raise cause from error
+        cause.filename = str(path) if cause.filename is None else cause.filename
+        raise cause from (None if cause is error else error)
     _sync_directory(path.parent)
 
 

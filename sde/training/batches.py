@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data import Scaling, Split
 from ..noise import Noise, Stream
-from ..shapes import check_condition
+from ..shapes import as_tensor, check_condition
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,10 @@ class Batches(BatchSource):
         self._epoch: tuple[int, Tensor] | None = None
 
     def __getitem__(self, number: int) -> Batch:
-        return self._batch(torch.arange(number * self.size, (number + 1) * self.size))
+        return self._batch(torch.arange(number * self.size, (number + 1) * self.size, device="cpu"))
 
     def epoch(self) -> Iterator[Batch]:
-        yield from (self._batch(places) for places in torch.arange(len(self.values)).split(self.size))
+        yield from (self._batch(places) for places in torch.arange(len(self.values), device="cpu").split(self.size))
 
     def _batch(self, places: Tensor) -> Batch:
         epochs, index = places // len(self.values), torch.empty_like(places)
@@ -96,8 +96,8 @@ class Batches(BatchSource):
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
-            index = torch.arange(len(self.values))
-            keys = self.noise.bits(Stream.ORDER, index, torch.tensor(epoch), 1)[:, 0]
+            index = torch.arange(len(self.values), device="cpu")
+            keys = self.noise.bits(Stream.ORDER, index, torch.tensor(epoch, device="cpu"), 1)[:, 0]
             self._epoch = (epoch, keys.argsort(stable=True))
         return self._epoch[1]
 
@@ -144,13 +144,13 @@ def _parsed(batch: Any, number: int) -> Batch:
     parts = batch if isinstance(batch, tuple | list) else [batch]
     if len(parts) not in (1, 2):
         raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(parts)} parts")
-    values, condition = torch.as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
+    values, condition = as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
     if values.ndim < 2 or len(values) == 0:
         raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
     if condition is not None and not isinstance(condition, Mapping):
-        label = torch.as_tensor(condition)
+        label = as_tensor(condition)
         condition = {"label": label if label.is_floating_point() else label.long()}
-    named = {name: torch.as_tensor(value) for name, value in (condition or {}).items()}
+    named = {name: as_tensor(value) for name, value in (condition or {}).items()}
     check_condition(named, len(values))
     index = torch.arange(len(values), device=values.device)
     return Batch(values, named, index, torch.full_like(index, number))

@@ -24,6 +24,7 @@ from ..model import Model
 from ..noise import Noise, Stream
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
+from ..shapes import recordable
 from ..storage.checkpoint import misfits
 from ..storage.wrappers import fitted
 from .batches import Batch, BatchSource, Iterated, to_model
@@ -145,7 +146,9 @@ class Training:
         warm = min(1.0, step / self.warmup) if self.warmup else 1.0
         for group, rate in zip(self.optimizer.param_groups, self._rates):
             group["lr"] = rate * warm
-        self.optimizer.step()
+        # The optimiser keeps its counters on torch's default device.
+        with torch.device("cpu"):
+            self.optimizer.step()
         for average in self.ema.values():
             average.update(self.denoiser, step)
         self.step = step
@@ -261,7 +264,7 @@ def _prepared(
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
     x0 = to_model(batch, scaling, noise, reference.dtype)
-    return x0.to(reference.device), {name: batch.condition[name].to(reference.device) for name in names}
+    return x0.to(reference.device), {name: recordable(batch.condition[name].to(reference.device)) for name in names}
 
 
 def _losses(

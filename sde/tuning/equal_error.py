@@ -73,7 +73,7 @@ class EqualError(Tuning):
         nodes = torch.cat([half_log_snr[:1], middle, half_log_snr[-1:]])
         density = torch.cat([density[:1], density, density[-1:]])
         mass = torch.cat([nodes.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * nodes.diff()).cumsum(0)])
-        quantiles = torch.linspace(0.0, float(mass[-1]), pilot.solver.steps + 1, dtype=torch.float64)
+        quantiles = torch.linspace(0.0, float(mass[-1]), pilot.solver.steps + 1, dtype=torch.float64, device="cpu")
         return within(process.time(2.0 * _interpolate(quantiles, mass, nodes)), high, low)
 
 

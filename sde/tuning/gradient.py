@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
+from ..shapes import float64
 from .equal_error import EqualError
 from .pilot import Pilot, Tuning, within
 
@@ -120,7 +121,7 @@ class _Descent:
         if not bool(error.isfinite()):
             self.parameter.grad = torch.zeros_like(self.parameter)
             # Above any log-error, so the line search takes a shorter step.
-            return torch.tensor(1e3, dtype=torch.float64)
+            return float64(1e3)
         if error.item() < self.error:
             self.best, self.error = times.detach(), error.item()
         objective = error.log()

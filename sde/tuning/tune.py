@@ -17,8 +17,8 @@ from ..dynamics import Reverse, Semilinear, State
 from ..grids import Explicit
 from ..likelihood.flow import DensityFlow, last_state
 from ..noise import Noise, Stream, repeat_key
-from ..sampling import evaluating, state_like
-from ..shapes import event_dims
+from ..sampling import evaluating, recording, state_like
+from ..shapes import event_dims, float64
 from ..solvers import GridSteps, RungeKutta
 from ..trace import Trace
 from .gradient import Gradient
@@ -78,13 +78,13 @@ def tune_grid(
             f"state, got {solver}"
         )
     process, deadline = denoiser.process, math.inf if seconds is None else time.monotonic() + seconds
-    with torch.no_grad(), evaluating(denoiser), _frozen(denoiser):
+    with recording(False), evaluating(denoiser), _frozen(denoiser):
         if data is None:
             assert shape is not None
             reference = state_like(denoiser)
             index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
             z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
-            end = torch.tensor(process.t_max, dtype=torch.float64)
+            end = float64(process.t_max)
             begin: State = (process.prior_var(end).sqrt().item() * z,)
             dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
             start, stop = process.t_max, process.t_min

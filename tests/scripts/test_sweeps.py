@@ -35,7 +35,7 @@ def test_the_jobs_of_a_sweep_have_directories_of_their_own_and_a_failure_does_no
     for line, value in zip(lines, ("-1", "fast")):
         assert line.startswith("error: ")
         assert f"optimizer.lr={value}" in line
-    assert len(result.out.splitlines()) == 2
+    assert sum(line.startswith("trained to step 2") for line in result.out.splitlines()) == 2
     found = runs(tmp_path)
     assert len(found) == 2
     for value in ("0.01", "0.001"):
