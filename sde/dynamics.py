@@ -25,11 +25,13 @@ has a drift and a diffusion. That of a diffusion model is :class:`Semilinear`, w
 
 from __future__ import annotations
 
-__all__ = ["Dynamics", "Semilinear", "Reverse", "State", "WithLogDensity"]
+__all__ = ["Dynamics", "Semilinear", "Reverse", "State", "WithLogDensity", "finite", "linear_combination", "rows"]
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from .denoisers import Denoiser, Prediction
@@ -38,6 +40,22 @@ from .shapes import event_dims, expand, float64
 from .trace import BoundTrace
 
 State = tuple[Tensor, ...]
+
+
+def linear_combination(*terms: tuple[float | Tensor, State]) -> State:
+    """The linear combination of states, entry by entry: linear_combination((a, x), (b, y)) = a x + b y."""
+    columns = zip(*(state for _, state in terms))
+    return tuple(reduce(torch.add, [c * entry for (c, _), entry in zip(terms, entries)]) for entries in columns)
+
+
+def rows(x: State, index: Tensor) -> State:
+    """The state of some samples."""
+    return tuple(entry[index] for entry in x)
+
+
+def finite(x: State) -> Tensor:
+    """Whether a sample is finite in all its entries, bool (B,)."""
+    return torch.stack([entry.detach().isfinite().flatten(1).all(1) for entry in x]).all(0)
 
 
 class Dynamics(ABC):

@@ -137,7 +137,7 @@ def sample(
             if trajectory is not None:
                 trajectory((t, x))
             if progress is not None and k:
-                progress(k / work if work else travelled(process, begin, process.t_min, t))
+                progress(k / work if work else travelled(process, t, begin, process.t_min))
         if denoise:
             (x,) = dynamics.predict(Prediction.X0, (x,), float64(process.t_min))
             if trajectory is not None:
@@ -147,21 +147,11 @@ def sample(
     return Samples(x.to(dtype), *conditioned.counts)
 
 
-def travelled(process: SDE, start: float, stop: float, t: Tensor) -> float:
-    r"""The fraction of the way between two times at which samples stand, in :math:`\arctan(\sigma_t / \alpha_t)`.
-
-    Args:
-        process: the process.
-        start: the time at which they started.
-        stop: the time at which they will stop.
-        t: the time of each now, with shape (B,).
-
-    Returns:
-        The mean over the samples.
-    """
-    times = torch.cat([t.detach().double().cpu(), float64([start, stop])])
-    angle = torch.atan2(process.sigma(times), process.alpha(times))
-    return float(((angle[:-2] - angle[-2]) / (angle[-1] - angle[-2])).mean())
+def travelled(process: SDE, t: Tensor, start: float, stop: float) -> float:
+    r"""The fraction of the way between two times in :math:`\arctan(\sigma_t / \alpha_t)`, the mean over t (B,)."""
+    ends = float64([start, stop])
+    first, last, here = (torch.atan2(process.sigma(s), process.alpha(s)) for s in (*ends, t))
+    return float(((first - here) / (first - last)).mean())
 
 
 def encode(

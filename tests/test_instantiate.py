@@ -203,6 +203,7 @@ DESCRIBED = {
     "LogSNRLevel": sde.LogSNRLevel(),
     "MatchedLevel": sde.MatchedLevel(sde.VE(), sde.LogSNRLevel(0.5)),
     "Scaling": sde.data.Scaling.interval(17),
+    "Scaling of columns": sde.data.Scaling((0.5, 2.0), (0.0, -1.0)),
     "Positional": U.Positional(8, scale=2.0, shift=0, cosine_first=True),
     "Fourier": U.Fourier(8, logarithm=True),
     "MLP": U.MLP(3, width=8, depth=1, embedding=U.Fourier(8), classes=4),

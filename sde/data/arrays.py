@@ -75,8 +75,8 @@ def arrays(
         levels: number of levels of discrete values (see the module).
         low: lower end of the model's range, for discrete values.
         high: upper end of the model's range, for discrete values.
-        standardise: whether continuous values are standardised by the mean and standard deviation of the training
-            values.
+        standardise: whether continuous values are standardised, each column or channel by the mean and standard
+            deviation of its training values (:meth:`sde.data.Scaling.standardise`).
         test_fraction: fraction of the training values to split off if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training values to hold out as `valid`, as in `hold_out`.

@@ -10,7 +10,7 @@ version of NumPy.
 
 from __future__ import annotations
 
-__all__ = ["DataSet", "Split", "hold_out", "split_off"]
+__all__ = ["DataSet", "Split", "check_labels", "hold_out", "split_off"]
 
 import hashlib
 from dataclasses import dataclass
@@ -151,6 +151,23 @@ class DataSet:
                 f"{'a floating dtype' if continuous else self.scaling.dtype} for levels={self.scaling.levels}"
             )
         self.scaling.check(values, f"{self.name}: {name}")
+
+
+def check_labels(name: str, labels: Tensor, classes: int, *, null: bool = False) -> None:
+    """Checks labels against the classes of a network, whose label `classes` means "no label".
+
+    Args:
+        name: the name of the labels in the error.
+        labels: int64, with shape (N,).
+        classes: the number of classes.
+        null: whether "no label" is valid.
+
+    Raises:
+        ValueError: if a label is none of 0 to `classes` - 1; the error names the first one.
+    """
+    valid = f"a class from 0 to {classes - 1}" + (f", or {classes} for no label" if null else "")
+    allowed = (labels >= 0) & (labels < classes + null)
+    check_entries(name, labels, allowed, f"{valid}: count labels from 0, or give more classes")
 
 
 def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split]:

@@ -1,8 +1,9 @@
 r"""Images: a data set from a folder of image files.
 
 **Files.** All PNG, JPEG, BMP, GIF, WebP, TIFF and PNM files below the folder, recognised by their suffix and sorted by
-their path relative to the folder. Other files, and files and folders whose name begins with a dot, are skipped. An
-image file that cannot be decoded completely is an error.
+their path relative to the folder. Symbolic links to folders are followed; every folder is searched once, so that
+circles end. Files and folders whose name begins with a dot are skipped. A warning counts the other files by suffix. An
+image file that cannot be decoded completely, or a folder that cannot be listed, is an error.
 
 **Pixels.** 8 bits per channel, hence 256 levels:
 
@@ -24,7 +25,8 @@ __all__ = ["images"]
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,7 @@ def images(
 
     Raises:
         NotADirectoryError: if the folder does not exist.
+        OSError: if a folder below it cannot be listed.
         ValueError: if the folder contains no image; if an image is damaged, has a refused mode, or is so large that
             Pillow takes it for a decompression bomb; or if `size` is None and two images differ in size.
     """
@@ -107,16 +110,35 @@ def _target_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
 def _image_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise NotADirectoryError(f"the folder {path} does not exist")
-    found: list[Path] = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        found += [Path(folder, name) for name in names]
-    files = [file for file in found if file.name.lower().endswith(_SUFFIXES) and not file.name.startswith(".")]
-    if not files:
+    files = sorted(_files_below(path), key=lambda file: file.relative_to(path).as_posix())
+    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in _SUFFIXES)
+    kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
+    passed_over = f"{others.total()} other files" + (f" ({kinds})" if kinds else "")
+    if others.total() == len(files):
         raise ValueError(
-            f"{path} contains no image: expected files that end in {', '.join(_SUFFIXES)}, got {len(found)} other files"
+            f"{path} contains no image: expected files that end in {', '.join(_SUFFIXES)}, got {passed_over}"
         )
-    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+    if others:
+        warnings.warn(f"{path}: {passed_over} are no images and are passed over", stacklevel=3)
+    return [file for file in files if file.suffix.lower() in _SUFFIXES]
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """The files below a folder without a leading dot: first those of its own folders, then those behind links."""
+    roots, searched = [str(path)], set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root in roots:  # grows by the links that are found
+        for folder, folders, names in os.walk(root, onerror=refuse):
+            if os.path.realpath(folder) in searched:
+                folders.clear()
+                continue
+            searched.add(os.path.realpath(folder))
+            folders[:] = sorted(each for each in folders if not each.startswith("."))
+            roots += [link for link in (os.path.join(folder, each) for each in folders) if os.path.islink(link)]
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def _load(file: Path, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:

@@ -42,11 +42,13 @@ class Denoiser(nn.Module, ABC):
         process: the process.
         calls: the network calls of one prediction; 2 for classifier-free guidance.
         vjps: the vector-Jacobian products of one prediction; 1 for guidance by a gradient through the network.
+        classes: the number of classes of its `label`, if it has one and is a network of this library; else None.
     """
 
     process: SDE
     calls: int = 1
     vjps: int = 0
+    classes: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -134,7 +136,7 @@ class Wrapper(Denoiser):
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
         self.inner = inner
-        self.process, self.calls, self.vjps = inner.process, inner.calls, inner.vjps
+        self.process, self.calls, self.vjps, self.classes = inner.process, inner.calls, inner.vjps, inner.classes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ..networks.network import Network
 from ..processes import SDE
 from ..shapes import expand, working, working_dtype
 from .base import Denoiser
@@ -46,6 +47,7 @@ class PredictingDenoiser(Denoiser):
         super().__init__()
         self.network = network
         self.process = process
+        self.classes = network.classes if isinstance(network, Network) else None
         self.parametrisation = NoisePrediction() if parametrisation is None else parametrisation
         self.level = TimeLevel() if level is None else level
 

@@ -4,13 +4,13 @@ There are four measures of the likelihood, each the sum of three terms, in bits/
 
 - `flow`, the density of the probability flow (:func:`sde.log_prob`): the `prior` at the latent, the integral of the
   `divergence`, and the `weight` of the dequantisation (:mod:`sde.likelihood.dequantisation`), or of the scaling for
-  continuous data, :math:`D \log a`.
+  continuous data, its log-determinant (:meth:`sde.data.Scaling.log_det`).
 - `density`, the bound of the reverse SDE on the density of the same states (:func:`sde.likelihood.density_bound`): the
   `prior`, the `diffusion`, and the same `weight`.
 - `continuous`, the bound of the reverse SDE with a decoder (:func:`sde.likelihood.continuous_bound`): the `prior`, the
   `diffusion`, and the decoder of the `data` at the end of the path (:mod:`sde.likelihood.truncation`). For discrete
   data it needs no dequantisation; for continuous data the decoder is a density in the units of the data, which includes
-  :math:`D \log a`.
+  the same log-determinant.
 - `chain`, the bound of DDPM's chain (:func:`sde.likelihood.chain_bound`): the `prior` :math:`L_N`, the `steps`
   :math:`\sum_{i=1}^{N-1} L_i`, and the decoder's :math:`L_0` of the `data`, as in `continuous`.
 

@@ -32,6 +32,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ..data import Split
+from ..data.dataset import check_labels
 from ..likelihood.dequantisation import Dequantiser, States, states
 from ..likelihood.error_budget import ErrorBudget, error_budget
 from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
@@ -148,8 +149,8 @@ def check_data(model: Model, split: Split) -> None:
     model.scaling.check(values, "the data")
     if model.classes is not None and split.labels is None:
         raise ValueError(f"this model is conditioned on one of {model.classes} classes, but the data has no labels")
-    if model.classes is not None and split.labels is not None and int(split.labels.max()) >= model.classes:
-        raise ValueError(f"expected labels below {model.classes}, the classes of this model, got {split.labels.max()}")
+    if model.classes is not None and split.labels is not None:
+        check_labels("labels", split.labels, model.classes)
 
 
 def flow_scorer(setup: JobSetup, split: Split, *, solved: bool = True) -> FlowScorer:

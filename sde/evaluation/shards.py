@@ -21,13 +21,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from numpy.typing import DTypeLike
 
-from ..instantiate import public
 from ..storage.results import Job, Plain, load
 from ..storage.store import Store, read
+from ..training.run import differences
 from .sharding import WHOLE, Done, Shard, nothing_done
 from .summary import Columns
 
@@ -91,7 +90,7 @@ def opened(
         path: the HDF5 file. Its directory must exist.
         columns: name to dtype, as in :meth:`sde.storage.store.Store.open`.
         key: the attributes that must agree with those of an existing file. In its `config`, names of older versions
-            agree with the names that they have now.
+            agree with the names that they have now, and null with a key that is missing.
         metadata: attributes that may differ.
         shard: this process.
         snapshot_every: as in :meth:`sde.storage.store.Store.open`.
@@ -121,17 +120,15 @@ def opened(
 
 
 def _with_stored_names(path: Path, key: Mapping[str, Plain]) -> Mapping[str, Plain]:
-    """The key with the config of an existing file if that differs only in names of an older version."""
+    """The key with the config of an existing file if that differs only in names of an older version, or keys that are
+    null."""
     stored = read(path).attributes.get("config") if path.exists() else None
-    return {**key, "config": stored} if stored and _current(stored) == _current(key.get("config")) else key
-
-
-def _current(config: Plain | None) -> Any:
-    """The tree of a config with the names of this version."""
     try:
-        return public(json.loads(str(config)))
+        old, new = json.loads(str(stored)), json.loads(str(key.get("config")))
     except ValueError:  # not the config of a job
-        return config
+        return key
+    same = isinstance(old, dict) and isinstance(new, dict) and not any(differences(old, new, free=()))
+    return {**key, "config": stored} if same and stored is not None else key
 
 
 def _wait_for(store_at: Callable[[Path], Store], path: Path, patience: float) -> Store:

@@ -44,19 +44,18 @@ def log_bin_mass(scaling: Scaling, values: Tensor, mean: Tensor, std: Tensor) ->
     Raises:
         ValueError: if the data is continuous.
     """
-    if scaling.levels is None:
-        raise ValueError("continuous data has no quantisation bins: expected a scaling with levels, got levels=None")
+    width, low, levels = scaling.bins
     mean, std = mean.double(), std.to(mean.device).double()
     v = values.to(mean.device).double()
-    below = (scaling.scale * v + scaling.shift - mean) / std
-    above = (scaling.scale * (v + 1.0) + scaling.shift - mean) / std
+    below = (width * v + low - mean) / std
+    above = (width * (v + 1.0) + low - mean) / std
     # Bins in the upper tail are reflected into the lower one, where log Phi is precise.
     flip = below > 0.0
     upper, lower = torch.where(flip, -below, above), torch.where(flip, -above, below)
     log_upper = torch.special.log_ndtr(upper)
     between = log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
     first, last = torch.special.log_ndtr(above), torch.special.log_ndtr(-below)
-    return torch.where(v == 0, first, torch.where(v == scaling.levels - 1, last, between))
+    return torch.where(v == 0, first, torch.where(v == levels - 1, last, between))
 
 
 def log_decoder(scaling: Scaling, values: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class TruncatedNormal(Dequantiser):
         """The noise with the standard deviation that the process has added to data at `t_min`."""
         low = float64(process.t_min)
         alpha = process.alpha(low).item()
-        return cls(process.sigma(low).item() / (alpha * scaling.scale), alpha)
+        return cls(process.sigma(low).item() / (alpha * scaling.bins[0]), alpha)
 
     @property
     def tau(self) -> float:
@@ -160,8 +160,8 @@ class States:
     Attributes:
         x: states in the model's range, with shape (B, \*).
         log_weight: the change from the log-density of the states to that of the data in nats, float64 with shape (B,):
-            :math:`D \log a` for continuous data. For discrete data it is the w of the dequantisation, and the mean of
-            :math:`\log p(x) + w` is a lower bound on :math:`\log P(v)`.
+            the log-determinant of the scaling for continuous data. For discrete data it is the w of the dequantisation,
+            and the mean of :math:`\log p(x) + w` is a lower bound on :math:`\log P(v)`.
         keys: the keys of the probes, int64 with shape (B,): every repeat has keys of its own.
     """
 

@@ -53,10 +53,11 @@ def truncated_at(denoiser: Denoiser, scaling: Scaling, bins: float | None) -> De
         raise ValueError(
             f"continuous data has no quantisation bins, its bound ends at t_min: expected end=None, got end={bins}"
         )
-    widest = math.exp(-0.5 * high) / scaling.scale
+    width, *_ = scaling.bins
+    widest = math.exp(-0.5 * high) / width
     if isinstance(bins, bool) or not isinstance(bins, int | float) or not 0.0 < bins < widest:
         raise ValueError(f"expected the noise in widths of a bin, 0 < end < {widest:.4g}, got end={bins!r}")
-    log_snr = -2.0 * math.log(bins * scaling.scale)
+    log_snr = -2.0 * math.log(bins * width)
     if log_snr >= low:
         return denoiser
     t_min = process.time(float64(log_snr)).item()

@@ -38,12 +38,18 @@ class Model:
         scaling: the map between data values and the model's range.
         shape: the event shape, (C, *spatial) or (D,).
         classes: the number of classes of a model that is conditioned on a `label`; None for others.
+
+    Raises:
+        ValueError: if the scaling is for another number of columns or channels than the shape has.
     """
 
     denoiser: Denoiser
     scaling: Scaling
     shape: tuple[int, ...]
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        self.scaling.check_event(self.shape)
 
     @property
     def process(self) -> SDE:

@@ -39,24 +39,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..denoisers import Prediction
-from ..dynamics import Dynamics, Semilinear, State
+from ..dynamics import Dynamics, Semilinear, State, finite, linear_combination, rows
 from ..grids import Grid, Uniform
-from ..noise import StepNoise
+from ..noise import StepNoise, Stream
 from ..shapes import check_count, working
-from .states import (
-    Scalar,
-    combine,
-    finite,
-    intervals,
-    linear_combination,
-    require_noise,
-    rows,
-    scalars,
-    step_normals,
-)
 
 
 @dataclass(frozen=True)
@@ -357,6 +347,40 @@ def affine_step(dynamics: Semilinear, times: Tensor, a: Tensor, b: Tensor, c: Te
         return (x,), None
 
     return step
+
+
+combine = linear_combination  # the name of version 0.1.0
+
+
+# A coefficient of a step: a number, or a 0-dimensional tensor where gradients flow to the grid.
+Scalar = float | Tensor
+
+
+def scalars(values: Tensor) -> list[Any]:
+    """The entries of a vector as numbers, or as tensors where it requires gradients."""
+    return list(values.unbind()) if values.requires_grad else values.tolist()
+
+
+def require_noise(noise: StepNoise | None) -> StepNoise:
+    """The noise of a step that cannot do without."""
+    if noise is None:
+        raise ValueError("this step draws noise, but the run was started with noise=None")
+    return noise
+
+
+def step_normals(times: Tensor) -> Callable[..., Tensor]:
+    """The function (noise, k, stream=Stream.STEP) -> the standard normals of step k of a grid."""
+    numbers = times.tolist()
+
+    def normals(noise: StepNoise | None, k: int, stream: Stream = Stream.STEP) -> Tensor:
+        return require_noise(noise).normal(stream, k, numbers[k], numbers[k + 1])
+
+    return normals
+
+
+def intervals(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The time before each step, the time after it, and the step (negative when time runs down)."""
+    return times[:-1], times[1:], torch.diff(times)
 
 
 def check_tolerances(name: str, rtol: float, atol: float, max_steps: int, on_failure: str = "raise") -> None:

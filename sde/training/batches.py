@@ -32,12 +32,14 @@ class Batch:
         condition: named tensors of leading size B, or scalars.
         index: the first keys of the samples, int64 with shape (B,).
         counter: the second ones.
+        null: whether a `label` may be the one that means "no label"; the labels of data are classes.
     """
 
     values: Tensor
     condition: dict[str, Tensor]
     index: Tensor
     counter: Tensor
+    null: bool = True
 
 
 class BatchSource(ABC):
@@ -53,6 +55,11 @@ class BatchSource(ABC):
     def __getitem__(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
 
+    @property
+    @abstractmethod
+    def whole(self) -> Batch | None:
+        """All samples, if they are in memory."""
+
     @abstractmethod
     def epoch(self) -> Iterator[Batch]:
         """Every sample once; the last batch may be smaller."""
@@ -64,7 +71,8 @@ class Batches(BatchSource):
     Args:
         data: a split, or values with shape (N, \*).
         size: the number of samples in a batch.
-        condition: named tensors of leading size N, or scalars; by default the labels of the split as `label`.
+        condition: named tensors of leading size N, or scalars; by default the labels of the split as `label`. A
+            `label` that is given here may be the one that means "no label".
         seed: the seed of the order and of the dequantisation.
     """
 
@@ -74,7 +82,7 @@ class Batches(BatchSource):
         split = data if isinstance(data, Split) else Split(data)
         labels = {} if split.labels is None else {"label": split.labels}
         self.values, self.condition = split.values, dict(labels if condition is None else condition)
-        self.size, self.noise = size, Noise(seed)
+        self.size, self.noise, self.null = size, Noise(seed), condition is not None
         if size < 1 or len(split) < 1:
             raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(split)} samples")
         check_condition(self.condition, len(split))
@@ -82,6 +90,11 @@ class Batches(BatchSource):
 
     def __getitem__(self, number: int) -> Batch:
         return self._batch(torch.arange(number * self.size, (number + 1) * self.size, device="cpu"))
+
+    @property
+    def whole(self) -> Batch:
+        index = torch.arange(len(self.values), device="cpu")
+        return Batch(self.values, self.condition, index, torch.zeros_like(index), self.null)
 
     def epoch(self) -> Iterator[Batch]:
         yield from (self._batch(places) for places in torch.arange(len(self.values), device="cpu").split(self.size))
@@ -92,7 +105,7 @@ class Batches(BatchSource):
             here = epochs == epoch
             index[here] = self._order(epoch)[places[here] % len(self.values)]
         condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
-        return Batch(self.values[index], condition, index, epochs)
+        return Batch(self.values[index], condition, index, epochs, self.null)
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -106,7 +119,8 @@ class Iterated(BatchSource):
     """The batches of an iterable, such as a torch DataLoader, which is started again when it is exhausted.
 
     Args:
-        batches: tensors with shape (B, *), or pairs of such a tensor and a condition: named tensors, or labels.
+        batches: tensors with shape (B, *), or pairs of such a tensor and a condition: labels, or named tensors, whose
+            `label` may be the one that means "no label".
         seed: the seed of the dequantisation.
     """
 
@@ -125,6 +139,10 @@ class Iterated(BatchSource):
         if self._latest is None or self._latest[0] != number:
             self._latest = number, _parsed(self._next(), number)
         return self._latest[1]
+
+    @property
+    def whole(self) -> None:
+        return None
 
     def epoch(self) -> Iterator[Batch]:
         yield from (_parsed(batch, number) for number, batch in enumerate(self._batches))
@@ -147,13 +165,14 @@ def _parsed(batch: Any, number: int) -> Batch:
     values, condition = as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
     if values.ndim < 2 or len(values) == 0:
         raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
-    if condition is not None and not isinstance(condition, Mapping):
+    null = condition is None or isinstance(condition, Mapping)
+    if not null:
         label = as_tensor(condition)
         condition = {"label": label if label.is_floating_point() else label.long()}
     named = {name: as_tensor(value) for name, value in (condition or {}).items()}
     check_condition(named, len(values))
     index = torch.arange(len(values), device=values.device)
-    return Batch(values, named, index, torch.full_like(index, number))
+    return Batch(values, named, index, torch.full_like(index, number), null)
 
 
 def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data import Scaling
+from ..data.dataset import check_labels
 from ..denoisers import Denoiser
 from ..model import Model
 from ..noise import Noise, Stream
@@ -71,10 +72,15 @@ class Training:
         clip: the largest norm of the gradient; larger ones are scaled down.
         seed: the seed of times and noise.
         conditions: the names of the conditions that the denoiser takes, [] for none; all those of the batches by
-            default.
+            default. The labels of a :class:`sde.data.Split`, and a tensor of labels, are classes of the network; in a
+            mapping, `label` may be the one that means "no label".
 
     Attributes:
         step: the number of steps taken.
+
+    Raises:
+        ValueError: if a setting is out of range, nothing can be trained, or :class:`sde.Batches` have a label that is
+            none of the network's or lack one of the `conditions`.
     """
 
     def __init__(
@@ -106,6 +112,10 @@ class Training:
         self.noise = Noise(seed)
         self.step = 0
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        if (whole := self.batches.whole) is not None:
+            _condition(denoiser, whole, conditions)
+            if whole.values.is_floating_point():
+                (scaling or Scaling.identity()).warn_of_spreads(whole.values)
 
     @property
     def device(self) -> torch.device:
@@ -173,7 +183,12 @@ class Training:
             shape: the event shape; that of the batches by default.
             ema: the name of the averaged weights; None for the raw weights.
             classes: the number of classes, for a model that draws each in turn where no label is given.
+
+        Raises:
+            ValueError: if there is no such average, or the network has fewer classes.
         """
+        if classes is not None and self.denoiser.classes is not None and classes > self.denoiser.classes:
+            raise ValueError(f"expected classes up to {self.denoiser.classes}, those of the network, got {classes}")
         if ema is not None and ema not in self.ema:
             raise ValueError(f"this training has no EMA {ema!r}: it has {', '.join(self.ema) or 'none'}")
         denoiser = copy.deepcopy(self.denoiser)
@@ -258,13 +273,22 @@ def _prepared(
     denoiser: Denoiser, batch: Batch, scaling: Scaling | None, noise: Noise, conditions: Sequence[str] | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The model values of a batch and its conditions, on the device of the denoiser."""
-    reference, names = state_like(denoiser), batch.condition if conditions is None else conditions
+    reference, condition = state_like(denoiser), _condition(denoiser, batch, conditions)
+    x0 = to_model(batch, scaling, noise, reference.dtype)
+    return x0.to(reference.device), {name: recordable(value.to(reference.device)) for name, value in condition.items()}
+
+
+def _condition(denoiser: Denoiser, batch: Batch, conditions: Sequence[str] | None) -> dict[str, Tensor]:
+    """The conditions of a batch that the denoiser takes, with labels of classes that it has."""
+    names = batch.condition if conditions is None else conditions
     for name in names:
         if name not in batch.condition:
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
-    x0 = to_model(batch, scaling, noise, reference.dtype)
-    return x0.to(reference.device), {name: recordable(batch.condition[name].to(reference.device)) for name in names}
+    chosen = {name: batch.condition[name] for name in names}
+    if denoiser.classes is not None and "label" in chosen:
+        check_labels("labels", chosen["label"], denoiser.classes, null=batch.null)
+    return chosen
 
 
 def _losses(

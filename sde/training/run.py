@@ -15,13 +15,16 @@ import inspect
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..data import DataSet
+from ..data.dataset import check_labels
 from ..denoisers import Denoiser
-from ..instantiate import build, describe, find, public
+from ..instantiate import MODEL_ROOMS, build, describe, find, public
 from ..runtime import choose_device
 from ..storage.checkpoint import load_checkpoint, resolve, save_checkpoint
 from ..storage.files import Lock, write_atomically
@@ -36,15 +39,22 @@ RESUMABLE_KEYS = ("steps", "device", "run_dir", "log_every", "save_every", "vali
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
     """The denoiser of a config for a data set, and the tree of plain values from which a checkpoint rebuilds it.
 
-    Arguments of the network that follow from the data (`channels`, `features`, `rank`) are filled in if the config has
-    null for them.
+    Arguments of the network that follow from the data (`channels`, `features`, `rank`; `classes` if it is
+    `conditional`) are filled in if the config does not give them.
 
     Args:
-        config: the trees `sde`, `network` and `denoiser`, and `trust`.
+        config: the trees `sde`, `network` and `denoiser`, `conditional` and `trust`.
         data: the data set.
+
+    Raises:
+        ValueError: if the network has classes and is not `conditional`, or if it is and the data has no labels or one
+            that is none of its classes.
     """
-    trust = config.get("trust") or ()
+    trust, classes = config.get("trust") or (), data.classes if config["conditional"] else None
+    if config["conditional"] and classes is None:
+        raise ValueError(f"conditional=true needs labels, and {data.name} has none: give data with labels, or false")
     facts = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
+    facts |= {} if classes is None else {"classes": classes}
     network_tree = dict(config["network"])
     for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
         if network_tree.get(key) is None:
@@ -56,11 +66,32 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
             "denoiser": config["denoiser"],
             "scaling": describe(data.scaling),
             "shape": list(data.shape),
-            "classes": data.classes if config["conditional"] else None,
+            "classes": classes,
         }
     )
     parts = {"process": build(tree["process"], trust=trust), "network": build(network_tree, trust=trust)}
-    return build(tree["denoiser"], trust=trust, **parts), tree
+    denoiser: Denoiser = build(tree["denoiser"], trust=trust, **parts)
+    if classes is not None:
+        _check_classes(data, denoiser.classes or classes)
+    elif denoiser.classes is not None:
+        raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
+    return denoiser, tree
+
+
+def _check_classes(data: DataSet, classes: int) -> None:
+    """Refuses labels that are none of the network's classes, and warns of a class of the data without training samples,
+    which a model would draw in its turn."""
+    for name, split in data.splits.items():
+        if split.labels is not None:
+            check_labels(f"{data.name}: {name} labels", split.labels, classes)
+    present = data.train.labels.unique().tolist() if data.train.labels is not None else []
+    if len(present) < (data.classes or 0):
+        absent = next(i for i, label in enumerate([*present, None]) if i != label)
+        warnings.warn(
+            f"{data.name}: no training sample has the label {absent}, but samples of each of {data.classes} classes "
+            "will be drawn: number the labels from 0 without gaps",
+            stacklevel=4,
+        )
 
 
 def differences(
@@ -154,8 +185,16 @@ class Run:
 
         Nothing is written before all objects of the config have been built and checked.
         """
-        config, trust = self.config, self.config.get("trust") or ()
+        config, trust, content = self.config, self.config.get("trust") or (), None
         device = choose_device(config["device"])
+        if os.path.lexists(self.checkpoints / "last.pt"):
+            content = load_checkpoint(self.directory)
+            if content["data"] != data.fingerprint:
+                raise ValueError(
+                    f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
+                )
+            # Weights belong to their scaling, which version 0.1.0 computed otherwise.
+            data = replace(data, scaling=build(json.loads(content["model"])["scaling"], rooms=MODEL_ROOMS))
         denoiser, self._model = assemble(config, data)
         denoiser.to(device)
         self.data, self.objective = data, build(config["objective"], trust=trust)
@@ -164,12 +203,7 @@ class Run:
         settings = {key: config[key] for key in ("ema", "warmup", "clip", "seed")}
         names = ["label"] if config["conditional"] else []
         training = Training(denoiser, batches, data.scaling, self.objective, optimizer, conditions=names, **settings)
-        if os.path.lexists(self.checkpoints / "last.pt"):
-            content = load_checkpoint(self.directory)
-            if content["data"] != data.fingerprint:
-                raise ValueError(
-                    f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
-                )
+        if content is not None:
             training.restore(content)
             self._losses = list(content["losses"])
             self._newest = training.step, self.checkpoints / resolve(self.directory).name

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from support.tables import rows
 
 from sde.data import Scaling, arrays
 
@@ -217,6 +218,14 @@ def test_floats_are_continuous(archive: Path, dtype: Any) -> None:
     assert arrays(path, standardise=False).scaling == Scaling.identity()
     held = arrays(path, holdout=10)
     assert held.scaling == Scaling.standardise(held.train.values) != data.scaling
+
+
+def test_every_column_of_a_table_is_standardised(tmp_path: Path) -> None:
+    """With one scale for all, these columns had standard deviations from 0.0004 to 1.5 in the model's range."""
+    path = save(tmp_path / "power.npz", x_train=rows(400).numpy(), x_test=rows(9, seed=1).numpy())
+    data = arrays(path)
+    y = data.scaling.to_model(data.train.values, dtype=torch.float64)
+    torch.testing.assert_close(y.std(0, correction=0), torch.ones(8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e39])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -179,13 +181,58 @@ def test_order_is_that_of_the_paths(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".b.png").write_text("no image")
     (tmp_path / ".cache" / "a.png").write_text("no image")
-    data = images(tmp_path, channels=1, test_fraction=0.5, seed=2)
+    with pytest.warns(UserWarning, match=r"1 other files \(1 \.txt\)"):
+        data = images(tmp_path, channels=1, test_fraction=0.5, seed=2)
     chosen = np.random.RandomState(2).permutation(6)[:3]
     expected = np.array([20 * names.index(name) for name in sorted(names)])
     test = data.test.values[:, 0, 0, 0].numpy()
     assert np.array_equal(test, expected[np.sort(chosen)])
     train = data.train.values[:, 0, 0, 0].numpy()
     assert np.array_equal(train, np.delete(expected, chosen))
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    """Own files come first in the search and all are sorted by path; circles end; other files are counted by kind."""
+    names = ["set/b.png", "set/own/a.png", "there/0.png", "there/deep/1.png"]
+    for value, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(tmp_path / name)
+    for link, target in [
+        ("set/a", "there"),  # sorted before b.png
+        ("set/c", "there/deep"),  # there already
+        ("set/d", "set/own"),
+        ("there/deep/up", "set"),
+        ("there/deep/self", "there/deep"),
+        ("set/gone", "nowhere"),
+        ("set/.hidden", "there"),
+    ]:
+        (tmp_path / link).symlink_to(tmp_path / target)
+    for name in ("set/list.txt", "there/more.TXT", "there/x.npy", "there/.DS_Store"):
+        (tmp_path / name).write_text("no image")
+    with pytest.warns(UserWarning, match=r"4 other files \(2 \.txt, 1 \.npy, 1 without suffix\)"):
+        data = images(tmp_path / "set", channels=1, test_fraction=0.25)
+    values = torch.cat([data.train.values, data.test.values])[:, 0, 0, 0]
+    assert values.sort().values.tolist() == [0, 1, 2, 3]
+    chosen = int(np.random.RandomState(0).permutation(4)[0])
+    assert data.test.values[0, 0, 0, 0] == [2, 3, 0, 1][chosen]  # a/0.png, a/deep/1.png, b.png, own/a.png
+    (tmp_path / "alias").symlink_to(tmp_path / "there")
+    with pytest.warns(UserWarning, match="4 other files"):
+        assert len(all_values(images(tmp_path / "alias" / "deep", channels=1, test_fraction=0.3))) == 4
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 3)
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def closed(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError, match="closed"):
+        images(tmp_path, test_fraction=0.5)
 
 
 def fill(folder: Path, count: int, shape: tuple[int, ...] = (6, 5, 3)) -> Path:
@@ -315,6 +362,7 @@ def test_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=" 1 other"):
         images(tmp_path)
+    (tmp_path / "notes.txt").unlink()
     fill(tmp_path, 1)
     with pytest.raises(NotADirectoryError, match="00"):
         images(tmp_path / "00.png")

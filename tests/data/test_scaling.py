@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from support.tables import rows
 
 from sde.data import Scaling
 from sde.data.scaling import nats_to_bits
@@ -102,14 +104,54 @@ def test_standardise() -> None:
     assert scaling.levels is None
 
 
-@pytest.mark.parametrize("scaling", [Scaling.interval(17), Scaling.interval(256, 0, 3), Scaling(2.5, 1.0)])
+def test_every_column_and_channel_has_its_own_scale() -> None:
+    """With one scale, the table's columns had standard deviations from 0.0004 to 1.5 in the model's range."""
+    table = rows(400).double()
+    signals = torch.stack([table[:, 2:4], 3.0 * table[:, 2:4]], -1)  # (N, C, L)
+    for x, axes in ((table, (0,)), (signals, (0, 2))):
+        scaling = Scaling.standardise(x)
+        y = scaling.to_model(x, dtype=torch.float64)
+        assert y.mean(axes).abs().max() < 1e-12
+        torch.testing.assert_close(y.std(axes, correction=0), torch.ones_like(y.mean(axes)))
+        torch.testing.assert_close(scaling.to_data(y), x)
+        assert scaling.to_data(y.float()).dtype == torch.float32
+        assert Scaling(**json.loads(json.dumps(asdict(scaling)))) == scaling
+    spreads = Scaling.standardise(table, one_scale=True).to_model(table).std(0)
+    assert spreads.max() / spreads.min() > 3000
+    one = Scaling.standardise(table[:, :1])
+    assert one == Scaling.standardise(table[:, 0]) == Scaling.standardise(table[:, :1], one_scale=True)
+    assert isinstance(one.scale, float)
+    levelled = table.clone()
+    levelled[:, 3] = 0.1  # a constant column is centred in its own unit
+    y = Scaling.standardise(levelled).to_model(levelled, dtype=torch.float64)
+    assert y[:, 3].abs().max() < 1e-12
+    torch.testing.assert_close(y.std(0, correction=0), (torch.arange(8) != 3).double())
+
+
+def test_columns_that_differ_tenfold_are_warned_of() -> None:
+    x = rows(400)
+    with pytest.warns(UserWarning, match=r"number 1 is 0\.00\d+, that of number 7 1\.\d"):
+        Scaling.standardise(x, one_scale=True).warn_of_spreads(x)
+    constant = x.clone()
+    constant[:, 3] = 0.1
+    with pytest.warns(UserWarning, match=r"number 3 is 0, that of number \d 1\."):
+        Scaling.standardise(constant).warn_of_spreads(constant)
+    Scaling.standardise(x).warn_of_spreads(x)  # no warning, which would be an error
+    Scaling.identity().warn_of_spreads(x[:, [0, 3, 4, 5, 6]])
+    Scaling.interval(256).warn_of_spreads(torch.tensor([[0, 7], [1, 200]], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [Scaling.interval(17), Scaling.interval(256, 0, 3), Scaling(2.5, 1.0), Scaling((2.5, 0.1, 7.0), (1, 0, -3))],
+)
 def test_log_det_is_that_of_the_jacobian(scaling: Scaling) -> None:
     g = torch.Generator().manual_seed(0)
     if scaling.levels is None:
         point = torch.randn(6, generator=g, dtype=torch.float64)
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            return scaling.to_model(x, dtype=torch.float64)
+            return scaling.to_model(x.reshape(1, 3, 2), dtype=torch.float64).flatten()
     else:
         v = torch.randint(scaling.levels, (6,), generator=g)
         point = torch.rand(6, generator=g, dtype=torch.float64)  # dv = du within a bin
@@ -211,6 +253,10 @@ def test_to_data_refuses_nan_for_levels() -> None:
         (lambda: Scaling(-1.0, 0.0, 4), "scale=-1.0"),
         (lambda: Scaling(math.nan, 0.0), "scale=nan"),
         (lambda: Scaling(1.0, math.inf), "shift=inf"),
+        (lambda: Scaling((1.0, 0.0), (0.0, 0.0)), r"scale=\(1\.0, 0\.0\)"),
+        (lambda: Scaling((1.0, 2.0), 0.0), r"shift=0\.0"),
+        (lambda: Scaling((), ()), r"scale=\(\)"),
+        (lambda: Scaling((1.0, 2.0), (0.0, 0.0), 17), "levels=17"),
         (lambda: Scaling(1.0, 0.0, 1), "levels=1"),
         (lambda: Scaling(1.0, 0.0, 2**31 + 1), f"levels={2**31 + 1}"),
         (lambda: Scaling.interval(1), "levels=1"),
@@ -226,6 +272,18 @@ def test_to_data_refuses_nan_for_levels() -> None:
 def test_constructors_refuse(make: Callable[[], Scaling], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_event_has_the_columns_of_its_scaling() -> None:
+    scaling = Scaling((1.0, 2.0), (0.0, 0.0))
+    for call in (scaling.check, scaling.to_model, scaling.to_data):
+        for wrong in (torch.zeros(4, 3), torch.zeros(2, 1, 2), torch.zeros(2)):
+            with pytest.raises(ValueError, match=r"2 columns.*\(2, \.\.\.\), got"):
+                call(wrong)
+    with pytest.raises(ValueError, match=r"2 columns.*dims=5"):
+        scaling.log_det(5)
+    with pytest.raises(ValueError, match="bins"):
+        scaling.bins  # noqa: B018
 
 
 def test_levels_are_a_whole_number() -> None:

@@ -23,6 +23,7 @@ def test_contract(toy: Callable[..., DataSet]) -> None:
     y = data.scaling.to_model(data.train.values, dtype=torch.float64)
     assert abs(y.mean().item()) < 1e-12
     assert abs(y.std(correction=0).item() - 1.0) < 1e-12
+    assert isinstance(data.scaling.scale, float)  # one for both axes, which keeps the shapes
 
 
 @pytest.mark.parametrize("toy", TOYS)

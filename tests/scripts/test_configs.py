@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import sde
 from sde.data import DataSet, Scaling, Split
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
-from sde.instantiate import build
+from sde.instantiate import build, find
 from sde.training.run import assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -106,6 +107,14 @@ def test_network(leaf: str) -> None:
         x = torch.zeros(2, *data.shape)
         assert denoiser(x, torch.tensor(0.5)).shape == x.shape
     assert facts.items() <= tree["network"].items()
+
+
+@pytest.mark.parametrize("leaf", sorted({*leaves("data")} - {"mnist"}))
+def test_a_source_of_data_has_a_key_for_every_argument(leaf: str) -> None:
+    """All but the name of the data set; `mnist` fixes those that do not differ."""
+    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in ("arrays", "images") else []))["data"]
+    parameters = inspect.signature(find(tree.pop("_target_"))).parameters
+    assert tree.keys() == parameters.keys() - {"name"}
 
 
 @pytest.mark.parametrize("leaf", leaves("dequantise"))

@@ -231,9 +231,9 @@ def test_a_run_too_short_for_a_line_of_metrics(tmp_path: Path) -> None:
 
 
 def test_a_model_with_classes_is_trained_and_drawn_from(tmp_path: Path) -> None:
-    classes = ["conditional=true", "network.classes=10", "steps=1", "run_dir=run"]
-    result = here(tmp_path, "train", *TINY, *PREVIEW, *classes)
+    result = here(tmp_path, "train", *TINY, *PREVIEW, "conditional=true", "steps=1", "run_dir=run")
     assert result.code == 0, result.err
+    assert sde.load(tmp_path / "run").classes == 10
     assert result.out.splitlines()[-1].startswith("trained to step 1; wrote ")
 
 
@@ -260,7 +260,7 @@ def test_points_in_the_plane(tmp_path: Path) -> None:
     ("override", "word"),
     [
         ("objective=ddpm", "sde.chain.n"),
-        ("conditional=true", "label"),
+        ("network.classes=10", "conditional=true"),
     ],
 )
 def test_values_that_do_not_go_together(tmp_path: Path, override: str, word: str) -> None:

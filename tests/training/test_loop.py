@@ -464,7 +464,7 @@ def test_an_unconditional_network_with_labels_is_told_the_way_out(call: Any) -> 
     with pytest.raises(ValueError, match=r"no label[^()]*$"):
         call(training(conditions=["label"]))
     network = sde.networks.MLP(features=2, width=8, depth=1, classes=1)
-    with pytest.raises(ValueError, match=r"every label in 0 \.\.\. 0[^()]*$"):
+    with pytest.raises(ValueError, match=r"labels\[0\] is 1: expected a class from 0 to 0[^()]*$"):
         call(training())
 
 
@@ -515,6 +515,50 @@ def test_the_defaults() -> None:
 def test_a_network_without_gradients_is_refused() -> None:
     with pytest.raises(ValueError, match="requires_grad_"):
         Training(Line().requires_grad_(False), [torch.ones(4, 2)])
+
+
+# Labels
+
+
+def labelled_training(batches: Any) -> Training:
+    network = sde.networks.MLP(2, width=8, depth=1, classes=3)
+    return Training(sde.Clip(sde.NetworkDenoiser(network, sde.VP()), -9.0, 9.0), batches)
+
+
+def test_labels_of_data_are_classes_and_never_the_one_that_means_no_label() -> None:
+    """Those of a split or in a pair; where a mapping names the `label`, no label is a choice."""
+    x, y = torch.randn(40, 2), torch.arange(40) % 3
+    y[37] = 3
+    no_label, unknown = {"label": y}, {"label": y + (y == 3)}
+    for whole, known in (
+        (Batches(Split(x[:37], y[:37]), 4), True),
+        (Batches(x, 4, condition=no_label), True),
+        (Batches(Split(x, y), 4), False),
+        (Batches(x, 4, condition=unknown), False),
+    ):
+        if known:
+            labelled_training(whole).advance()
+        else:
+            with pytest.raises(ValueError, match=rf"labels\[37\] is {whole.condition['label'][37]}.* 0 to 2"):
+                labelled_training(whole)
+    for batch, known in (((x, y % 3), True), ((x, no_label), True), ((x, y), False), ((x, unknown), False)):
+        training = labelled_training([batch])
+        if known:
+            training.advance()
+        else:
+            with pytest.raises(ValueError, match=r"labels\[37\]"):
+                training.advance()
+    assert training.model(classes=3).classes == 3
+    with pytest.raises(ValueError, match=r"up to 3.*got 4"):
+        training.model(classes=4)
+
+
+def test_columns_that_differ_tenfold_are_warned_of() -> None:
+    x = torch.randn(30, 2) * torch.tensor([1.0, 99.0])
+    for scaling in (None, Scaling.standardise(x, one_scale=True)):
+        with pytest.warns(UserWarning, match="tenfold"):
+            Training(Line(), Batches(x, 4), scaling)
+    Training(Line(), Batches(x, 4), Scaling.standardise(x))
 
 
 # The model of a training

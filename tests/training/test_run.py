@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.tables import rows
 
 import sde
-from sde.data import DataSet
+from sde.data import DataSet, Split
 from sde.storage.checkpoint import load_checkpoint, save_checkpoint
 from sde.storage.files import sha256
 from sde.training import NonFiniteLoss, Report, Training, train
@@ -376,8 +377,8 @@ def test_a_run_whose_newest_checkpoint_was_taken_away_does_not_silently_start_an
         ({"optimizer__lrr": 1.0}, "'lrr'"),
         ({"objective__weighting": {"_target_": "sde.objective.Likely"}}, "'sde.objective.Likely'"),
         ({"network": {"_target_": "sde.networks.MLP", "features": 3}}, "3 entries per sample"),
-        ({"conditional": True}, "label"),
-        ({"network__classes": 10}, "label"),
+        ({"conditional": True, "network__classes": 9}, r"few digits: train labels\[\d+\] is 9"),
+        ({"network__classes": 10}, "conditional=true"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"device": "cuda:77"}, "device='cuda:77'"),
         ({"device": "gpu"}, "device='gpu'"),
@@ -390,6 +391,76 @@ def test_nothing_is_written_before_all_that_the_config_names_fits(
     with pytest.raises(ValueError, match=message):
         open_run(tmp_path / "run", changed(**change)).start(data)
     assert list(tmp_path.iterdir()) == []
+
+
+# Scaling and labels
+
+
+def table(values: torch.Tensor, **settings: Any) -> DataSet:
+    return DataSet("table", sde.data.Scaling.standardise(values, **settings), Split(values), Split(values[:4]))
+
+
+def test_a_table_is_trained_column_by_column_and_an_older_run_keeps_its_one_scale(tmp_path: Path) -> None:
+    mlp = changed(network={"_target_": "sde.networks.MLP", "features": None, "width": 8, "depth": 1})
+    each = table(rows(40))
+    go(tmp_path / "new", each, mlp, stop=1)  # a warning would be an error
+    assert sde.load(tmp_path / "new").scaling == each.scaling
+    one = table(rows(40), one_scale=True)
+    with pytest.warns(UserWarning, match="tenfold"):
+        undisturbed, _ = go(tmp_path / "undisturbed", one, mlp, stop=4)
+    with pytest.warns(UserWarning, match="tenfold"):
+        go(tmp_path / "old", one, mlp, stop=2)
+    with pytest.warns(UserWarning, match="tenfold"):
+        resumed, training = go(tmp_path / "old", each, mlp, stop=4)
+    assert training.scaling == one.scaling != each.scaling
+    assert resumed == undisturbed[2:]
+    assert sde.load(tmp_path / "old").scaling == one.scaling
+
+
+def labelled(train: list[int], test: list[int]) -> DataSet:
+    splits = [Split(torch.randn(len(y), 2), torch.tensor(y)) for y in (train, test)]
+    return DataSet("labelled", sde.data.Scaling.identity(), *splits)
+
+
+def with_labels(**network: Any) -> dict[str, Any]:
+    mlp = {"_target_": "sde.networks.MLP", "features": None, "width": 8, "depth": 1, **network}
+    return changed(network=mlp, conditional=True)
+
+
+@pytest.mark.parametrize("classes", [None, 3, 5])
+def test_classes_are_those_of_the_data_unless_there_are_more(tmp_path: Path, classes: int | None) -> None:
+    given = {} if classes is None else {"classes": classes}
+    _, training = go(tmp_path / "run", labelled([0, 1, 2] * 6, [2]), with_labels(**given), stop=1)
+    assert training.denoiser.classes == (classes or 3)
+    assert sde.load(tmp_path / "run").classes == 3
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([1, 2, 3] * 6, [1], r"train labels\[2\] is 3: expected a class from 0 to 2"),
+        ([0, 1, 2] * 6 + [4], [1], r"train labels\[18\] is 4"),  # in a batch that comes at step 2
+        ([0, 1, 2] * 6, [0, 3], r"test labels\[1\] is 3"),
+    ],
+)
+def test_a_label_that_the_network_has_not_is_found_before_the_first_step(
+    tmp_path: Path, train: list[int], test: list[int], message: str
+) -> None:
+    """Label 3 of a network of 3 classes means "no label"."""
+    with pytest.raises(ValueError, match=message):
+        open_run(tmp_path / "run", with_labels(classes=3)).start(labelled(train, test))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_without_samples_is_warned_of() -> None:
+    for labels, absent in (([1, 2, 3] * 6, 0), ([0, 1, 3] * 6, 2), ([0, 1, 2] * 6, 3)):
+        with pytest.warns(UserWarning, match=rf"label {absent}, but .* of 4 classes"):
+            assemble(with_labels(), labelled(labels, [3]))
+
+
+def test_a_conditional_network_needs_labels() -> None:
+    with pytest.raises(ValueError, match=r"conditional.*table has none"):
+        assemble(with_labels(), table(rows(40)))
 
 
 # A loss that is not finite
