@@ -12,7 +12,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sde.annotations import nearest
+from sde.instantiate.annotations import nearest
 
 # Absolute, because Hydra looks beside the module that defines the function, not beside the script.
 CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")

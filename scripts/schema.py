@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import torch
 from faults import unknown_key
 
-from sde.annotations import Limit, check_value, shown
 from sde.data import DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.instantiate import check
+from sde.instantiate.annotations import Limit, check_value, shown
 from sde.likelihood.dequantisation import Dequantiser
 from sde.networks.network import Network
 from sde.objective import Objective

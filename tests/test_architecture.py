@@ -20,7 +20,6 @@ PACKAGE = ROOT / "sde"
 ROOMS = [
     "version",
     "shapes",
-    "annotations",
     "noise",
     "brownian",
     "metrics",
@@ -46,7 +45,6 @@ ROOMS = [
     "training",
     "evaluation",
     "comparison",
-    "figures",
     "plots",
 ]
 

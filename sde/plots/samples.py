@@ -1,50 +1,26 @@
-r"""Plots of samples, trajectories, losses and likelihoods.
-
-The functions return matplotlib figures, which a notebook shows and `figure.savefig` writes; `save_*` write files. None
-of them touches the state of pyplot. Matplotlib is imported on first use.
-"""
+r"""Plots of samples, trajectories and densities in the plane."""
 
 from __future__ import annotations
 
-__all__ = [
-    "bits_histogram",
-    "density",
-    "diagnostics",
-    "image_grid",
-    "losses",
-    "samples",
-    "save_diagnostics",
-    "save_likelihoods",
-    "save_losses",
-    "save_samples",
-    "trajectory",
-    "typicality",
-]
+__all__ = ["density", "image_grid", "samples", "save_samples", "trajectory"]
 
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .data import Scaling
-from .evaluation.out_of_distribution import latent_norm, norm_of_prior, sample_means
-from .figures import image_figure, panels_of, subplots
-from .grids import LogSNR
-from .likelihood.diagnostics import Calibration, RoundTrip
-from .model import Model
-from .processes import SDE
-from .solvers import Heun, Solver
-from .trace import ExactTrace
-from .training import Report
+from ..data import Scaling
+from ..grids import LogSNR
+from ..model import Model
+from ..solvers import Heun, Solver
+from ..trace import ExactTrace
+from .figures import image_figure, panels_of, png_text, subplots
 
 
 def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
@@ -92,7 +68,7 @@ def save_samples(
         settings: the settings of the samples, which the file then contains (:mod:`sde.evaluation.outputs`).
         model: the model of the samples; if it is one of the plane, its :func:`density` is below them.
     """
-    text = _png_text(path, settings)
+    text = png_text(path, settings)
     if x.ndim == 4:
         info = PngInfo()
         for name, value in text.items():
@@ -213,155 +189,6 @@ def trajectory(
     axes.set_aspect("equal")
     axes.legend()
     return figure
-
-
-def losses(reports: Iterable[Report], validation: Sequence[tuple[int, float]] = ()) -> Any:
-    """Plot of the losses over the steps.
-
-    Args:
-        reports: the reports of a training.
-        validation: the steps and values of validation losses.
-
-    Returns:
-        The matplotlib figure.
-    """
-    return _loss_figure([(report.step, report.loss) for report in reports], validation)
-
-
-def save_losses(path: str | os.PathLike[str], metrics: str | os.PathLike[str]) -> None:
-    """Writes the losses of a `metrics.jsonl` over the steps as a PNG; without a line, the plot is empty.
-
-    Args:
-        path: the file.
-        metrics: the metrics of a run.
-    """
-    source = Path(metrics)
-    lines = [json.loads(line) for line in (source.read_text() if source.exists() else "").splitlines()]
-    training, validation = (
-        [(line["step"], line[key]) for line in lines if key in line] for key in ("loss", "valid_loss")
-    )
-    _loss_figure(training, validation).savefig(path)
-
-
-def _loss_figure(training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> Any:
-    figure, axes = subplots()
-    for points, label, style in ((training, "training", "-"), (validation, "validation (EMA)", "o-")):
-        if points:
-            axes.plot(*zip(*points), style, label=label, linewidth=1.0, markersize=3)
-    scale = "log" if all(loss > 0 for _, loss in training) else "linear"
-    axes.set(xlabel="step", ylabel="loss", yscale=scale)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    return figure
-
-
-def bits_histogram(sets: Mapping[str, NDArray[np.float64]]) -> Any:
-    """Histograms of bits/dim, with the mean of each set as a line.
-
-    Args:
-        sets: the bits/dim of the samples of one or more data sets, each with shape (N,), by name.
-
-    Returns:
-        The matplotlib figure.
-    """
-    figure, axes = subplots()
-    every = np.concatenate(list(sets.values()))
-    edges = np.histogram_bin_edges(every, bins=min(60, max(5, round(math.sqrt(len(every))))))
-    for i, (name, bits) in enumerate(sets.items()):
-        axes.hist(bits, edges, density=True, alpha=0.5, color=f"C{i}", label=f"{name} ({len(bits)})")
-        axes.axvline(bits.mean(), color=f"C{i}", linewidth=1.0)
-    axes.set(xlabel="bits/dim", ylabel="density")
-    axes.legend()
-    return figure
-
-
-def typicality(sets: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], mean: float, std: float) -> Any:
-    """Plot of log-densities against the norms of the latents, with the norm of samples of the prior.
-
-    Args:
-        sets: norms and log-densities in nats, each with shape (N,), of one or more data sets by name.
-        mean: the mean norm of a sample of the prior.
-        std: its standard deviation.
-
-    Returns:
-        The matplotlib figure.
-    """
-    figure, axes = subplots()
-    axes.axvspan(mean - 2.0 * std, mean + 2.0 * std, color="0.85", label="prior, mean and 2 standard deviations")
-    axes.axvline(mean, color="0.4", linewidth=1.0)
-    for name, (norms, nats) in sets.items():
-        axes.scatter(norms, nats, s=6, alpha=0.6, linewidths=0, label=name)
-    axes.set(xlabel="norm of the latent", ylabel="log p (nats)")
-    axes.legend()
-    return figure
-
-
-def save_likelihoods(
-    path: str | os.PathLike[str], process: SDE, dims: int, tables: Mapping[str, Mapping[str, NDArray[Any]]]
-) -> list[Path]:
-    """Writes the plots of likelihood files: NAME-bits.png (histogram) and NAME-typicality.png.
-
-    Each sample counts once, with its means over repeats. Without any likelihood, nothing is written.
-
-    Args:
-        path: the file NAME.h5, in whose directory the plots are written.
-        process: the process of the model, for the norms of the latents.
-        dims: the number of dimensions of an event.
-        tables: the columns of one or more likelihood files, by name.
-
-    Returns:
-        The files.
-    """
-    bits, points = {}, {}
-    for name, columns in tables.items():
-        norms = {**columns, "norm": latent_norm(process, columns["prior_log_prob"], dims)}
-        if len(means := sample_means(columns)):
-            bits[name], points[name] = means, (sample_means(norms, "norm"), sample_means(columns, "log_prob"))
-    if not bits:
-        return []
-    figures = {"bits": bits_histogram(bits), "typicality": typicality(points, *norm_of_prior(process, dims))}
-    stem = Path(path).with_suffix("")
-    files = [stem.with_name(f"{stem.name}-{name}.png") for name in figures]
-    for file, figure in zip(files, figures.values()):
-        figure.savefig(file)
-    return files
-
-
-def diagnostics(trip: RoundTrip, times: Sequence[Calibration]) -> Any:
-    """Plot of the checks of a likelihood: the error of the denoiser over the log-SNR, measured (with two standard
-    errors) and predicted, and the difference of the two log-densities of each sample over its round-trip error.
-
-    Returns:
-        The matplotlib figure.
-    """
-    figure, (left, right) = subplots((10.0, 4.0), ncols=2)
-    snr = [c.log_snr for c in times]
-    errors = [2.0 * c.standard_error for c in times]
-    left.errorbar(snr, [c.measured for c in times], yerr=errors, fmt="o-", markersize=3, label="measured")
-    left.plot(snr, [c.predicted for c in times], "x--", label="predicted")
-    left.set(xlabel="log-SNR", ylabel="mean square error of the noise")
-    left.legend()
-    right.scatter(trip.error.cpu().numpy(), (trip.backward - trip.forward).cpu().numpy(), s=8)
-    right.set(xlabel="error of data -> latent -> data, per dimension", ylabel="log p backward - forward (nats)")
-    return figure
-
-
-def save_diagnostics(
-    path: str | os.PathLike[str],
-    trip: RoundTrip,
-    times: Sequence[Calibration],
-    *,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes :func:`diagnostics` as a PNG, with settings as in :func:`save_samples`."""
-    diagnostics(trip, times).savefig(path, metadata=_png_text(path, settings))
-
-
-def _png_text(path: str | os.PathLike[str], settings: Mapping[str, Any] | None) -> dict[str, str]:
-    """The settings as the text of a PNG; other formats have no place for them."""
-    png = settings is not None and Path(path).suffix == ".png"
-    return {"settings": json.dumps(settings, sort_keys=True)} if png else {}
 
 
 def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = None) -> Image.Image:

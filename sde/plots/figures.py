@@ -5,12 +5,15 @@ Matplotlib is imported on first use.
 
 from __future__ import annotations
 
-__all__ = ["image_figure", "panels_of", "subplots"]
+__all__ = ["image_figure", "panels_of", "png_text", "subplots"]
 
 import functools
 import io
+import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,12 @@ def panels_of(curves: Sequence[tuple[Any, Tensor]], columns: int) -> tuple[Any, 
         axes.plot(x, y.numpy(), linewidth=0.8, marker="." if len(y) == 1 else "")
         axes.tick_params(labelsize=6)
     return figure, panels
+
+
+def png_text(path: str | os.PathLike[str], settings: Mapping[str, Any] | None) -> dict[str, str]:
+    """The settings as the text of a PNG; other formats have no place for them."""
+    png = settings is not None and Path(path).suffix == ".png"
+    return {"settings": json.dumps(settings, sort_keys=True)} if png else {}
 
 
 @functools.cache

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import sde
-from sde.annotations import Limit, annotations_of, check_value, expected, fits
 from sde.grids import Grid
 from sde.instantiate import check
+from sde.instantiate.annotations import Limit, annotations_of, check_value, expected, fits
 
 FRACTION = Annotated[float, Limit(">=", 0), Limit("<", 1)]
 OBJECT = {"_target_": "sde.grids.LogSNR"}

@@ -1,0 +1,24 @@
+r"""Plots of samples, trajectories, losses and likelihoods.
+
+The functions return matplotlib figures, which a notebook shows and `figure.savefig` writes; `save_*` write files. None
+of them touches the state of pyplot. Matplotlib is imported on first use.
+"""
+
+__all__ = [
+    "bits_histogram",
+    "density",
+    "diagnostics",
+    "image_grid",
+    "losses",
+    "samples",
+    "save_diagnostics",
+    "save_likelihoods",
+    "save_losses",
+    "save_samples",
+    "trajectory",
+    "typicality",
+]
+
+from .likelihoods import bits_histogram, diagnostics, save_diagnostics, save_likelihoods, typicality
+from .losses import losses, save_losses
+from .samples import density, image_grid, samples, save_samples, trajectory
