@@ -43,12 +43,14 @@ class Denoiser(nn.Module, ABC):
         calls: the network calls of one prediction; 2 for classifier-free guidance.
         vjps: the vector-Jacobian products of one prediction; 1 for guidance by a gradient through the network.
         classes: the number of classes of its `label`, if it has one and is a network of this library; else None.
+        weighed: whether it has a :meth:`log_potential`.
     """
 
     process: SDE
     calls: int = 1
     vjps: int = 0
     classes: int | None = None
+    weighed: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -112,6 +114,18 @@ class Denoiser(nn.Module, ABC):
         """
         return self.predict(Prediction.SCORE, x_t, t, **condition), None
 
+    def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        r"""The logarithm of what :math:`p_t(x_t)` is weighed by, in nats up to a constant of each sample, with shape
+        (B,): of a likelihood :math:`p(y \mid x_t)`, a classifier or a reward.
+
+        Raises:
+            TypeError: if this denoiser is not `weighed`: it has no measurement, classifier or reward.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no log_potential: expected a denoiser that is weighed by a measurement, a "
+            "classifier or a reward"
+        )
+
     def select(self, index: Tensor) -> Denoiser:
         """The denoiser for some samples of a batch; indices may repeat.
 
@@ -137,6 +151,7 @@ class Wrapper(Denoiser):
         super().__init__()
         self.inner = inner
         self.process, self.calls, self.vjps, self.classes = inner.process, inner.calls, inner.vjps, inner.classes
+        self.weighed = inner.weighed
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -157,6 +172,9 @@ class Wrapper(Denoiser):
         recorder = _VarianceRecorder(self.inner)
         score = self.wrap(recorder).predict(Prediction.SCORE, x_t, t, **condition)
         return score, next(iter(recorder.variances), None)
+
+    def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.inner.log_potential(x_t, t, **condition)
 
     def select(self, index: Tensor) -> Denoiser:
         inner = self.inner.select(index)
@@ -216,6 +234,10 @@ class Conditioned(Wrapper):
     def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
         self._count()
         return self.inner.score_and_variance(x_t, t, **self.condition, **condition)
+
+    def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        self._count()
+        return self.inner.log_potential(x_t, t, **self.condition, **condition)
 
     def _count(self) -> None:
         for count, each in zip(self.counts, (self.calls, self.vjps)):

@@ -6,7 +6,7 @@ __all__ = ["density", "image_grid", "samples", "save_samples", "trajectory"]
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
