@@ -51,6 +51,7 @@ class Stream(enum.IntEnum):
     PERMUTATION = 22
     DIRECTION = 23
     SPLIT = 24
+    NETWORK = 31
 
 
 def _signed(value: int) -> int:

@@ -47,17 +47,28 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "n",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
-            "train": "steps batch_size log_every validate_every save_every",
+            "train": "steps batch_size log_every validate_every save_every accumulate score_n posthoc_every",
         },
     ),
     ("1 null", {"diagnose": "times"}),
     (
         "abc null -1",
-        {"bounds": "rank", "likelihood": "budget rank", "sample": "first", "train": "warmup preview.n"},
+        {
+            "bounds": "rank",
+            "likelihood": "budget rank",
+            "sample": "first",
+            "train": "warmup preview.n max_skipped levels",
+        },
     ),
     (
         "1.5 0 None",
-        {"bounds": "n steps", "dequantise": "n", "likelihood": "n pilot", "sample": "pilot", "train": "keep"},
+        {
+            "bounds": "n steps",
+            "dequantise": "n",
+            "likelihood": "n pilot",
+            "sample": "pilot",
+            "train": "keep score_every sample_every",
+        },
     ),
     (
         "null abc 9223372036854775808",
@@ -66,6 +77,9 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("null 0.5", {"train": "preview.seed"}),
     ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
+    ("0.1 null [0.3] [a]", {"train": "posthoc"}),
+    ("null -1 256", {"train": "requeue_status"}),
+    ("null", {"train": "loggers"}),
     ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
     (
         "no null",
