@@ -79,6 +79,7 @@ def test_an_accumulation_that_does_not_divide_is_refused_before_the_first_step()
         unet(accumulate=0)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, of inductor
 @pytest.mark.parametrize(
     ("execution", "tolerance"),
     [
