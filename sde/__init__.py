@@ -16,6 +16,7 @@ __all__ = [
     "TimeLevel",
     "VelocityPrediction",
     "Wrapper",
+    "Measurement",
     "LearnedVarianceDenoiser",
     "Clip",
     "DynamicThreshold",
@@ -65,6 +66,7 @@ __all__ = [
     "exact",
     "grids",
     "likelihood",
+    "measurement",
     "metrics",
     "networks",
     "objective",
@@ -74,7 +76,21 @@ __all__ = [
     "tuning",
 ]
 
-from . import data, evaluation, exact, grids, likelihood, metrics, networks, objective, plots, solvers, training, tuning
+from . import (
+    data,
+    evaluation,
+    exact,
+    grids,
+    likelihood,
+    measurement,
+    metrics,
+    networks,
+    objective,
+    plots,
+    solvers,
+    training,
+    tuning,
+)
 from .brownian import BrownianPath
 from .denoisers import (
     EDM,
@@ -99,6 +115,7 @@ from .denoisers import (
 )
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
+from .measurement import Measurement
 from .model import Model, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, RectifiedFlow, SubVP

@@ -30,6 +30,7 @@ ROOMS = [
     "denoisers",
     "profiling",
     "exact",
+    "measurement",
     "trace",
     "dynamics",
     "solvers",

@@ -107,6 +107,7 @@ PUBLIC = (
     "sde.grids",
     "sde.interop",
     "sde.likelihood",
+    "sde.measurement",
     "sde.metrics",
     "sde.networks",
     "sde.objective",
