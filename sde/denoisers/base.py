@@ -39,17 +39,17 @@ class Steering:
         x0: :math:`E[x_0|x_t]` of the distribution that is weighed, with shape (B, \*).
         guided: the same of the weighed distribution, as the denoiser predicts it.
         log_potential: the logarithm of the weight, in nats, with shape (B,).
-        variance: the variance of :math:`x_0` given :math:`x_t` in the mean over its coordinates, if it is known.
-        spread: the function (z, b, c) that turns standard normals into those of the covariance :math:`b I + c^2 V`, V
-            being that of :math:`x_0` given :math:`x_t` in the weighed distribution, and gives half of the logarithm of
-            the determinant relative to that of :math:`(b + c^2 \mathrm{variance}) I`; None for V = variance times I.
+        kernel: the function (z, change, b, c) that turns standard normals z (B, \*) into the noise e of a proposal with
+            the covariance :math:`b I + c^2 V`, and gives the logarithm of the ratio of the kernels at it, with shape
+            (B,): of :math:`\mathcal N(e + \mathrm{change}; 0, b I + c^2 C)` to :math:`\mathcal N(e; 0, b I + c^2 V)`.
+            C is the covariance of :math:`x_0` given :math:`x_t`, V that in the weighed distribution. With None both
+            are one variance times the identity, which the solver knows.
     """
 
     x0: Tensor
     guided: Tensor
     log_potential: Tensor
-    variance: Tensor | float | None = None
-    spread: Callable[[Tensor, float, float], tuple[Tensor, Tensor | float]] | None = None
+    kernel: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]] | None = None
 
 
 class Denoiser(nn.Module, ABC):

@@ -24,6 +24,7 @@ __all__ = [
     "ReflectingBlur",
     "SeparableBlur",
     "Variance",
+    "VarianceGrid",
     "check_adjoint",
 ]
 
@@ -37,4 +38,4 @@ from .operator import Compose, Diagonalised, Linear, LinearOperator, Operator, c
 from .pigdm import PiGDM
 from .posterior import PosteriorDenoiser
 from .spatial import Blur, Downsample, Fourier, ReflectingBlur, SeparableBlur
-from .variance import NormalVariance, PilotVariance, Variance
+from .variance import NormalVariance, PilotVariance, Variance, VarianceGrid

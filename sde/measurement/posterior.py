@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser, Prediction, Steering, Wrapper, shifted, to_x0
-from ..shapes import expand, working
+from ..shapes import expand, sum_event, working
 from .measurement import Measurement
 from .variance import NormalVariance, Variance
 
@@ -96,10 +96,12 @@ class PosteriorDenoiser(Wrapper):
         weight = potential + self.measurement.log_likelihood(x0, variance)
         operator, noise = self.measurement.operator, self.measurement.noise.to(state)
 
-        def spread(z: Tensor, b: float, c: float) -> tuple[Tensor, Tensor | float]:
-            return operator.spread(z, variance, noise, b, c)
+        def kernel(z: Tensor, shift: Tensor, b: float, c: float) -> tuple[Tensor, Tensor]:
+            e, half_log_det = operator.spread(z, variance, noise, b, c)
+            squares = sum_event((e + shift).square().double()) / (b + c**2 * variance.double())
+            return e, 0.5 * (sum_event(z.square().double()) - squares) + half_log_det
 
-        return Steering(x0, guided + change, weight, variance, spread)
+        return Steering(x0, guided + change, weight, kernel)
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         state = working(x_t)

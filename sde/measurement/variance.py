@@ -8,7 +8,7 @@ without a measurement it is that of normal data.
 
 from __future__ import annotations
 
-__all__ = ["NormalVariance", "PilotVariance", "Variance"]
+__all__ = ["NormalVariance", "PilotVariance", "Variance", "VarianceGrid"]
 
 import itertools
 import math
@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..grids import Grid
 from ..processes import SDE
+from ..shapes import float64
 
 
 class Variance(ABC):
@@ -84,3 +86,31 @@ class PilotVariance(Variance):
         share = ((here - places[k - 1]) / (places[k] - places[k - 1])).clamp(0.0, 1.0)
         between = ratio[k - 1] + share * (ratio[k] - ratio[k - 1])
         return (between - torch.log1p(here.exp())).exp()
+
+
+@dataclass(frozen=True)
+class VarianceGrid(Grid):
+    r"""Times that are dense where the state decides about the data, for particles.
+
+    With :math:`\tilde\sigma = \sigma_t/\alpha_t` and :math:`r = v_t / \tilde\sigma^2`, the density of times in
+    :math:`\log \tilde\sigma` is :math:`r (1 - r)`, and a ten-thousandth at least. Where r is near 0 the state says
+    nothing yet, and where it is near 1 the data is known up to noise that is normal: both cost particles hardly any
+        steps.
+
+    Args:
+        variance: :math:`v_t`.
+    """
+
+    variance: Variance = NormalVariance()
+
+    def decreasing(self, process: SDE, steps: int, high: float, low: float) -> Tensor:
+        noisy = bool(process.var(float64(low)) > 0.0)
+        ends = process.log_snr(float64([high, low if noisy else low + 1e-6 * (high - low)]))
+        places = torch.linspace(ends[0], ends[1], 4097, dtype=torch.float64, device="cpu")
+        share = (self.variance(process, process.time(places)) * places.exp()).clamp(0.0, 1.0)
+        density = (share * (1.0 - share)).clamp(min=1e-4)
+        passed = torch.cat([places.new_zeros(1), (0.5 * (density[1:] + density[:-1])).cumsum(0)])
+        wanted = torch.linspace(0.0, 1.0, steps + 1, dtype=torch.float64, device="cpu") * passed[-1]
+        k = torch.searchsorted(passed, wanted).clamp(1, len(places) - 1)
+        between = (wanted - passed[k - 1]) / (passed[k] - passed[k - 1])
+        return process.time(places[k - 1] + between * (places[k] - places[k - 1]))

@@ -219,7 +219,7 @@ def test_a_wrapper_proposes_and_a_reward_weighs(mixture: Mixture, generator: tor
     torch.testing.assert_close(steering.guided, inside.guided.clamp(-0.1, 0.1))
     torch.testing.assert_close(steering.x0, d)
     torch.testing.assert_close(steering.log_potential, inside.log_potential)
-    assert steering.spread is not None
+    assert steering.kernel is not None
 
     class Reward(Wrapper):
         calls_made = 0
