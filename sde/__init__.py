@@ -64,6 +64,7 @@ __all__ = [
     "evaluation",
     "exact",
     "grids",
+    "guidance",
     "likelihood",
     "metrics",
     "networks",
@@ -74,7 +75,21 @@ __all__ = [
     "tuning",
 ]
 
-from . import data, evaluation, exact, grids, likelihood, metrics, networks, objective, plots, solvers, training, tuning
+from . import (
+    data,
+    evaluation,
+    exact,
+    grids,
+    guidance,
+    likelihood,
+    metrics,
+    networks,
+    objective,
+    plots,
+    solvers,
+    training,
+    tuning,
+)
 from .brownian import BrownianPath
 from .denoisers import (
     EDM,

@@ -30,6 +30,7 @@ ROOMS = [
     "denoisers",
     "profiling",
     "exact",
+    "guidance",
     "trace",
     "dynamics",
     "solvers",

@@ -7,7 +7,7 @@ in a file is ever run: :func:`load` then takes the object as an argument.
 
 from __future__ import annotations
 
-__all__ = ["from_checkpoint", "load", "save"]
+__all__ = ["from_checkpoint", "load", "load_denoiser", "save"]
 
 import json
 import os
@@ -132,6 +132,11 @@ def load(
     with torch.inference_mode(False), torch.device("cpu"):
         content = read(path, settings, process)
     return from_checkpoint(content, ema=ema, process=process, network=network, device=device, trust=trust)
+
+
+def load_denoiser(path: str, ema: str | None = "default") -> Denoiser:
+    """The denoiser of the model at a path, such as the reference of autoguidance in a config; as in :func:`load`."""
+    return load(path, ema).denoiser
 
 
 def from_checkpoint(

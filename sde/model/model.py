@@ -97,15 +97,17 @@ class Model:
         check_count("sample", "batch_size", batch_size)
         condition = self._labelled(condition, first, n)
         check_condition(condition, n)
-        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise)
+        draw = functools.partial(sample, solver=solver, seed=seed, denoise=denoise)
         batches = []
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
             part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
             size = rows.stop - start
             done = None if progress is None else functools.partial(_report, progress, start / n, size / n)
+            # What a guided denoiser has of its own for each sample goes with the batch.
+            denoiser = self.denoiser if size == n else self.denoiser.select(torch.arange(n, device="cpu")[rows])
             result = draw(
-                (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
+                denoiser, (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
             )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
@@ -195,6 +197,7 @@ class Model:
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
+        guided: bool = False,
     ) -> LogProb:
         r"""The log-density of data values in their own units, in nats.
 
@@ -205,13 +208,14 @@ class Model:
 
         Args:
             x: data values as the data set gives them, with shape (B, \*).
-            solver, trace, condition, prior, atol, differentiable: as in :func:`sde.log_prob`.
+            solver, trace, condition, prior, atol, differentiable, guided: as in :func:`sde.log_prob`.
             seed: the seed of probes and dequantisation.
             index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
             repeat: the number of the draw of dequantisation noise and probes.
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        flow["guided"] = guided
         with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
@@ -232,11 +236,12 @@ class Model:
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
+        guided: bool = False,
     ) -> Tensor:
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
         draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-        nats = self.log_prob(x, differentiable=differentiable, **draw, **flow).nats
+        nats = self.log_prob(x, differentiable=differentiable, guided=guided, **draw, **flow).nats
         return nats_to_bits(nats, math.prod(self.shape))
 
     def error_budget(
@@ -253,13 +258,14 @@ class Model:
         prior: Any = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
+        guided: bool = False,
         progress: Callable[[float], object] | None = None,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
         Args:
             x: data values, with shape (B, \*).
-            solver, trace, seed, index, condition, prior, atol, dequantiser: as in :meth:`log_prob`.
+            solver, trace, seed, index, condition, prior, atol, dequantiser, guided: as in :meth:`log_prob`.
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
@@ -268,7 +274,7 @@ class Model:
         check_count("error_budget", "repeats", repeats)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
-        results = [self.log_prob(x, repeat=k, **draw, **flow) for k in range(repeats)]
+        results = [self.log_prob(x, repeat=k, guided=guided, **draw, **flow) for k in range(repeats)]
         nats = torch.stack([result.nats for result in results]) if repeats > 1 else None
         with torch.no_grad(), exact_float32():
             s = self._states(x, **draw)
