@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..networks.conditions import Taken, check_taken
 from ..processes import SDE
 from ..shapes import as_tensor, check_condition, recordable
 from .parametrisation import Prediction, from_score, from_x0
@@ -43,6 +44,7 @@ class Denoiser(nn.Module, ABC):
         calls: the network calls of one prediction; 2 for classifier-free guidance.
         vjps: the vector-Jacobian products of one prediction; 1 for guidance by a gradient through the network.
         classes: the number of classes of its `label`, if it has one and is a network of this library; else None.
+        takes: its conditions by name, if it is a network of this library; else None.
         weighed: whether it has a :meth:`log_potential`.
         guided: whether its score is that of no density; likelihoods refuse it unless asked for the flow's.
     """
@@ -51,6 +53,7 @@ class Denoiser(nn.Module, ABC):
     calls: int = 1
     vjps: int = 0
     classes: int | None = None
+    takes: Mapping[str, Taken] | None = None
     weighed: bool = False
     guided: bool = False
 
@@ -158,7 +161,7 @@ class Wrapper(Denoiser):
         super().__init__()
         self.inner = inner
         self.process, self.calls, self.vjps, self.classes = inner.process, inner.calls, inner.vjps, inner.classes
-        self.weighed, self.guided = inner.weighed, inner.guided
+        self.weighed, self.guided, self.takes = inner.weighed, inner.guided, inner.takes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -237,6 +240,8 @@ class Conditioned(Wrapper):
         self.condition = {name: recordable(as_tensor(value)) for name, value in (condition or {}).items()}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
+        if rows is None and self.takes is not None:
+            check_taken(self.takes, self.condition)
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         self._count(t)

@@ -63,6 +63,8 @@ class Classifier(Guidance):
         super().__init__(inner, {"scale": weight_of("scale", scale)}, guided=True)
         self.log_prob, self.names, self.shared = log_prob, tuple(names), shared
         self.weighed, self.vjps = True, inner.vjps + 1
+        if names:
+            self.takes = None  # what the function takes is not known
 
     @property
     def scale(self) -> Tensor:
