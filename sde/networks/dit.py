@@ -53,7 +53,7 @@ class _Block(nn.Module):
         self.inner = linear(width, hidden)
         self.outer = linear(hidden, width)
 
-    def forward(self, u: Tensor, context: Tensor, tokens: Tokens | None) -> Tensor:
+    def forward(self, u: Tensor, context: Tensor, tokens: Tokens | None = None) -> Tensor:
         b1, a1, g1, b2, a2, g2 = self.modulation(context).unsqueeze(1).chunk(6, dim=2)
         u = u + g1 * self.out(self_attention(self.qkv((1 + a1) * self.norm1(u) + b1), self.heads))
         if self.cross is not None and tokens is not None:

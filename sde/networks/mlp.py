@@ -38,7 +38,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.outer = zero_init(linear(width, width))
 
-    def forward(self, u: Tensor, context: Tensor, tokens: Tokens | None) -> Tensor:
+    def forward(self, u: Tensor, context: Tensor, tokens: Tokens | None = None) -> Tensor:
         if self.cross is not None and tokens is not None:
             u = u + self.cross(self.norm(u)[:, None], tokens)[:, 0]
         scale, shift = self.film(context).chunk(2, dim=1)
