@@ -70,6 +70,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
         "scaling": describe(model.scaling),
         "shape": list(model.shape),
         "classes": model.classes,
+        "encoder": None if model.encoder is None else _description(model.encoder),
         "keep_dtype": True,
     }
     weights = {name: value.detach().cpu() for name, value in leaf.state_dict().items()}
@@ -170,7 +171,11 @@ def from_checkpoint(
             raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
         leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))
         denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return Model(denoiser, scaling, tuple(tree["shape"]), tree.get("classes"))
+    encoder = tree.get("encoder")
+    if isinstance(encoder, Mapping) and "class" in encoder:
+        encoder = None  # of the user's own; tokens can be given all the same
+    encoder = build(encoder, rooms=MODEL_ROOMS, trust=trust)
+    return Model(denoiser, scaling, tuple(tree["shape"]), tree.get("classes"), encoder)
 
 
 def _leaf(tree: Mapping[str, Any], process: SDE | None, network: nn.Module | None, trust: Sequence[str]) -> Denoiser:

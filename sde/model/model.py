@@ -16,21 +16,23 @@ import torch
 from torch import Tensor
 
 from ..data import Scaling
+from ..data.captions import Encoder
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
 from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, sample, state_like
+from ..sampling import encode, recording, sample
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
 from ..tuning import load_grid, save_grid, tune_grid
+from .editing import Editing
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Editing):
     """A trained model.
 
     Attributes:
@@ -38,6 +40,8 @@ class Model:
         scaling: the map between data values and the model's range.
         shape: the event shape, (C, *spatial) or (D,).
         classes: the number of classes of a model that is conditioned on a `label`; None for others.
+        encoder: the encoder of the texts of a model that is conditioned on `tokens` (:mod:`sde.data.captions`), if it
+            has one.
 
     Raises:
         ValueError: if the scaling is for another number of columns or channels than the shape has.
@@ -47,6 +51,7 @@ class Model:
     scaling: Scaling
     shape: tuple[int, ...]
     classes: int | None = None
+    encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
         self.scaling.check_event(self.shape)
@@ -126,10 +131,7 @@ class Model:
             solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
             condition: as in :func:`sde.sample`.
         """
-        check_event(x, self.shape)
-        reference = state_like(self.denoiser)
-        y = self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)
-        return encode(self.denoiser, y, solver=solver, condition=condition)
+        return encode(self.denoiser, self._to_model(x), solver=solver, condition=condition)
 
     def tuned(
         self,
@@ -180,8 +182,7 @@ class Model:
         named = dict(condition or {})
         if self.classes is not None:
             named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
-        device = state_like(self.denoiser).device
-        return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
+        return self._on_device(named)
 
     def log_prob(
         self,
