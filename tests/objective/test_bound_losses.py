@@ -117,7 +117,7 @@ def test_the_chain_s_losses_in_float32() -> None:
     wide = sde.exact.Gaussian(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64)).denoiser(process)
     double = ChainBound(n)(wide, x0.double(), u, z.double())
     assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
 
 
 def test_chains_without_steps_are_refused() -> None:

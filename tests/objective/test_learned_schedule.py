@@ -51,6 +51,10 @@ def test_the_schedule_s_gradient_is_that_of_half_the_second_moment() -> None:
     for found, gradient in zip(torch.autograd.grad(loss, parameters), expected):
         assert gradient.abs().max() > 1e-3
         torch.testing.assert_close(found, 3.0 * gradient, rtol=1e-4, atol=1e-5)
+    # And nothing else: the gradient of the bound, which is 0 on average alone, is not in that of a sample.
+    one, three = (LearnedSchedule(weight=w)(oracle(process), *(v[:1] for v in draws())).sum() for w in (1.0, 3.0))
+    for a, b in zip(torch.autograd.grad(one, parameters), torch.autograd.grad(three, parameters)):
+        torch.testing.assert_close(3.0 * a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("mean", [True, False])
