@@ -15,6 +15,7 @@ __all__ = [
     "ScorePrediction",
     "TimeLevel",
     "VelocityPrediction",
+    "FlowPrediction",
     "Wrapper",
     "Measurement",
     "LearnedVarianceDenoiser",
@@ -48,6 +49,7 @@ __all__ = [
     "Cosine",
     "DiscreteChain",
     "KarrasVE",
+    "LearnedVP",
     "RectifiedFlow",
     "SubVP",
     "Samples",
@@ -102,6 +104,7 @@ from .denoisers import (
     DataPrediction,
     Denoiser,
     DynamicThreshold,
+    FlowPrediction,
     LearnedVarianceDenoiser,
     LogSNRLevel,
     MatchedLevel,
@@ -121,7 +124,7 @@ from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
 from .model import Model, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, RectifiedFlow, SubVP
+from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
