@@ -6,6 +6,8 @@ __all__ = [
     "Scaling",
     "DataSet",
     "Split",
+    "Source",
+    "UnreadableSample",
     "hold_out",
     "split_off",
     "digits",
@@ -23,4 +25,5 @@ from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
 from .images import images
 from .scaling import Scaling
+from .source import Source, UnreadableSample
 from .toys import checkerboard, gaussians, moons, rings, swissroll

@@ -37,7 +37,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .dataset import DataSet, Split, hold_out, split_off
+from .dataset import DataSet, Source, Split, hold_out, split_off
+from .dataset import standardise as standardised
 from .scaling import Scaling
 
 Array = NDArray[Any]
@@ -100,7 +101,7 @@ def arrays(
     contents = _read(path, [*names.values(), *(key for key in labels.values() if key is not None)])
 
     levels = _number_of_levels(contents[train], levels, f"{path}: array {train!r}")
-    splits = {}
+    splits: dict[str, Source] = {}
     for split, key in names.items():
         train_dtype, dtype = contents[train].dtype, contents[key].dtype
         if (train_dtype.kind == "f") != (dtype.kind == "f"):
@@ -121,7 +122,7 @@ def arrays(
     if levels is not None:
         scaling = Scaling.interval(levels, low, high)
     else:
-        scaling = Scaling.standardise(train_split.values) if standardise else Scaling.identity()
+        scaling = standardised(train_split) if standardise else Scaling.identity()
     valid_split = splits.get("valid", held_out)
     return DataSet(path.stem if name is None else name, scaling, train_split, splits["test"], valid_split)
 
