@@ -7,6 +7,7 @@ __all__ = [
     "DataSet",
     "Split",
     "Source",
+    "Conditioned",
     "UnreadableSample",
     "hold_out",
     "split_off",
@@ -25,5 +26,5 @@ from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
 from .images import images
 from .scaling import Scaling
-from .source import Source, UnreadableSample
+from .source import Conditioned, Source, UnreadableSample
 from .toys import checkerboard, gaussians, moons, rings, swissroll

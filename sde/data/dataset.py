@@ -13,7 +13,7 @@ from __future__ import annotations
 __all__ = ["DataSet", "Split", "check_labels", "check_labels_of", "hold_out", "split_off", "standardise"]
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -36,6 +36,7 @@ class Split(Source):
         labels: class labels, non-negative int64 with shape (N,), or None; the condition `label`.
         condition: other named conditions, tensors of leading size N.
         classes: the names of the classes, if they have any.
+        captions: N texts, or None.
 
     Raises:
         ValueError: if the labels are not N non-negative int64, and the error names the first negative label; or if a
@@ -46,6 +47,7 @@ class Split(Source):
     labels: Tensor | None = None
     condition: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    captions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_labels_of(self.labels, len(self))
@@ -62,7 +64,8 @@ class Split(Source):
         """The samples at the positions `index`, with shape (M,), in that order."""
         labels = None if self.labels is None else self.labels[index]
         condition = {name: value[index] for name, value in self.condition.items()}
-        return Split(self.values[index], labels, condition, self.classes)
+        captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
+        return Split(self.values[index], labels, condition, self.classes, captions)
 
     @property
     def whole(self) -> Item:
@@ -81,6 +84,8 @@ class Split(Source):
             if tensor is not None:
                 digest.update(f"{name}{tensor.dtype} {tuple(tensor.shape)};".encode())
                 digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if self.captions is not None:
+            digest.update("\n".join(self.captions).encode())
         return digest.hexdigest()
 
 

@@ -6,28 +6,30 @@ data that does not fit into memory is data like any other. What is small, the cl
 source, because labels are checked before any work.
 
 A fingerprint tells data apart without reading all of it: it covers the number of samples, the names and the settings
-that change values, and the content of up to :data:`PROBES` samples, evenly spread.
+that change values, and the content of up to :data:`PROBES` samples, evenly spread. These are few, because a sample that
+was damaged and is repaired should not make other data of a set.
 """
 
 from __future__ import annotations
 
-__all__ = ["Item", "PROBES", "Source", "Subset", "UnreadableSample", "digest_of", "evenly"]
+__all__ = ["Conditioned", "Item", "PROBES", "Source", "Subset", "UnreadableSample", "digest_of", "evenly"]
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..shapes import check_condition
 from .scaling import Scaling
 
 Item = tuple[Tensor, dict[str, Tensor]]  # values with shape (B, *) and conditions of leading size B
 
 # The number of samples whose content is part of a fingerprint.
-PROBES = 64
+PROBES = 8
 
 
 class UnreadableSample(ValueError):
@@ -40,10 +42,13 @@ class Source(ABC):
     Attributes:
         labels: the class labels of all samples, non-negative int64 with shape (N,), or None.
         classes: the names of the classes, where the source names them.
+        captions: the texts of all samples, or None. They are no condition themselves: an encoder makes tensors of them,
+            which :class:`Conditioned` adds.
     """
 
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
+    captions: Sequence[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -137,9 +142,62 @@ class Subset(Source):
     def classes(self) -> tuple[str, ...] | None:  # type: ignore[override]
         return self.source.classes
 
+    @property
+    def captions(self) -> Sequence[str] | None:  # type: ignore[override]
+        texts = self.source.captions
+        return None if texts is None else [texts[i] for i in self.index.tolist()]
+
     @cached_property
     def fingerprint(self) -> str:
         return digest_of([self.source.fingerprint.encode(), self.index.numpy().data])
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned(Source):
+    """A source with more conditions, such as the encodings of its captions.
+
+    Args:
+        source: the source.
+        condition: named tensors of leading size N, which take the place of conditions of the same name.
+
+    Raises:
+        ValueError: if a condition does not have N entries.
+    """
+
+    source: Source
+    condition: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        check_condition(self.condition, len(self))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Tensor) -> Item:
+        values, condition = self.source[index]
+        return values, {**condition, **{name: value[index] for name, value in self.condition.items()}}
+
+    def describe(self, position: int) -> str:
+        return self.source.describe(position)
+
+    @property
+    def labels(self) -> Tensor | None:  # type: ignore[override]
+        return self.condition.get("label", self.source.labels)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        return self.source.classes
+
+    @property
+    def captions(self) -> Sequence[str] | None:  # type: ignore[override]
+        return self.source.captions
+
+    @cached_property
+    def fingerprint(self) -> str:
+        parts = (
+            (name.encode(), value.contiguous().numpy().tobytes()) for name, value in sorted(self.condition.items())
+        )
+        return digest_of([self.source.fingerprint.encode(), *(part for pair in parts for part in pair)])
 
 
 def evenly(n: int, count: int = PROBES) -> Tensor:

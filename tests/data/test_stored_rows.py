@@ -103,7 +103,7 @@ def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
     for change in range(6):
         x, e = VALUES["table"].copy(), CONDITIONS["e"].copy()
         if change == 1:
-            x[7, 3] += 1
+            x[39, 3] += 1
         if change == 2:
             e[0, 0] += 1
         x = x[:39] if change == 3 else x.astype(np.float32) if change == 4 else x
