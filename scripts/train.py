@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from command import command, draw, progress, read_yaml, swept, to_yaml
 from omegaconf import OmegaConf
 
 import sde
+from sde.data import UnreadableSample
 from sde.instantiate import build
 from sde.plots import save_losses, save_samples
 from sde.runtime import peak_memory
-from sde.training.ranks import group, rank, together
+from sde.training.ranks import group, rank, size, together
 from sde.training.run import RESUMABLE_KEYS, Run, opened
 from sde.training.signals import StopSignals
 
@@ -48,7 +50,7 @@ def train(config: dict[str, Any], run: Run) -> None:
         # Without a terminal there is a line for each line of the metrics, which `set_postfix` writes.
         reports = progress(training.run(config["steps"]), config["steps"], training.step, every=math.inf)
         start = time.monotonic(), training.step
-        for report, bar in reports:
+        for report, bar in saving(reports, run, training):
             if line := run.log(report, training):
                 latest |= line
                 shown: dict[str, str] = {
@@ -82,6 +84,16 @@ def train(config: dict[str, Any], run: Run) -> None:
         return
     files = f"{path}, samples/*.png, loss.png and metrics.jsonl in {folder}"
     say(f"trained to step {training.step}; wrote {files}; last loss {latest.get('loss', report.loss):.4f}")
+
+
+def saving(reports: Iterable[Any], run: Run, training: sde.Training) -> Iterator[Any]:
+    """The reports; a sample that cannot be read loses no step of a training in one process."""
+    try:
+        yield from reports
+    except UnreadableSample:
+        if size() == 1:  # others are in the middle of a step
+            print(f"interrupted after step {training.step}; saved {run.save(training)}")
+        raise
 
 
 def preview(config: dict[str, Any], run: Run, model: sde.Model, solver: sde.solvers.Solver, step: int) -> None:

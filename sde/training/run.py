@@ -89,7 +89,7 @@ def _check_classes(data: DataSet, classes: int) -> None:
     which a model would draw in its turn."""
     for name, split in data.splits.items():
         if split.labels is not None:
-            check_labels(f"{data.name}: {name} labels", split.labels, classes)
+            check_labels(f"{data.name}: {name} labels", split.labels, classes, describe=split.describe)
     present = data.train.labels.unique().tolist() if data.train.labels is not None else []
     if len(present) < (data.classes or 0):
         absent = next(i for i, label in enumerate([*present, None]) if i != label)
@@ -205,7 +205,7 @@ class Run:
             denoiser, self._model = assemble(config, data)
             self.data, self.objective = data, build(config["objective"], trust=trust)
             loss = Loss(denoiser, self.objective).to(device)
-            batches = Batches(data.train, config["batch_size"], seed=config["seed"])
+            batches = self._batches("train")
             optimizer = build(config["optimizer"], params=[p for p in loss.parameters() if p.requires_grad])
             settings = {key: config[key] for key in ("warmup", "clip", "seed", "accumulate", "max_skipped")}
             settings |= {key: build(config[key], trust=trust) for key in ("decay", "execution", "ranks")}
@@ -334,8 +334,7 @@ class Run:
 
     def valid_losses(self, training: Training) -> dict[str, float]:
         """:meth:`valid_loss`, and the same by noise level."""
-        batches = Batches(self.data.split("valid"), self.config["batch_size"], seed=self.config["seed"])
-        found = training.validate(batches, levels=max(1, self._settings["levels"]))
+        found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
         levels = {f"valid_loss_{k}": value for k, value in enumerate(found.levels, start=1)}
         return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
@@ -345,7 +344,12 @@ class Run:
         split = self.data.test if self.data.valid is None else self.data.valid
         model, n = training.model(classes=self._model["classes"]), min(self._settings["score_n"], len(split))
         index = torch.arange(rank(), n, size(), device="cpu")
-        part = split.select(index)
-        condition = {"label": part.labels} if self.config["conditional"] and part.labels is not None else None
-        bits = [model.bits_per_dim(part.values, index=index, condition=condition).sum().item()] if len(index) else [0.0]
+        values, condition = split[index]
+        condition = {name: condition[name] for name in training.conditions or ()}
+        bits = [model.bits_per_dim(values, index=index, condition=condition).sum().item()] if len(index) else [0.0]
         return total(torch.tensor(bits, dtype=torch.float64, device="cpu")).item() / n
+
+    def _batches(self, split: str) -> Batches:
+        """The batches of a split."""
+        reading = {key: self._settings[key] for key in ("workers", "unreadable")}
+        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)

@@ -14,12 +14,15 @@ from ..instantiate import public
 RESUMABLE_KEYS: tuple[str, ...] = (
     *("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview"),
     *("ranks", "max_skipped", "requeue_status", "levels", "sample_every", "score_every", "score_n", "loggers"),
+    *("workers", "unreadable"),
 )
 
 # What a config without these keys means, such as that of a run of an earlier version.
 DEFAULTS: dict[str, Any] = {
     "decay": {"_target_": "sde.training.Constant"},
     "accumulate": 1,
+    "workers": 0,
+    "unreadable": 0,
     "max_skipped": 0,
     "execution": {
         "_target_": "sde.training.Execution",

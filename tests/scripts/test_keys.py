@@ -57,7 +57,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "bounds": "rank",
             "likelihood": "budget rank",
             "sample": "first",
-            "train": "warmup preview.n max_skipped levels",
+            "train": "warmup workers unreadable preview.n max_skipped levels",
         },
     ),
     (
