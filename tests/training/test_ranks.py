@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 import torch.distributed as dist
+import torch.distributed.fsdp
 from support.ranks import on_ranks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -84,8 +86,10 @@ def same_bits(a: Any, b: Any) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def all_of_it(ranks: Ranks | None, steps: int, stops: list[int], settings: dict[str, Any]) -> dict[str, Any]:
-    """A straight run, every stop of it in one group, its validation and its models."""
+def all_of_it(
+    ranks: Ranks | None, steps: int, stops: list[int], settings: dict[str, Any], begun: Any = None
+) -> dict[str, Any]:
+    """A straight run, every stop of it in one group, its validation and its models; and one that others have begun."""
     run, states, losses = training(ranks, **settings), [], []
     run.check()
     states.append(saved(run.state()))
@@ -101,7 +105,8 @@ def all_of_it(ranks: Ranks | None, steps: int, stops: list[int], settings: dict[
     x, t = torch.linspace(-1.0, 1.0, 22).reshape(11, 2), torch.tensor(0.4)
     levels = [run.validate(sde.Batches(x, size), levels=3).levels for size in (4, 11)]  # three batches, and one
     models = [run.model(ema=ema).denoiser(x, t) for ema in ("default", "power", None)]
-    return {"losses": losses, "levels": levels, "models": models, "states": states}
+    result = {"losses": losses, "levels": levels, "models": models, "states": states}
+    return result if begun is None else {**result, "continued": continued(ranks, begun, steps, settings)}
 
 
 def assert_close(found: Any, expected: Any) -> None:
@@ -115,7 +120,8 @@ def assert_close(found: Any, expected: Any) -> None:
 
 def check_two_ranks(kind: str, steps: int, stops: list[int], **settings: Any) -> None:
     one = all_of_it(None, steps, [], settings)
-    first, second = on_ranks(2, all_of_it, KINDS[kind], steps, stops, settings, seconds=600.0)
+    begun = one["states"][stops[0]]
+    first, second = on_ranks(2, all_of_it, KINDS[kind], steps, stops, settings, begun, seconds=600.0)
     assert first["losses"] == second["losses"]
     assert same_bits(first["states"], second["states"])
     assert all(map(torch.equal, first["models"], second["models"]))
@@ -134,16 +140,11 @@ def check_two_ranks(kind: str, steps: int, stops: list[int], **settings: Any) ->
     }
     assert {name for name in last["weights"] if "process" in name} <= moved
     # The run goes on with one rank where two have stopped, and with two where one has.
-    other = training(**settings)
-    other.restore(first["states"][stops[0]])
-    for _ in other.run(steps):
-        pass
-    assert_close(saved(other.state()), one["states"][-1])
-    resumed = on_ranks(2, continued, KINDS[kind], one["states"][stops[0]], steps, settings)[0]
-    assert_close(resumed, one["states"][-1])
+    assert_close(continued(None, first["states"][stops[0]], steps, settings), one["states"][-1])
+    assert_close(first["continued"], one["states"][-1])
 
 
-def continued(ranks: Ranks, state: dict[str, Any], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+def continued(ranks: Ranks | None, state: dict[str, Any], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     run = training(ranks, **settings)
     run.restore(state)
     for _ in run.run(steps):
