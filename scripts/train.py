@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,31 +50,26 @@ def train(config: dict[str, Any], run: Run) -> None:
         # Without a terminal there is a line for each line of the metrics, which `set_postfix` writes.
         reports = progress(training.run(config["steps"]), config["steps"], training.step, every=math.inf)
         start = time.monotonic(), training.step
-        try:
-            for report, bar in reports:
-                if line := run.log(report, training):
-                    latest |= line
-                    shown: dict[str, str] = {
-                        name: f"{latest[name]:.4f}" for name in ("loss", "valid_loss") if name in latest
-                    }
-                    speed = (report.step - start[1]) * config["batch_size"] / (time.monotonic() - start[0])
-                    memory = peak_memory(training.device) / 2**30
-                    bar.set_postfix(shown | {"samples/s": f"{speed:.0f}", "memory": f"{memory:.2f}GiB"})
-                last = report.step == config["steps"]
-                if not last and report.step % config["save_every"] == 0:
-                    run.save(training)
-                if not last and (every := config["sample_every"]) and report.step % every == 0:
-                    model = training.model(classes=data.classes if config["conditional"] else None)
-                    preview(config, run, model, solver, report.step)
-                if not last and (received := signals.received()) is not None:
-                    say(f"interrupted after step {training.step}; saved {run.save(training)}")
-                    if received == signal.SIGINT:
-                        raise KeyboardInterrupt
-                    sys.exit(config["requeue_status"])
-        except UnreadableSample:
-            if size() == 1:  # of several ranks, the others go on, and all of them have to save
+        for report, bar in saving(reports, run, training):
+            if line := run.log(report, training):
+                latest |= line
+                shown: dict[str, str] = {
+                    name: f"{latest[name]:.4f}" for name in ("loss", "valid_loss") if name in latest
+                }
+                speed = (report.step - start[1]) * config["batch_size"] / (time.monotonic() - start[0])
+                memory = peak_memory(training.device) / 2**30
+                bar.set_postfix(shown | {"samples/s": f"{speed:.0f}", "memory": f"{memory:.2f}GiB"})
+            last = report.step == config["steps"]
+            if not last and report.step % config["save_every"] == 0:
+                run.save(training)
+            if not last and (every := config["sample_every"]) and report.step % every == 0:
+                model = training.model(classes=data.classes if config["conditional"] else None)
+                preview(config, run, model, solver, report.step)
+            if not last and (received := signals.received()) is not None:
                 say(f"interrupted after step {training.step}; saved {run.save(training)}")
-            raise
+                if received == signal.SIGINT:
+                    raise KeyboardInterrupt
+                sys.exit(config["requeue_status"])
         path = run.save(training)
         picture = folder / "samples" / f"{path.stem}.png"
         if not done:
@@ -88,6 +84,16 @@ def train(config: dict[str, Any], run: Run) -> None:
         return
     files = f"{path}, samples/*.png, loss.png and metrics.jsonl in {folder}"
     say(f"trained to step {training.step}; wrote {files}; last loss {latest.get('loss', report.loss):.4f}")
+
+
+def saving(reports: Iterable[Any], run: Run, training: sde.Training) -> Iterator[Any]:
+    """The reports; a sample that cannot be read loses no step of a training in one process."""
+    try:
+        yield from reports
+    except UnreadableSample:
+        if size() == 1:  # others are in the middle of a step
+            print(f"interrupted after step {training.step}; saved {run.save(training)}")
+        raise
 
 
 def preview(config: dict[str, Any], run: Run, model: sde.Model, solver: sde.solvers.Solver, step: int) -> None:

@@ -27,18 +27,17 @@ from ..model import Model
 from ..noise import Noise
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
-from ..storage.checkpoint import misfits
-from ..storage.wrappers import fitted
-from .batches import BatchSource, Iterated
+from .batches import BatchSource
 from .ema import EMA, Average
 from .execution import Execution, LossScale
 from .fingerprints import of_code, of_tensors
 from .gradients import clip
-from .loss import Loss, Rows, chosen_condition, cut, draws, keyed_dropout, prepare, rows
-from .parts import Part
-from .ranks import DDP, Ranks, agree, full, like, rank, restore_optimizer, size, total, whole_state
+from .iterated import Iterated
+from .loss import Loss, Rows, check_divides, chosen_condition, cut, draws, keyed_dropout, prepare
+from .ranks import DDP, Ranks, agree, full, rank, size, total
 from .report import NonFiniteLoss, Report
 from .schedules import Constant, Decay
+from .state import checked, head_of, load, restore_optimizer, whole_state
 from .validation import Validation, losses_of
 
 
@@ -128,10 +127,9 @@ class Training:
         self.step = self.skipped = 0
         self.scale: LossScale | None = self.execution.scale()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        if denoiser.classes is not None and (conditions is None or "label" in conditions):
-            self.batches.check_labels(denoiser.classes)
         self.ranks = DDP() if ranks is None else ranks
         self._wrapped: nn.Module | None = None
+        self._rows: BatchSource | None = None
         self._facts: dict[str, str] = {}
         self._whole: Denoiser | None = None  # a denoiser to copy where each rank has only a part of the weights
         if size() > 1:
@@ -140,6 +138,8 @@ class Training:
         self.execution.prepare(denoiser)
         if self._whole is not None:
             self._shard()
+        if denoiser.classes is not None and (conditions is None or "label" in conditions):
+            self.batches.check_labels(denoiser.classes)
         if (whole := self.batches.whole) is not None:
             chosen_condition(denoiser, whole, conditions)
             if whole.values.is_floating_point():
@@ -231,7 +231,7 @@ class Training:
         settings: dict[str, Any] = {"seed": seed, "conditions": self.conditions, "levels": levels}
         if size() > 1:
             settings["spare"] = next(source.epoch())
-            source = Part(source, rank(), size())
+            source = source.shard(rank(), size())
         with contextlib.nullcontext() if ema is None else self.ema[ema].applied_to(self.denoiser):
             return losses_of(self.loss, source, self.scaling, **settings)
 
@@ -279,7 +279,11 @@ class Training:
 
     def _part(self) -> BatchSource:
         """The batches of this rank."""
-        return self.batches if size() == 1 else Part(self.batches, rank(), size())
+        if size() == 1:
+            return self.batches
+        if self._rows is None:
+            self._rows = self.batches.shard(rank(), size())
+        return self._rows
 
     def _shard(self) -> None:
         """Leaves this rank its part of the weights, and the optimiser and the averages with it."""
@@ -296,6 +300,7 @@ class Training:
         if self._wrapped is None:
             if size() > 1:
                 batch = self.batches[self.step]
+                check_divides(len(batch.values), size(), self.accumulate)
                 tensors = {"values": batch.values, "index": batch.index, **batch.condition}
                 agree({**self._facts, "data": of_tensors(tensors), "steps": str(self.step)})
             self._wrapped = self.ranks.wrap(self.loss, size() > 1 and self._has_unused())
@@ -310,7 +315,7 @@ class Training:
 
     def _few(self) -> tuple[Tensor, Rows, dict[str, Tensor]]:
         """Two samples of the next batch, for a loss without a step."""
-        batch = rows(self.batches[self.step], 0, 2)
+        batch = self.batches[self.step].rows(0, 2)
         x0, condition = prepare(self.denoiser, batch, self.scaling, self.batches.noise, self.conditions)
         return x0, Rows(0, len(x0), len(x0)), condition
 
@@ -350,11 +355,11 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """The state of the training as tensors and plain values: not copies, and to be saved at once."""
-        objective = {name: value for name, value in self.loss.state_dict().items() if name.startswith("objective.")}
         more = {
-            "objective": {name: full(value) for name, value in objective.items()},
+            "objective": {name: full(value) for name, value in head_of(self.loss).items()},
             "loss_scale": None if self.scale is None else asdict(self.scale),
             "skipped": self.skipped,
+            "batches": self.batches.state(self.step),
         }
         return {
             "step": self.step,
@@ -369,27 +374,17 @@ class Training:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores a saved state, that of torch's global generator for dropout included.
 
-        The state may come from another number of ranks.
+        The state may come from another number of ranks. Batches without a state, such as those of a DataLoader, go on
+        at the start of the next epoch, with a warning.
 
         Raises:
             ValueError: if the weights are of another network, or an average is missing; nothing is then changed.
         """
-        for name in self.ema:
-            if name not in state["ema"]:
-                raise ValueError(f"this state has no EMA {name!r}: it has {', '.join(state['ema']) or 'none'}")
-        now = self.denoiser.state_dict()
-        shapes = {name: value.shape for name, value in now.items()}
-        raw, averages = fitted(shapes, state["weights"]), {n: fitted(shapes, state["ema"][n]) for n in self.ema}
-        for weights in (raw, *averages.values()):
-            if difference := misfits(shapes, weights):
-                raise ValueError(f"this state is of another network: {difference}")
-        head = {name: value for name, value in self.loss.state_dict().items() if name.startswith("objective.")}
-        saved = state.get("objective", {})
-        if difference := misfits({name: value.shape for name, value in head.items()}, saved):
-            raise ValueError(f"this state is of another objective: {difference}")
+        raw, averages, head = checked(state, self.loss, self.ema)
+        self.batches.restore(state.get("batches"), int(state["step"]))
         self.step, self.skipped = int(state["step"]), int(state.get("skipped", 0))
-        self.denoiser.load_state_dict({name: like(value, now[name]) for name, value in raw.items()})
-        self.loss.load_state_dict({name: like(saved[name], value) for name, value in head.items()}, strict=False)
+        load(self.denoiser, raw)
+        load(self.loss, head)
         for name, average in self.ema.items():
             average.load(averages[name])
         restore_optimizer(self.optimizer, state["optimizer"])

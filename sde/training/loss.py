@@ -6,11 +6,11 @@ one after another, or on several ranks, from the same draws.
 
 from __future__ import annotations
 
-__all__ = ["Loss", "Rows", "chosen_condition", "cut", "draws", "keyed_dropout", "prepare", "rows"]
+__all__ = ["Loss", "Rows", "check_divides", "chosen_condition", "cut", "draws", "keyed_dropout", "prepare"]
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,15 @@ class Rows:
     batch: int
 
 
+def check_divides(batch: int, ranks: int, parts: int = 1) -> None:
+    """Refuses a batch of a size that does not divide into equal parts on equally many ranks."""
+    if batch % (ranks * parts):
+        raise ValueError(
+            f"a batch of {batch} samples does not divide into {ranks} ranks times accumulate={parts} equal parts: give "
+            "another batch_size= or accumulate=; a DataLoader with a smaller last batch needs drop_last=True"
+        )
+
+
 def cut(batch: Batch, parts: int, rank: int, ranks: int) -> list[tuple[Rows, Batch]]:
     """The rows that a rank has of a batch, in equal parts.
 
@@ -85,21 +94,9 @@ def cut(batch: Batch, parts: int, rank: int, ranks: int) -> list[tuple[Rows, Bat
         ValueError: if the parts cannot be equal.
     """
     n, whole = len(batch.values) // parts, len(batch.values) * ranks
-    if n * parts != len(batch.values):
-        raise ValueError(
-            f"a batch of {whole} samples does not divide into {ranks} ranks times accumulate={parts} equal parts: give "
-            "another batch_size= or accumulate=; a DataLoader with a smaller last batch needs drop_last=True"
-        )
+    check_divides(whole, ranks, parts)
     places = [rank * len(batch.values) + k * n for k in range(parts)]
-    return [(Rows(first, n, whole), rows(batch, k * n, n)) for k, first in enumerate(places)]
-
-
-def rows(batch: Batch, first: int, count: int) -> Batch:
-    """Consecutive rows of a batch."""
-    place = slice(first, first + count)
-    condition = {name: value[place] if value.ndim else value for name, value in batch.condition.items()}
-    index, counter = batch.index[place], batch.counter[place]
-    return replace(batch, values=batch.values[place], condition=condition, index=index, counter=counter)
+    return [(Rows(first, n, whole), batch.rows(k * n, n)) for k, first in enumerate(places)]
 
 
 def prepare(

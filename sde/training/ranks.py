@@ -159,26 +159,6 @@ def _is_sharded(value: Any) -> bool:
     return isinstance(value, DTensor)
 
 
-def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimiser with whole tensors; a call of all ranks."""
-    state = optimizer.state_dict()
-    return {**state, "state": {i: {k: full(v) for k, v in each.items()} for i, each in state["state"].items()}}
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Restores the state of an optimiser from whole tensors."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def part(value: Any, parameter: Tensor) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        # A copy, because the optimiser changes its state in place.
-        return like(value.clone(), parameter) if value.shape == parameter.shape else value.clone()
-
-    parts = {i: {k: part(v, parameters[i]) for k, v in each.items()} for i, each in state["state"].items()}
-    optimizer.load_state_dict({**state, "state": parts})
-
-
 class Ranks(ABC):
     """How the ranks keep the weights and average the gradients; with one rank it changes nothing.
 

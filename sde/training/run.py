@@ -338,20 +338,18 @@ class Run:
         levels = {f"valid_loss_{k}": value for k, value in enumerate(found.levels, start=1)}
         return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
-    def _batches(self, split: str) -> Batches:
-        """The batches of a split."""
-        reading = {key: self._settings[key] for key in ("workers", "unreadable")}
-        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)
-
     def bits_per_dim(self, training: Training) -> float:
         """The mean bits/dim of the averaged weights on the first samples of the validation or test split, with the same
         noise at every call; each rank scores a part of them."""
         split = self.data.test if self.data.valid is None else self.data.valid
         model, n = training.model(classes=self._model["classes"]), min(self._settings["score_n"], len(split))
         index = torch.arange(rank(), n, size(), device="cpu")
-        bits = 0.0
-        if len(index):
-            values, named = split[index]
-            condition = {"label": named["label"]} if self.config["conditional"] else None
-            bits = model.bits_per_dim(values, index=index, condition=condition).sum().item()
-        return total(torch.tensor([bits], dtype=torch.float64, device="cpu")).item() / n
+        values, condition = split[index]
+        condition = {name: condition[name] for name in training.conditions or ()}
+        bits = [model.bits_per_dim(values, index=index, condition=condition).sum().item()] if len(index) else [0.0]
+        return total(torch.tensor(bits, dtype=torch.float64, device="cpu")).item() / n
+
+    def _batches(self, split: str) -> Batches:
+        """The batches of a split."""
+        reading = {key: self._settings[key] for key in ("workers", "unreadable")}
+        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)

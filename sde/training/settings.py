@@ -21,6 +21,8 @@ RESUMABLE_KEYS: tuple[str, ...] = (
 DEFAULTS: dict[str, Any] = {
     "decay": {"_target_": "sde.training.Constant"},
     "accumulate": 1,
+    "workers": 0,
+    "unreadable": 0,
     "max_skipped": 0,
     "execution": {
         "_target_": "sde.training.Execution",
@@ -36,8 +38,6 @@ DEFAULTS: dict[str, Any] = {
     "score_every": None,
     "score_n": 32,
     "loggers": {},
-    "workers": 0,
-    "unreadable": 0,
 }
 
 

@@ -16,7 +16,8 @@ from ..denoisers import Denoiser
 from ..noise import Noise
 from ..objective import Objective
 from ..sampling import evaluating
-from .batches import Batch, BatchSource, Iterated
+from .batches import Batch, BatchSource
+from .iterated import Iterated
 from .loss import Loss, Rows, draws, prepare
 from .ranks import anywhere, rank, size, total
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -227,3 +230,20 @@ def test_an_error_of_one_rank_is_an_error_of_all() -> None:
     own, told = "FileNotFoundError: no data.npy here", "ValueError: rank {}: no data.npy here"
     assert first == [other, own, told.format(1), True, False]
     assert second == [other, told.format(0), own, True, False]
+
+
+def left_alone() -> str:
+    run = training()
+    next(run.run(2))
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError):
+        list(run.run(9))
+    assert run.step <= 2
+    return "alone"
+
+
+def test_the_death_of_a_rank_is_an_error_of_the_others() -> None:
+    start = time.monotonic()
+    assert on_ranks(2, left_alone, killed=1) == ["alone"]
+    assert time.monotonic() - start < 30
