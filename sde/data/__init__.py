@@ -11,6 +11,9 @@ __all__ = [
     "UnreadableSample",
     "hold_out",
     "split_off",
+    "Augmentation",
+    "HorizontalFlip",
+    "Geometric",
     "digits",
     "arrays",
     "images",
@@ -22,6 +25,7 @@ __all__ = [
 ]
 
 from .arrays import arrays
+from .augmentation import Augmentation, Geometric, HorizontalFlip
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
 from .images import images

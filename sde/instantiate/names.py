@@ -19,6 +19,7 @@ MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scali
 # The modules whose constructors only check and store values, so that objects can be built to check a config.
 VALUE_ROOMS = (
     *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
+    "sde.data.augmentation",
     "sde.evaluation.dequantiser_training",
 )
 

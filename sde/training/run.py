@@ -46,7 +46,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     `conditional`) are filled in if the config does not give them.
 
     Args:
-        config: the trees `sde`, `network` and `denoiser`, `conditional` and `trust`.
+        config: the trees `sde`, `network`, `denoiser` and, if there is one, `augmentation`; `conditional` and `trust`.
         data: the data set.
 
     Raises:
@@ -62,6 +62,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
         if network_tree.get(key) is None:
             network_tree[key] = facts[key]
+    if (length := _vector_length(config)) and not network_tree.get("augment"):
+        network_tree["augment"] = length
     tree = public(
         {
             "process": config["sde"],
@@ -79,6 +81,12 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     elif denoiser.classes is not None:
         raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
     return denoiser, tree
+
+
+def _vector_length(config: Mapping[str, Any]) -> int:
+    """The length of the vectors that the network gets from the augmentation."""
+    tree = config.get("augmentation")
+    return build(tree, trust=config.get("trust") or ()).length if tree else 0
 
 
 def _check_classes(data: DataSet, classes: int) -> None:
@@ -204,7 +212,7 @@ class Run:
         batches = self._batches("train")
         optimizer = build(config["optimizer"], params=denoiser.parameters())
         settings = {key: config[key] for key in ("ema", "warmup", "clip", "seed")}
-        names = ["label"] if config["conditional"] else []
+        names = [*(["label"] if config["conditional"] else []), *(["augment"] if _vector_length(config) else [])]
         training = Training(denoiser, batches, data.scaling, self.objective, optimizer, conditions=names, **settings)
         if content is not None:
             training.restore(content)
@@ -262,8 +270,11 @@ class Run:
 
     def _batches(self, split: str) -> Batches:
         """The batches of a split."""
-        reading = {key: self.config.get(key, 0) for key in ("workers", "unreadable")}
-        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)
+        config = self.config
+        reading: dict[str, Any] = {key: config.get(key, 0) for key in ("workers", "unreadable")}
+        if tree := config.get("augmentation"):
+            reading["augmentation"] = build(tree, trust=config.get("trust") or ())
+        return Batches(self.data.split(split), config["batch_size"], seed=config["seed"], **reading)
 
     def _drop_metrics_after(self, step: int) -> None:
         """Deletes the metrics of steps that will be taken again."""

@@ -63,7 +63,7 @@ def test_these_are_the_configs() -> None:
         "sample",
         "train",
     ]
-    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "network"]
+    first = ["augmentation", "data", "denoiser", "density", "dequantise", "experiment", "grid", "network"]
     assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
 
 
@@ -115,6 +115,18 @@ def test_a_source_of_data_has_a_key_for_every_argument(leaf: str) -> None:
     tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in ("arrays", "images") else []))["data"]
     parameters = inspect.signature(find(tree.pop("_target_"))).parameters
     assert tree.keys() == parameters.keys() - {"name"}
+
+
+@pytest.mark.parametrize("leaf", leaves("augmentation"))
+def test_augmentation(leaf: str) -> None:
+    """The defaults of the files are the library's, and the network is made for the vectors of the changes."""
+    config = composed("train", f"augmentation={leaf}", "network.width=8", "network.multipliers=[1,1]")
+    rule = build(config["augmentation"])
+    assert rule == type(rule)()
+    denoiser, tree = assemble(config, IMAGES)
+    assert tree["network"].get("augment", 0) == rule.length
+    batch = sde.Batches(IMAGES.train, 2, augmentation=rule)[0]
+    assert denoiser(torch.ones(2, 3, 6, 6), torch.tensor(0.5), **batch.condition).isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("dequantise"))
