@@ -17,6 +17,10 @@ __all__ = [
     "digits",
     "arrays",
     "images",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "celeba",
     "moons",
     "checkerboard",
     "swissroll",
@@ -31,4 +35,5 @@ from .digits import digits
 from .images import images
 from .scaling import Scaling
 from .source import Conditioned, Source, UnreadableSample
+from .standard import celeba, cifar10, fashion_mnist, mnist
 from .toys import checkerboard, gaussians, moons, rings, swissroll
