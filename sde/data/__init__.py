@@ -21,6 +21,8 @@ __all__ = [
     "fashion_mnist",
     "cifar10",
     "celeba",
+    "huggingface",
+    "HuggingFaceRows",
     "moons",
     "checkerboard",
     "swissroll",
@@ -32,6 +34,7 @@ from .arrays import arrays
 from .augmentation import Augmentation, Geometric, HorizontalFlip
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
+from .huggingface import HuggingFaceRows, huggingface
 from .images import images
 from .scaling import Scaling
 from .source import Conditioned, Source, UnreadableSample

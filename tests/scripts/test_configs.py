@@ -110,12 +110,14 @@ def test_network(leaf: str) -> None:
     assert facts.items() <= tree["network"].items()
 
 
+# The sources of data that need a path.
+PATHS = ("arrays", "celeba", "huggingface", "images")
+
+
 @pytest.mark.parametrize("leaf", leaves("data"))
 def test_a_source_of_data_has_a_key_for_every_argument(leaf: str) -> None:
     """All but the name of the data set."""
-    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in ("arrays", "images", "celeba") else []))[
-        "data"
-    ]
+    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in PATHS else []))["data"]
     parameters = inspect.signature(find(tree.pop("_target_"))).parameters
     assert tree.keys() == parameters.keys() - {"name"}
 
@@ -188,6 +190,11 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         for i in range(4):
             Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
         overrides += [f"data.path={tmp_path}", "data.test_fraction=0.25"]
+    if leaf == "huggingface":
+        datasets = pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
+        rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 4})
+        datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path))
+        overrides += [f"data.path={tmp_path}", "data.size=4"]
     if leaf == "celeba":
         overrides += [f"data.path={write_faces(tmp_path)}", "data.size=8"]
     if leaf == "cifar10":
@@ -205,13 +212,13 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         overrides += [f"data.path={tmp_path / 'a.npz'}"]
     data = build(composed("train", *overrides)["data"])
     assert isinstance(data, DataSet)
-    assert data.name == {"images": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
+    assert data.name == {"images": tmp_path.name, "huggingface": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
     # The data of a likelihood job is given by the same files.
     assert composed("likelihood", *overrides)["data"] == composed("train", *overrides)["data"]
 
 
 def test_a_path_that_is_not_given_is_missing() -> None:
-    for leaf in ("images", "arrays", "celeba"):
+    for leaf in PATHS:
         assert OmegaConf.missing_keys(compose("train", overrides=[f"data={leaf}", "run_dir=x"])) == {"data.path"}
 
 
