@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import torch
 from faults import unknown_key
 
-from sde.data import DataSet
+from sde.data import Augmentation, DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.guidance import Guidance
@@ -245,6 +245,7 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    augmentation: Augmentation | None = None
 
 
 SCHEMAS: dict[str, type[Keys]] = {
