@@ -27,6 +27,7 @@ from __future__ import annotations
 
 __all__ = ["Middle", "UNet"]
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,6 +106,10 @@ class UNet(Network):
         label_first: whether the label is added to the embedding of the noise level, before the layers of the context.
         augment: the length of augmentation vectors, 0 for none.
         centre: whether data in [0, 1] is first rescaled to [-1, 1].
+        frequencies: the frequencies, in cycles per unit of the input, of sines and cosines of the data that are appended
+            to its channels. They resolve small differences, on which likelihoods of discrete data depend: (L/2, L, 2 L)
+            for L levels in [-1, 1] have 1, 2 and 4 periods in a level (Kingma et al. 2021, arXiv:2107.00630, appendix
+            C). None by default.
 
     Raises:
         ValueError: if a number is not positive, the rank is not 1, 2 or 3, `attention` names a level that does not
@@ -144,6 +149,7 @@ class UNet(Network):
         label_first: bool = False,
         augment: int = 0,
         centre: bool = False,
+        frequencies: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         outputs = channels if out_channels is None else out_channels
@@ -172,7 +178,8 @@ class UNet(Network):
         def stage(level: int, inputs: int, attends: bool) -> Stage:
             return Stage(config, inputs, widths[level], number_of_heads(widths[level]) if attends else None)
 
-        self.inlet = conv(rank, channels, current, padding=1)
+        self.frequencies = tuple(frequencies or ())
+        self.inlet = conv(rank, channels * (1 + 2 * len(self.frequencies)), current, padding=1)
         skips, pyramid = [current], channels  # channels of the skip connections and of the input pyramid
         self.encoder, self.downsample, self.input_pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
@@ -225,7 +232,8 @@ class UNet(Network):
         check_data(x, self.channels, self.rank)
         context = self.context(x.shape[0], noise_level, label, augment)
         p = 2 * x - 1 if self.centre else x
-        h = self.inlet(p)
+        angles = [2.0 * math.pi * f * p for f in self.frequencies]
+        h = self.inlet(torch.cat([p, *(a.sin() for a in angles), *(a.cos() for a in angles)], dim=1) if angles else p)
         skips = [h]
         for level, stages in enumerate(self.encoder):
             if level > 0:
