@@ -24,6 +24,8 @@ __all__ = [
     "Prediction",
     "from_score",
     "from_x0",
+    "shifted",
+    "to_x0",
     "NoisePrediction",
     "DataPrediction",
     "ScorePrediction",
@@ -76,6 +78,32 @@ def from_score(what: Prediction, process: SDE, score: Tensor, x_t: Tensor, t: Te
         return (-expand(process.sigma(t), x_t) * score).to(dtype)
     x0 = (x_t + expand(process.var(t), x_t) * score) / expand(process.alpha(t), x_t)
     return (x0 if what is Prediction.X0 else from_x0(what, process, x0, x_t, t)).to(dtype)
+
+
+def to_x0(what: Prediction, process: SDE, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    r""":math:`x_0` from any prediction, with shape (B, \*), as one sum of it and :math:`x_t`."""
+    if what is Prediction.X0:
+        return prediction
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = {
+        Prediction.SCORE: (1.0 / alpha, sigma.square() / alpha),
+        Prediction.NOISE: (1.0 / alpha, -sigma / alpha),
+        Prediction.VELOCITY: (alpha / (alpha.square() + sigma.square()), -sigma / (alpha.square() + sigma.square())),
+    }[what]
+    return expand(a, x_t) * x_t + expand(b, x_t) * prediction
+
+
+def shifted(what: Prediction, process: SDE, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
+    r"""The prediction `what` after a `change` of :math:`x_0`, both with shape (B, \*)."""
+    if what is Prediction.X0:
+        return prediction + change
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    factor = {
+        Prediction.SCORE: alpha / sigma.square(),
+        Prediction.NOISE: -alpha / sigma,
+        Prediction.VELOCITY: -(alpha.square() + sigma.square()) / sigma,
+    }[what]
+    return prediction + expand(factor, change) * change
 
 
 class Parametrisation(ABC):

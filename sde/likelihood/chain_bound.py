@@ -43,6 +43,7 @@ from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Ancestral
 from .bounds import Bound, assemble, check_std, mean_error, normal_like
 from .decoder import log_decoder
+from .flow import check_unguided
 
 
 def chain_bound(
@@ -88,6 +89,7 @@ def chain_bound(
         ValueError: if the values are not data values of this scaling, or the number of draws or `std` is not positive.
     """
     check_std(std)
+    check_unguided(denoiser)
     check_count("chain_bound", "draws", draws)
     reference, process = state_like(denoiser), denoiser.process
     x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from .activations import Activation, named_activation
 from .checks import check_counts, check_data, check_rank
+from .conditions import Conditions, ImageCondition, TokenCondition, features_of, with_image
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import Normalisation, conv
@@ -106,10 +107,12 @@ class UNet(Network):
         label_first: whether the label is added to the embedding of the noise level, before the layers of the context.
         augment: the length of augmentation vectors, 0 for none.
         centre: whether data in [0, 1] is first rescaled to [-1, 1].
-        frequencies: the frequencies, in cycles per unit of the input, of sines and cosines of the data that are appended
-            to its channels. They resolve small differences, on which likelihoods of discrete data depend: (L/2, L, 2 L)
-            for L levels in [-1, 1] have 1, 2 and 4 periods in a level (Kingma et al. 2021, arXiv:2107.00630, appendix
-            C). None by default.
+        frequencies: the frequencies, in cycles per unit of the input, of sines and cosines of the data that are more
+            channels of the input. They resolve small differences, on which likelihoods of discrete data depend: L/2,
+            L and 2 L have 1, 2 and 4 periods in one of L levels in [-1, 1] (Kingma et al. 2021, arXiv:2107.00630,
+            appendix C). None by default.
+        conditions: the sizes of further conditions (:mod:`sde.networks.conditions`); none by default. The positions
+            attend to tokens wherever there is self-attention.
 
     Raises:
         ValueError: if a number is not positive, the rank is not 1, 2 or 3, `attention` names a level that does not
@@ -150,6 +153,7 @@ class UNet(Network):
         augment: int = 0,
         centre: bool = False,
         frequencies: Sequence[float] | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
         outputs = channels if out_channels is None else out_channels
@@ -169,9 +173,16 @@ class UNet(Network):
         resampling, middle = resampling or StridedConv(), middle or Middle()
         upsampling = upsampling or resampling
         input_pyramid, output_pyramid = input_pyramid or NoInputs(), output_pyramid or NoOutputs()
-        self.context = Context(embedding, features, classes, null_class, label_first, augment, inner, outer)
+        self.conditions = conditions = conditions or Conditions()
+        settings = (classes, null_class, label_first, augment, inner, outer, conditions.embedding)
+        self.context = Context(embedding, features, *settings)
         norm = norm or Normalisation()
-        config = BlockConfig(rank, features, dropout, norm, inner, scale_shift, skip_scale, outer)
+        tokens = None if conditions.tokens is None else features
+        config = BlockConfig(rank, features, dropout, norm, inner, scale_shift, skip_scale, outer, tokens)
+        if tokens is not None and not (attention or decoder_attention or middle.attention):
+            raise ValueError("tokens are attended to beside self-attention: give attention= a level, such as (1,)")
+        self.tokens = None if conditions.tokens is None else TokenCondition(conditions.tokens, features)
+        self.image = None if conditions.image is None else ImageCondition(conditions.image)
 
         number_of_heads = partial(_number_of_heads, heads, head_channels)
 
@@ -179,7 +190,8 @@ class UNet(Network):
             return Stage(config, inputs, widths[level], number_of_heads(widths[level]) if attends else None)
 
         self.frequencies = tuple(frequencies or ())
-        self.inlet = conv(rank, channels * (1 + 2 * len(self.frequencies)), current, padding=1)
+        inputs = channels * (1 + 2 * len(self.frequencies)) + (conditions.image or 0)
+        self.inlet = conv(rank, inputs, current, padding=1)
         skips, pyramid = [current], channels  # channels of the skip connections and of the input pyramid
         self.encoder, self.downsample, self.input_pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
@@ -214,7 +226,16 @@ class UNet(Network):
         self.outlet = output_pyramid.outlet(config, sums, outputs)
 
     def forward(
-        self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        *,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embedding: Tensor | None = None,
+        tokens: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """The output of the network, with shape (B, out_channels, *).
 
@@ -224,16 +245,17 @@ class UNet(Network):
             label: the class, int64 with shape () or (B,), for a network with `classes`; `classes` itself means no
                 label.
             augment: the augmentation vectors, with shape (B, augment); zeros by default.
+            embedding, tokens, tokens_mask, image: the further conditions; those left out are not known.
 
         Raises:
             ValueError: if `x` or a condition does not fit the network, or a label is missing or superfluous.
             TypeError: if the label is not int64.
         """
         check_data(x, self.channels, self.rank)
-        context = self.context(x.shape[0], noise_level, label, augment)
+        context = self.context(x.shape[0], noise_level, label, augment, embedding)
+        keys = features_of(self.tokens, len(x), tokens, tokens_mask)
         p = 2 * x - 1 if self.centre else x
-        angles = [2.0 * math.pi * f * p for f in self.frequencies]
-        h = self.inlet(torch.cat([p, *(a.sin() for a in angles), *(a.cos() for a in angles)], dim=1) if angles else p)
+        h = self.inlet(with_image(self.image, _with_waves(p, self.frequencies), image))
         skips = [h]
         for level, stages in enumerate(self.encoder):
             if level > 0:
@@ -241,18 +263,24 @@ class UNet(Network):
                 p, h = self.input_pyramid[level - 1](p, h, context)
                 skips.append(h)
             for stage in stages.children():
-                h = stage(h, context)
+                h = stage(h, context, tokens=keys)
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, context)
+            h = stage(h, context, tokens=keys)
         p = h
         for step, stages in enumerate(self.decoder):  # from the coarsest level
             if step > 0:
                 h = self.upsample[step - 1](h, context, skips[-1].shape[2:])
             for stage in stages.children():
-                h = stage(torch.cat([h, skips.pop()], dim=1), context)
+                h = stage(torch.cat([h, skips.pop()], dim=1), context, tokens=keys)
             p, h = self.output_pyramid[step](p, h, context)
         return self.outlet(p)
+
+
+def _with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """Data with its sines and cosines as more channels."""
+    angles = [2.0 * math.pi * f * x for f in frequencies]
+    return torch.cat([x, *map(torch.sin, angles), *map(torch.cos, angles)], dim=1) if angles else x
 
 
 def _widths(width: int, multipliers: Sequence[float]) -> list[int]:

@@ -5,6 +5,7 @@ from .chain import ChainSDE, DiscreteChain
 from .cosine import Cosine
 from .karras_ve import KarrasVE
 from .learned import LearnedVP
+from .matching import check_same
 from .proposals import propose_beta_max, propose_sigma_max
 from .rectified_flow import RectifiedFlow
 from .subvp import SubVP
@@ -12,4 +13,4 @@ from .ve import VE
 from .vp import VP
 
 __all__ = ["SDE", "VP", "SubVP", "VE", "Cosine", "KarrasVE", "RectifiedFlow", "LearnedVP", "ChainSDE"]
-__all__ += ["DiscreteChain", "propose_beta_max", "propose_sigma_max"]
+__all__ += ["DiscreteChain", "check_same", "propose_beta_max", "propose_sigma_max"]

@@ -63,7 +63,7 @@ def test_these_are_the_configs() -> None:
         "sample",
         "train",
     ]
-    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "network"]
+    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
     assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
 
 
@@ -213,6 +213,27 @@ def test_grid(leaf: str) -> None:
     grid = build(composed("sample", "solver=heun", f"grid@solver.grid={leaf}")["solver"]).grid
     assert type(grid).__name__.lower() == leaf.replace("_", "")
     assert len(grid.times(sde.VP(), 5, 1.0, 1e-3)) == 6
+
+
+@pytest.mark.parametrize("leaf", leaves("guidance"))
+def test_guidance(leaf: str, tmp_path: Path) -> None:
+    """The model itself as its reference, and as its own classifier: what is guided is sampled from."""
+    tree = composed("train", "network=mlp", "network.width=8", "network.classes=10", "conditional=true")
+    labelled = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(9, 5), torch.arange(9)) for _ in range(2)))
+    denoiser, _ = assemble(tree, labelled)
+    sde.save(tmp_path / "a.pt", sde.Model(denoiser.eval(), Scaling.identity(), (5,), 10))
+    given = {
+        "autoguidance": [f"guidance.reference.path={tmp_path / 'a.pt'}"],
+        "classifier": ["guidance.log_prob={_target_: sde.shapes.sum_event}"],
+        "composed": ["guidance.weights={label: 2.0}"],
+    }
+    config = composed("sample", f"guidance={leaf}", *given.get(leaf, []))
+    if leaf == "classifier":
+        config["guidance"]["log_prob"] = lambda x_t, t: -x_t.square().sum(1)
+    guided = build(config["guidance"], inner=denoiser)
+    assert isinstance(guided, sde.guidance.Guidance)
+    condition = {"label": torch.tensor(3)}
+    assert sde.sample(guided, (2, 5), solver=sde.solvers.Heun(2), condition=condition).x.isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("trace"))
