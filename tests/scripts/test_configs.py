@@ -63,8 +63,19 @@ def test_these_are_the_configs() -> None:
         "sample",
         "train",
     ]
-    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
-    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
+    first = [
+        "data",
+        "decay",
+        "denoiser",
+        "density",
+        "dequantise",
+        "experiment",
+        "grid",
+        "guidance",
+        "logger",
+        "network",
+    ]
+    assert [*first, "objective", "optimizer", "ranks", "sde", "solver", "trace"] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -259,7 +270,8 @@ def test_every_key_is_explained_in_the_help(top: str) -> None:
     text = (CONFIGS / f"{top}.yaml").read_text()
     explained = set(re.findall(r"^ {8}(\w+) {2,}\w", text, re.MULTILINE))
     keys = composed(top).keys()
-    by_group = {g for g in GROUPS if re.search(rf"^  - {g}(@\S+)?:", text, re.MULTILINE)}
+    groups = re.findall(r"^  - (\w+)(?:@(\w+))?:", text, re.MULTILINE)
+    by_group = {name for pair in groups for name in pair if name}
     assert keys - explained - by_group == set()
     assert explained <= keys | by_group
 
