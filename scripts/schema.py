@@ -178,6 +178,22 @@ class Convert(Keys):
     sde: SDE | None = None
 
 
+class FeatureClassifier(Keys):
+    """`feature_classifier.py`."""
+
+    trust: list[str]
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Annotated[int, Limit(">=", 8)]
+    features: Count
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet
+
+
 class Paired(Keys):
     """`paired.py`."""
 
@@ -235,6 +251,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,

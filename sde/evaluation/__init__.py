@@ -17,9 +17,11 @@ __all__ = [
     "forecast",
     "join",
     "likelihood_jobs",
+    "load_classifier",
     "load_dequantiser",
     "paired",
     "report",
+    "save_classifier",
     "save_dequantiser",
     "summarise",
     "summarise_measures",
@@ -29,6 +31,7 @@ __all__ = [
 
 from .bounds_job import BoundsScorer, bounds_job
 from .bounds_table import summarise_measures, table
+from .classifier_file import load_classifier, save_classifier
 from .dequantiser_file import load_dequantiser, save_dequantiser
 from .dequantiser_training import BoundDensity, Density, FlowDensity
 from .forecast import forecast

@@ -35,8 +35,10 @@ __all__ = [
     "Resolution",
     "column_wasserstein",
     "correlation_distance",
+    "features",
 ]
 
+from . import features
 from .copies import Memorisation, memorisation
 from .estimate import Estimate
 from .fidelity import ms_ssim, psnr, ssim

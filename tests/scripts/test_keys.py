@@ -29,11 +29,14 @@ COMMANDS = {
     "demo": ("demo", []),
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
+    "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
     "sample": ("sample", ["ckpt=x"]),
     "train": ("train", ["run_dir=run"]),
 }
+
+TRUSTING = ("bounds", "compare", "dequantise", "diagnose", "feature_classifier", "likelihood", "sample")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -45,6 +48,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "components",
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
+            "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
             "train": "steps batch_size log_every validate_every save_every",
@@ -61,10 +65,10 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "seed"),
+        dict.fromkeys((*TRUSTING, "train"), "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
-    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
+    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
     ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
     (
@@ -73,6 +77,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "convert": "overwrite",
             "dequantise": "overwrite",
             "diagnose": "overwrite",
+            "feature_classifier": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
             "train": "conditional",
@@ -91,6 +96,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "run_dir samples",
             "dequantise": "ckpt device",
             "diagnose": "ckpt device",
+            "feature_classifier": "device",
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
@@ -105,6 +111,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "convert": "out settings",
             "dequantise": "out",
             "diagnose": "out",
+            "feature_classifier": "out",
             "likelihood": "out ood",
             "sample": "out",
         },
@@ -112,7 +119,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("dev", dict.fromkeys(("bounds", "diagnose", "likelihood"), "split")),
     (
         "nothing [1]",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "trust"),
+        dict.fromkeys((*TRUSTING, "train"), "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
     ("[heun,3]", {"compare": "solvers grids"}),
