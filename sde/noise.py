@@ -51,6 +51,7 @@ class Stream(enum.IntEnum):
     PERMUTATION = 22
     DIRECTION = 23
     SPLIT = 24
+    HALF = 25
 
 
 def _signed(value: int) -> int:
