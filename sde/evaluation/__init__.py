@@ -9,6 +9,8 @@ __all__ = [
     "FlowScorer",
     "JobSetup",
     "Paired",
+    "Quality",
+    "QualityJob",
     "Shard",
     "against_flow",
     "bounds_job",
@@ -20,6 +22,8 @@ __all__ = [
     "load_classifier",
     "load_dequantiser",
     "paired",
+    "quality_job",
+    "quality_table",
     "report",
     "save_classifier",
     "save_dequantiser",
@@ -40,5 +44,9 @@ from .job_setup import JobSetup
 from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
 from .plots import against_flow
+from .quality import Quality
+from .quality_job import QualityJob
+from .quality_setup import quality_job
+from .quality_table import quality_table
 from .sharding import BatchPlan, Shard
 from .summary import join, summarise

@@ -20,6 +20,7 @@ MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scali
 VALUE_ROOMS = (
     *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
     "sde.evaluation.dequantiser_training",
+    "sde.metrics.features.raw",
 )
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.

@@ -167,8 +167,8 @@ def test_what_a_classifier_cannot_be_trained_on_is_refused() -> None:
     for x, labels in ((torch.ones(4, 2), torch.zeros(4)), (torch.ones(4, 3), torch.tensor([0, 1, 2, 0]))):
         with pytest.raises(ValueError, match=r"items \(N, 3\) with labels below 2"):
             next(fit_classifier(network, x, labels.long(), steps=1))
-    with pytest.raises(ValueError, match="multiple of 8"):
-        ClassifierNetwork((3,), 2, width=12)
+    with pytest.raises(ValueError, match="width >= 8"):
+        ClassifierNetwork((3,), 2, width=4)
 
 
 def test_files_that_are_no_classifier_are_refused(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_these_are_the_configs() -> None:
         "demo",
         "dequantiser_training",
         "diagnose",
+        "evaluate",
         "feature_classifier",
         "likelihood",
         "paired",

@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": ("demo", []),
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
+    "evaluate": ("evaluate", ["samples=x"]),
     "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
@@ -36,7 +37,7 @@ COMMANDS = {
     "train": ("train", ["run_dir=run"]),
 }
 
-TRUSTING = ("bounds", "compare", "dequantise", "diagnose", "feature_classifier", "likelihood", "sample")
+TRUSTING = ("bounds", "compare", "dequantise", "diagnose", "evaluate", "feature_classifier", "likelihood", "sample")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -48,6 +49,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "components",
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
+            "evaluate": "groups batch_size world",
             "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
@@ -57,11 +59,24 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("1 null", {"diagnose": "times"}),
     (
         "abc null -1",
-        {"bounds": "rank", "likelihood": "budget rank", "sample": "first", "train": "warmup preview.n"},
+        {
+            "bounds": "rank",
+            "evaluate": "permutations rank",
+            "likelihood": "budget rank",
+            "sample": "first",
+            "train": "warmup preview.n",
+        },
     ),
     (
         "1.5 0 None",
-        {"bounds": "n steps", "dequantise": "n", "likelihood": "n pilot", "sample": "pilot", "train": "keep"},
+        {
+            "bounds": "n steps",
+            "dequantise": "n",
+            "evaluate": "n levels",
+            "likelihood": "n pilot",
+            "sample": "pilot",
+            "train": "keep",
+        },
     ),
     (
         "null abc 9223372036854775808",
@@ -70,13 +85,14 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("null 0.5", {"train": "preview.seed"}),
     ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
-    ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
+    ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
     (
         "no null",
         {
             "convert": "overwrite",
             "dequantise": "overwrite",
             "diagnose": "overwrite",
+            "evaluate": "overwrite",
             "feature_classifier": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
@@ -85,7 +101,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "0.999",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample"), "ema"),
+        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "evaluate", "likelihood", "sample"), "ema"),
     ),
     (
         "2024 null",
@@ -96,6 +112,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "run_dir samples",
             "dequantise": "ckpt device",
             "diagnose": "ckpt device",
+            "evaluate": "array cache device",
             "feature_classifier": "device",
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
@@ -111,17 +128,19 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "convert": "out settings",
             "dequantise": "out",
             "diagnose": "out",
+            "evaluate": "samples restored reference out",
             "feature_classifier": "out",
             "likelihood": "out ood",
             "sample": "out",
         },
     ),
-    ("dev", dict.fromkeys(("bounds", "diagnose", "likelihood"), "split")),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "evaluate", "likelihood"), "split")),
     (
         "nothing [1]",
         dict.fromkeys((*TRUSTING, "train"), "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
+    ("frechet [frechet,fid]", {"evaluate": "metrics"}),
     ("[heun,3]", {"compare": "solvers grids"}),
     ("many [5,0] 1.5", {"compare": "calls"}),
     ("many [0.1,0]", {"compare": "tolerances"}),
@@ -168,6 +187,8 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("likelihood", "solver.rtol=tight", "solver.rtol='tight'", "a number"),
     ("likelihood", "solver.on_failure=skip", "solver.on_failure='skip'", "raise or mark"),
     ("likelihood", "trace.probes=0", "trace:", "probes"),
+    ("evaluate", "features.block=0", "features:", "block=0"),
+    ("evaluate", "out=a.png", "out:", ".h5"),
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
 ]

@@ -4,7 +4,7 @@ The features of a network that was trained on photographs say little about digit
 classifier that was trained on the data itself separate what the labels separate, cost nothing, and need no download.
 They are blind to what the labels do not need.
 
-The network is a stack of stages: a convolution of as many dimensions as the data has (a linear map for vectors), group
+The network is a stack of stages: a convolution of as many dimensions as the data has (a linear map for vectors), layer
 normalisation and GELU, each stage but the first at half the resolution, and twice the width up to four times the first;
 then means over at most 2 positions a side, a hidden layer, which is the features, and the logits. Inputs are
 standardised by the mean and standard deviation of each channel of the training items.
@@ -37,7 +37,7 @@ class ClassifierNetwork(nn.Module):
     Args:
         shape: the event shape, (D,), (C, L), (C, H, W) or (C, D, H, W).
         classes: the number of classes.
-        width: the width of the first stage, a multiple of 8.
+        width: the width of the first stage, at least 8.
         features: the number of features.
     """
 
@@ -48,10 +48,10 @@ class ClassifierNetwork(nn.Module):
         super().__init__()
         check_count("ClassifierNetwork", "classes", classes, 2)
         check_count("ClassifierNetwork", "features", features)
-        if not 1 <= len(shape) <= 4 or width % 8 or width < 8:
+        if not 1 <= len(shape) <= 4 or width < 8:
             raise ValueError(
-                "ClassifierNetwork: expected an event shape (D,), (C, L), (C, H, W) or (C, D, H, W) and a width that "
-                f"is a multiple of 8, got {tuple(shape)} and {width}"
+                "ClassifierNetwork: expected an event shape (D,), (C, L), (C, H, W) or (C, D, H, W) and a width >= 8, "
+                f"got {tuple(shape)} and {width}"
             )
         self.shape, self.classes, self.width, self.size = tuple(shape), classes, width, features
         rank, channels = len(shape) - 1, shape[0]
@@ -62,7 +62,7 @@ class ClassifierNetwork(nn.Module):
             linear: nn.Module = nn.Linear(channels, wide)
             if rank:
                 linear = _CONVOLUTIONS[rank](channels, wide, 3, padding=1, stride=2 if stage else 1)
-            stages.append(nn.Sequential(linear, nn.GroupNorm(8, wide), nn.GELU()))
+            stages.append(nn.Sequential(linear, nn.GroupNorm(1, wide), nn.GELU()))
             channels = wide
         self.stages = nn.ModuleList(stages)
         self.pool: nn.Module = _POOLS[rank](2) if rank else nn.Identity()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...shapes import check_count
 from .base import Extracted, Features, digest
 
 
@@ -20,6 +21,9 @@ class RawValues(Features):
     """
 
     block: int = 1024
+
+    def __post_init__(self) -> None:
+        check_count("RawValues", "block", self.block)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,183 @@
+r"""Sets of items that are compared: files, splits of a data set, and samples that a model draws.
+
+Every item has an index, which groups and draws are keyed by: that of the file, or its position.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DrawnItems", "ItemSet", "StoredItems", "items_of_file"]
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import DataSet, arrays
+from ..metrics.features.base import digest
+from ..model import Model
+from ..solvers import Solver
+
+
+class ItemSet(Protocol):
+    """A set of N items, data values of one shape.
+
+    Attributes:
+        name: the name, for tables.
+        index: the index of every item, int64 with shape (N,).
+        shape: the shape of an item.
+        levels: the number of levels of discrete values; None for continuous ones.
+        fingerprint: 64 hexadecimal digits that are the same for the same items only, whatever their number.
+        stored: whether the values are in memory, so that no file of features has to keep them.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def index(self) -> Tensor: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def levels(self) -> int | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def stored(self) -> bool: ...
+
+    def values(self, part: slice) -> Tensor:
+        """The values of the items at some positions."""
+
+
+@dataclass(frozen=True)
+class StoredItems:
+    """Items in memory.
+
+    Args:
+        name: the name.
+        all_values: data values with shape (N, *).
+        levels: the number of levels of discrete values.
+        keys: the index of every item; its position by default.
+    """
+
+    name: str
+    all_values: Tensor
+    levels: int | None = None
+    keys: Tensor | None = None
+    stored: bool = True
+
+    @classmethod
+    def of_split(cls, data: DataSet, name: str) -> StoredItems:
+        """The items of a split of a data set."""
+        return cls(f"{data.name} {name}", data.split(name).values, data.scaling.levels)
+
+    @property
+    def index(self) -> Tensor:
+        return torch.arange(len(self.all_values), device="cpu") if self.keys is None else self.keys
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.all_values.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest(f"levels {self.levels}", self.all_values)
+
+    def values(self, part: slice) -> Tensor:
+        return self.all_values[part]
+
+
+@dataclass(frozen=True)
+class DrawnItems:
+    """Items that a model draws when they are asked for.
+
+    Args:
+        name: the name.
+        model: the model.
+        n: the number of items.
+        solver: the solver.
+        seed: the seed of all noise; item i is that of index i.
+        source: the digest of the checkpoint.
+        batch_size: the number of items that are drawn at a time.
+    """
+
+    name: str
+    model: Model
+    n: int
+    solver: Solver
+    seed: int
+    source: str
+    batch_size: int = 256
+    stored: bool = False
+
+    @property
+    def index(self) -> Tensor:
+        return torch.arange(self.n, device="cpu")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.model.shape
+
+    @property
+    def levels(self) -> int | None:
+        return self.model.scaling.levels
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(f"{self.source} {self.solver!r} {self.seed}")
+
+    def values(self, part: slice) -> Tensor:
+        how: dict[str, Any] = {"solver": self.solver, "seed": self.seed, "batch_size": self.batch_size}
+        return self.model.sample(part.stop - part.start, first=part.start, **how)
+
+
+def items_of_file(
+    path: Path, *, array: str = "x", levels: int | None = None, n: int | None = None, name: str | None = None
+) -> StoredItems:
+    """The items of a `.npy`, `.npz` or HDF5 file, such as those of sample.py.
+
+    Args:
+        path: the file.
+        array: the name of the array of items. Arrays `index` and `levels` of an `.npz` file are used, if there are any.
+        levels: the number of levels of discrete values; by default that in the file, or 256 of uint8.
+        n: the number of items to use, all by default.
+        name: the name; that of the file without its suffix by default.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it has no such array, or values that are refused (:func:`sde.data.arrays`).
+    """
+    found: dict[str, np.ndarray] = {}
+    if path.suffix.lower() == ".npz" and path.is_file():
+        try:
+            with np.load(path) as archive:
+                found = {key: archive[key] for key in ("index", "levels") if key in archive.files}
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+    if levels is None and "levels" in found:
+        levels = int(found["levels"]) or None
+    key = "x_train" if path.suffix.lower() == ".npy" else array
+    data = arrays(path, train=key, test=key, levels=levels, standardise=False)
+    values, keys = data.train.values, None
+    if "index" in found:
+        keys = torch.from_numpy(found["index"].astype(np.int64))
+        if keys.shape != (len(values),):
+            raise ValueError(f"{path}: expected one index for each of {len(values)} items, got {tuple(keys.shape)}")
+    _check_number(str(path), n, len(values))
+    cut = slice(n)
+    return StoredItems(
+        path.stem if name is None else name, values[cut], data.scaling.levels, None if keys is None else keys[cut]
+    )
+
+
+def _check_number(name: str, n: int | None, there: int) -> None:
+    if n is not None and n > there:
+        raise ValueError(f"{name} has {there} items, fewer than n={n}: give a smaller n=, or null for all")
