@@ -19,9 +19,10 @@ from sde.runtime import choose_device
 @command("feature_classifier")
 def main(config: dict[str, Any]) -> None:
     data = build(config["data"], trust=config["trust"])
-    train, test, levels, labels = data.train, data.test, data.scaling.levels, data.train.labels
-    if labels is None or test.labels is None:
+    train, test, levels = data.train, data.test, data.scaling.levels
+    if train.labels is None or test.labels is None:
         raise ValueError(f"{data.name} has no labels, on which a classifier could be trained")
+    x, x_test = (as_items(split[torch.arange(len(split), device="cpu")][0], levels) for split in (train, test))
     out = Path(config["out"] or f"runs/classifiers/{data.name}.pt")
     settings = relevant(config, data=data.fingerprint)
     check_replaceable(out, settings, overwrite=config["overwrite"])
@@ -29,9 +30,9 @@ def main(config: dict[str, Any]) -> None:
     network = ClassifierNetwork(data.shape, data.classes, width=config["width"], features=config["features"])
     network = network.to(choose_device(config["device"]))
     how = {key: config[key] for key in ("steps", "batch_size", "lr", "seed")}
-    for loss, bar in progress(fit_classifier(network, as_items(train.values, levels), labels, **how), config["steps"]):
+    for loss, bar in progress(fit_classifier(network, x, train.labels, **how), config["steps"]):
         bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-    right = accuracy(network, as_items(test.values, levels), test.labels)
+    right = accuracy(network, x_test, test.labels)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, sort_keys=True)
     save_classifier(out, network, data=train.fingerprint, accuracy=right.value, settings=text)

@@ -95,7 +95,7 @@ class FeatureFiles:
     def values(self, index: Tensor) -> Tensor:
         """The values of the items at some positions, int64 with shape (M,)."""
         if self.items.stored:
-            return self.items.values(slice(None))[index]
+            return self.items.values(index)
         rows = []
         for i in index.tolist():
             part = slice(i - i % PIECE, min(i - i % PIECE + PIECE, len(self.items.index)))
@@ -110,7 +110,7 @@ class FeatureFiles:
         return self.directory / f"{part.start:08d}-{part.stop:08d}.h5"
 
     def _write(self, part: slice) -> None:
-        values = self.items.values(part)
+        values = self.items.values(torch.arange(part.start, part.stop, device="cpu"))
         try:
             found = extract(self.features, as_items(values, self.items.levels))
         except ValueError as error:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import DataSet, arrays
+from ..data import DataSet, Source, arrays
 from ..metrics.features.base import digest
 from ..model import Model
 from ..solvers import Solver
@@ -53,46 +53,49 @@ class ItemSet(Protocol):
     @property
     def stored(self) -> bool: ...
 
-    def values(self, part: slice) -> Tensor:
-        """The values of the items at some positions."""
+    def values(self, index: Tensor) -> Tensor:
+        """The values of the items at some positions, int64 with shape (M,); of items to be drawn, consecutive ones."""
 
 
 @dataclass(frozen=True)
 class StoredItems:
-    """Items in memory.
+    """Items of a source, in memory or in files.
 
     Args:
         name: the name.
-        all_values: data values with shape (N, *).
+        source: the items.
         levels: the number of levels of discrete values.
-        keys: the index of every item; its position by default.
+        n: the number of items to use, the first ones; all by default.
+        keys: the index of every item of the source; its position by default.
     """
 
     name: str
-    all_values: Tensor
+    source: Source
     levels: int | None = None
+    n: int | None = None
     keys: Tensor | None = None
     stored: bool = True
 
     @classmethod
     def of_split(cls, data: DataSet, name: str) -> StoredItems:
         """The items of a split of a data set."""
-        return cls(f"{data.name} {name}", data.split(name).values, data.scaling.levels)
+        return cls(f"{data.name} {name}", data.split(name), data.scaling.levels)
 
     @property
     def index(self) -> Tensor:
-        return torch.arange(len(self.all_values), device="cpu") if self.keys is None else self.keys
+        n = len(self.source) if self.n is None else self.n
+        return torch.arange(n, device="cpu") if self.keys is None else self.keys[:n]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.all_values.shape[1:])
+        return tuple(self.source.extent.shape[1:])
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest(f"levels {self.levels}", self.all_values)
+        return digest(f"levels {self.levels} {self.source.fingerprint}")
 
-    def values(self, part: slice) -> Tensor:
-        return self.all_values[part]
+    def values(self, index: Tensor) -> Tensor:
+        return self.source[index][0]
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,9 @@ class DrawnItems:
     def fingerprint(self) -> str:
         return digest(f"{self.source} {self.solver!r} {self.seed}")
 
-    def values(self, part: slice) -> Tensor:
+    def values(self, index: Tensor) -> Tensor:
         how: dict[str, Any] = {"solver": self.solver, "seed": self.seed, "batch_size": self.batch_size}
-        return self.model.sample(part.stop - part.start, first=part.start, **how)
+        return self.model.sample(len(index), first=int(index[0]), **how)
 
 
 def items_of_file(
@@ -166,18 +169,11 @@ def items_of_file(
         levels = int(found["levels"]) or None
     key = "x_train" if path.suffix.lower() == ".npy" else array
     data = arrays(path, train=key, test=key, levels=levels, standardise=False)
-    values, keys = data.train.values, None
+    keys = None
     if "index" in found:
         keys = torch.from_numpy(found["index"].astype(np.int64))
-        if keys.shape != (len(values),):
-            raise ValueError(f"{path}: expected one index for each of {len(values)} items, got {tuple(keys.shape)}")
-    _check_number(str(path), n, len(values))
-    cut = slice(n)
-    return StoredItems(
-        path.stem if name is None else name, values[cut], data.scaling.levels, None if keys is None else keys[cut]
-    )
-
-
-def _check_number(name: str, n: int | None, there: int) -> None:
-    if n is not None and n > there:
-        raise ValueError(f"{name} has {there} items, fewer than n={n}: give a smaller n=, or null for all")
+        if keys.shape != (len(data.train),):
+            raise ValueError(f"{path}: expected one index for each of {len(data.train)} items, got {tuple(keys.shape)}")
+    if n is not None and n > len(data.train):
+        raise ValueError(f"{path} has {len(data.train)} items, fewer than n={n}: give a smaller n=, or null for all")
+    return StoredItems(path.stem if name is None else name, data.train, data.scaling.levels, n, keys)

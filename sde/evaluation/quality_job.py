@@ -111,7 +111,8 @@ class QualityJob:
                 if measure in SET_MEASURES:
                     found |= SET_MEASURES[measure](comparison)
                 else:
-                    pairs = Pairs(files.items.values(slice(None)), self.truths[name], self.data_range, files.features)
+                    everything = torch.arange(len(files.items.index), device="cpu")
+                    pairs = Pairs(files.items.values(everything), self.truths[name], self.data_range, files.features)
                     found[measure] = _over_repeats(ITEM_MEASURES[measure](pairs), files.items.index)
                 if measure == "memorisation":
                     nearest[name] = comparison.memorisation

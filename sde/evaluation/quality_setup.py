@@ -145,4 +145,4 @@ def _truth(one: ItemSet, reference: ItemSet) -> Tensor:
             f"{one.name} has restorations of item {missing[0]}, which the reference {reference.name} does not have: "
             "give the data and the split that were restored"
         )
-    return reference.values(slice(None))[[place[key] for key in one.index.tolist()]]
+    return reference.values(torch.tensor([place[key] for key in one.index.tolist()], device="cpu"))

@@ -19,7 +19,7 @@ from sde.data import Scaling
 from sde.evaluation import QualityJob, Shard, quality_job, quality_table, save_classifier
 from sde.evaluation.feature_files import FeatureFiles
 from sde.evaluation.item_sets import DrawnItems, StoredItems, items_of_file
-from sde.metrics.features import ClassifierNetwork, RawValues, extract
+from sde.metrics.features import ClassifierNetwork, RawValues
 from sde.storage.hdf5 import decode
 
 CONFIG: dict[str, Any] = {
@@ -239,6 +239,6 @@ def test_files_of_samples_say_their_levels_and_indices(folder: Path) -> None:
     np.save("e.npy", np.zeros((4, 1, 8, 8), np.uint8))
     assert items_of_file(Path("e.npy")).levels == 256
     assert items_of_file(Path("e.npy"), levels=4).levels == 4
-    one, other = (StoredItems("a", normals(3, 2), levels) for levels in (None, 5))
+    one, other = (StoredItems("a", sde.data.Split(normals(3, 2)), levels) for levels in (None, 5))
     assert one.fingerprint != other.fingerprint
-    assert extract(RawValues(), one.values(slice(1, 3))).features.shape == (2, 2)
+    assert one.values(torch.tensor([2, 0])).shape == (2, 2)

@@ -64,7 +64,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "evaluate": "permutations rank",
             "likelihood": "budget rank",
             "sample": "first",
-            "train": "warmup preview.n",
+            "train": "warmup workers unreadable preview.n",
         },
     ),
     (
