@@ -10,6 +10,7 @@ __all__ = [
     "JobSetup",
     "Paired",
     "Quality",
+    "QualityCheck",
     "QualityJob",
     "Shard",
     "against_flow",
@@ -45,6 +46,7 @@ from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_j
 from .pairing import Paired, paired
 from .plots import against_flow
 from .quality import Quality
+from .quality_check import QualityCheck
 from .quality_job import QualityJob
 from .quality_setup import quality_job
 from .quality_table import quality_table

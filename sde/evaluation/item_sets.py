@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import DataSet, Source, arrays
+from ..data.rows import rows_of
 from ..metrics.features.base import digest
 from ..model import Model
 from ..solvers import Solver
@@ -149,7 +150,7 @@ def items_of_file(
 
     Args:
         path: the file.
-        array: the name of the array of items. Arrays `index` and `levels` of an `.npz` file are used, if there are any.
+        array: the name of the array of items. Arrays `index` (N,) and `levels` (1,) are used, if there are any.
         levels: the number of levels of discrete values; by default that in the file, or 256 of uint8.
         n: the number of items to use, all by default.
         name: the name; that of the file without its suffix by default.
@@ -158,22 +159,22 @@ def items_of_file(
         FileNotFoundError: if there is no file.
         ValueError: if it has no such array, or values that are refused (:func:`sde.data.arrays`).
     """
-    found: dict[str, np.ndarray] = {}
-    if path.suffix.lower() == ".npz" and path.is_file():
-        try:
-            with np.load(path) as archive:
-                found = {key: archive[key] for key in ("index", "levels") if key in archive.files}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-    if levels is None and "levels" in found:
-        levels = int(found["levels"]) or None
+    index, said = (_optional(path, name) for name in ("index", "levels"))
+    if levels is None and said is not None:
+        levels = int(said[0])
     key = "x_train" if path.suffix.lower() == ".npy" else array
     data = arrays(path, train=key, test=key, levels=levels, standardise=False)
-    keys = None
-    if "index" in found:
-        keys = torch.from_numpy(found["index"].astype(np.int64))
-        if keys.shape != (len(data.train),):
-            raise ValueError(f"{path}: expected one index for each of {len(data.train)} items, got {tuple(keys.shape)}")
+    keys = None if index is None else torch.from_numpy(index.astype(np.int64))
+    if keys is not None and keys.shape != (len(data.train),):
+        raise ValueError(f"{path}: expected one index for each of {len(data.train)} items, got {tuple(keys.shape)}")
     if n is not None and n > len(data.train):
         raise ValueError(f"{path} has {len(data.train)} items, fewer than n={n}: give a smaller n=, or null for all")
     return StoredItems(path.stem if name is None else name, data.train, data.scaling.levels, n, keys)
+
+
+def _optional(path: Path, name: str) -> NDArray[Any] | None:
+    """An array that a file may have; what else is wrong with the file is found with its items."""
+    try:
+        return rows_of(path, [name])[name].whole() if path.suffix.lower() != ".npy" else None
+    except (ValueError, OSError):
+        return None

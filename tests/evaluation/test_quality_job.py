@@ -16,7 +16,7 @@ from support.sets import normals
 import sde
 from sde import metrics
 from sde.data import Scaling
-from sde.evaluation import QualityJob, Shard, quality_job, quality_table, save_classifier
+from sde.evaluation import QualityCheck, QualityJob, Shard, quality_job, quality_table, save_classifier
 from sde.evaluation.feature_files import FeatureFiles
 from sde.evaluation.item_sets import DrawnItems, StoredItems, items_of_file
 from sde.metrics.features import ClassifierNetwork, RawValues
@@ -150,8 +150,8 @@ def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
     index = torch.tensor([3, 5, 5, 9, 20])
     means = lambda values, sizes: [float(part.mean()) for part in values.split(sizes)]  # noqa: E731
     x = (truth[index].int() + torch.tensor([1, 2, 4, 1, 0]).reshape(-1, 1, 1, 1)).clamp(max=16).byte()
-    np.savez("truth.npz", x=truth.numpy(), levels=17)
-    np.savez("restored.npz", x=x.numpy(), index=index.numpy(), levels=17)
+    np.savez("truth.npz", x=truth.numpy(), levels=[17])
+    np.savez("restored.npz", x=x.numpy(), index=index.numpy(), levels=[17])
     config = {**CONFIG, "samples": None, "restored": "restored.npz", "reference": "truth.npz"}
     quality = result(quality_job({**config, "metrics": ["psnr", "ssim", "perceptual"]}))
     found = quality.estimates["restored"]
@@ -161,7 +161,7 @@ def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
     ssim = metrics.ssim(x, truth[index], data_range=16).per_item
     assert found["ssim"].value == pytest.approx(np.mean(means(ssim, [1, 2, 1, 1])))
     assert found["perceptual"].per_item[-1] == 0.0
-    np.savez("short.npz", x=truth[:20].numpy(), levels=17)
+    np.savez("short.npz", x=truth[:20].numpy(), levels=[17])
     with pytest.raises(ValueError, match="restorations of item 20"):
         quality_job({**config, "reference": "short.npz", "metrics": ["psnr"]})
     with pytest.raises(ValueError, match="psnr compares items with their true ones"):
@@ -233,12 +233,37 @@ def test_what_cannot_be_measured_is_refused(folder: Path, change: dict[str, Any]
 
 
 def test_files_of_samples_say_their_levels_and_indices(folder: Path) -> None:
-    np.savez("d.npz", x=np.zeros((4, 1, 8, 8), np.uint8), levels=17, index=np.arange(4) + 5)
+    np.savez("d.npz", x=np.zeros((4, 1, 8, 8), np.uint8), levels=[17], index=np.arange(4) + 5)
     items = items_of_file(Path("d.npz"), n=3)
     assert (items.levels, items.index.tolist(), items.shape) == (17, [5, 6, 7], (1, 8, 8))
+    with h5py.File("d.h5", "w") as file:
+        file["x"], file["index"], file["levels"] = np.zeros((4, 1, 8, 8), np.uint8), np.arange(4) * 2, [17]
+    stored = items_of_file(Path("d.h5"))
+    assert (stored.levels, stored.index.tolist()) == (17, [0, 2, 4, 6])
     np.save("e.npy", np.zeros((4, 1, 8, 8), np.uint8))
     assert items_of_file(Path("e.npy")).levels == 256
     assert items_of_file(Path("e.npy"), levels=4).levels == 4
     one, other = (StoredItems("a", sde.data.Split(normals(3, 2)), levels) for levels in (None, 5))
     assert one.fingerprint != other.fingerprint
     assert one.values(torch.tensor([2, 0])).shape == (2, 2)
+
+
+def test_the_quality_of_a_model_in_training() -> None:
+    """The exact model of the data is at its null; one of other data is not, by many errors."""
+    x = normals(400, 2).float()
+    data = sde.data.DataSet("normals", Scaling.identity(), sde.data.Split(x), sde.data.Split(x[:50]))
+    how = {"n": 200, "items": 300, "solver": sde.solvers.Heun(8)}
+    check = QualityCheck(data, RawValues(), ("frechet", "precision_recall"), **how)
+    assert check.reference.features.shape == (300, 2)
+    lines = []
+    for scale in (1.0, 0.4):
+        d = sde.exact.Gaussian(torch.zeros(2), scale**2 * torch.eye(2)).denoiser(sde.VP())
+        lines.append(check(sde.Model(d, Scaling.identity(), (2,)), batch_size=64))
+    names = ("frechet", "precision", "recall", "density", "coverage")
+    assert lines[0].keys() == {f"{name}{error}" for name in names for error in ("", "_error")}
+    assert abs(lines[0]["frechet"]) < 4 * lines[0]["frechet_error"]
+    assert lines[1]["frechet"] > 4 * lines[1]["frechet_error"]
+    # (1 - 0.4)^2 in each of two dimensions.
+    assert lines[1]["frechet"] == pytest.approx(0.72, abs=4 * lines[1]["frechet_error"])
+    with pytest.raises(ValueError, match="'fid'"):
+        QualityCheck(data, RawValues(), ("fid",))
