@@ -46,6 +46,8 @@ def main(config: dict[str, Any]) -> None:
     # The density of a guided flow is none of the model's.
     save_samples(out, x, model.scaling, settings=settings, model=None if model.denoiser.guided else model)
     arrays: dict[str, Any] = {"x": x.numpy(), "index": np.arange(first, first + n), "settings": json.dumps(settings)}
+    if model.scaling.levels is not None:
+        arrays["levels"] = np.array([model.scaling.levels])
     write_atomically(values, lambda file: np.savez_compressed(file, **arrays))
     print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")
 

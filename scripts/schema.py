@@ -20,6 +20,7 @@ from sde.guidance import Guidance
 from sde.instantiate import check
 from sde.instantiate.annotations import Limit, check_value, shown
 from sde.likelihood.dequantisation import Dequantiser
+from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
 from sde.processes import SDE
@@ -50,7 +51,30 @@ class Output:
 
 File = Annotated[str, Output()]
 Picture = Annotated[str, Output((".png",))]
+Results = Annotated[str, Output((".h5",))]
 Directory = Annotated[str, Output(directory=True)]
+
+
+# The measures of `evaluate.py`: those of sets, and those of restorations.
+Metric = Literal[
+    "frechet",
+    "kernel",
+    "mmd",
+    "energy",
+    "precision_recall",
+    "sliced_wasserstein",
+    "classifier_test",
+    "inception_score",
+    "memorisation",
+    "columns",
+    "correlations",
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "perceptual",
+    "log_spectral",
+    "stft",
+]
 
 
 class Keys:
@@ -182,6 +206,51 @@ class Convert(Keys):
     sde: SDE | None = None
 
 
+class Evaluate(Keys):
+    """`evaluate.py`."""
+
+    trust: list[str]
+    samples: str | list[str] | None
+    restored: str | list[str] | None
+    reference: str | None
+    split: Literal["train", "test", "valid"]
+    array: str
+    levels: Annotated[int, Limit(">=", 2)] | None
+    n: Count | None
+    metrics: list[Metric]
+    groups: Annotated[int, Limit(">=", 2)]
+    permutations: Whole
+    data_range: Positive | None
+    seed: Seed
+    ema: str | None
+    batch_size: Count
+    cache: Directory
+    rank: Whole
+    world: Count
+    device: Device
+    out: Results | None
+    overwrite: bool
+    features: Features
+    solver: Solver
+    data: DataSet | None = None
+
+
+class FeatureClassifier(Keys):
+    """`feature_classifier.py`."""
+
+    trust: list[str]
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Annotated[int, Limit(">=", 8)]
+    features: Count
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet
+
+
 class Paired(Keys):
     """`paired.py`."""
 
@@ -255,6 +324,8 @@ SCHEMAS: dict[str, type[Keys]] = {
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "evaluate": Evaluate,
+    "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,

@@ -33,6 +33,7 @@ VALUE_ROOMS = (
     *(f"sde.training.{name}" for name in ("execution", "optimizers", "ranks", "schedules")),
     "sde.data.augmentation",
     "sde.evaluation.dequantiser_training",
+    "sde.metrics.features.raw",
 )
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from support.published import idx, tar, write_faces
 
 import sde
 from sde.data import DataSet, Scaling, Split
+from sde.evaluation import save_classifier
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
 from sde.instantiate import build, describe, find
+from sde.metrics.features import ClassifierNetwork, Features
 from sde.training.run import assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -59,13 +62,15 @@ def test_these_are_the_configs() -> None:
         "demo",
         "dequantiser_training",
         "diagnose",
+        "evaluate",
+        "feature_classifier",
         "likelihood",
         "paired",
         "sample",
         "train",
     ]
-    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "grid", "guidance"]
-    more = ["logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
+    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
+    more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
     assert [*first, *more] == GROUPS
 
 
@@ -163,6 +168,26 @@ def test_density(leaf: str) -> None:
     )
     assert nats.shape == (2,)
     assert nats.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("features"))
+def test_features(leaf: str, tmp_path: Path) -> None:
+    """Every file has a key for every argument; those that need no other package are built."""
+    tree = OmegaConf.to_container(OmegaConf.load(CONFIGS / "features" / f"{leaf}.yaml"))
+    assert isinstance(tree, dict)
+    parameters = inspect.signature(find(tree["_target_"])).parameters
+    assert tree.keys() - {"_target_"} == parameters.keys() - {"device"}
+    path = tmp_path / "a.pt"
+    if leaf == "classifier":
+        save_classifier(path, ClassifierNetwork((3,), 2, width=8))
+    elif leaf == "program":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3)), str(path))
+    elif leaf != "raw":
+        return
+    features = build({**tree, **({"path": str(path)} if "path" in tree else {})})
+    assert isinstance(features, Features)
 
 
 @pytest.mark.parametrize("leaf", leaves("objective"))

@@ -29,11 +29,15 @@ COMMANDS = {
     "demo": ("demo", []),
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
+    "evaluate": ("evaluate", ["samples=x"]),
+    "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
     "sample": ("sample", ["ckpt=x"]),
     "train": ("train", ["run_dir=run"]),
 }
+
+TRUSTING = ("bounds", "compare", "dequantise", "diagnose", "evaluate", "feature_classifier", "likelihood", "sample")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -45,6 +49,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "components",
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
+            "evaluate": "groups batch_size world",
+            "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
             "train": "steps batch_size log_every validate_every save_every accumulate score_n posthoc_every",
@@ -55,6 +61,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         "abc null -1",
         {
             "bounds": "rank",
+            "evaluate": "permutations rank",
             "likelihood": "budget rank",
             "sample": "first",
             "train": "warmup workers unreadable preview.n max_skipped levels",
@@ -65,6 +72,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         {
             "bounds": "n steps",
             "dequantise": "n",
+            "evaluate": "n levels",
             "likelihood": "n pilot",
             "sample": "pilot",
             "train": "keep score_every sample_every",
@@ -72,21 +80,23 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "seed"),
+        dict.fromkeys((*TRUSTING, "train"), "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
-    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
+    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
     ("0.1 null [0.3] [a]", {"train": "posthoc"}),
     ("null -1 256", {"train": "requeue_status"}),
     ("null", {"train": "loggers"}),
-    ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
+    ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
     (
         "no null",
         {
             "convert": "overwrite",
             "dequantise": "overwrite",
             "diagnose": "overwrite",
+            "evaluate": "overwrite",
+            "feature_classifier": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
             "train": "conditional",
@@ -94,7 +104,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "0.999",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample"), "ema"),
+        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "evaluate", "likelihood", "sample"), "ema"),
     ),
     (
         "2024 null",
@@ -105,6 +115,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "run_dir samples",
             "dequantise": "ckpt device",
             "diagnose": "ckpt device",
+            "evaluate": "array cache device",
+            "feature_classifier": "device",
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
@@ -119,16 +131,19 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "convert": "out settings",
             "dequantise": "out",
             "diagnose": "out",
+            "evaluate": "samples restored reference out",
+            "feature_classifier": "out",
             "likelihood": "out ood",
             "sample": "out",
         },
     ),
-    ("dev", dict.fromkeys(("bounds", "diagnose", "likelihood"), "split")),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "evaluate", "likelihood"), "split")),
     (
         "nothing [1]",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "trust"),
+        dict.fromkeys((*TRUSTING, "train"), "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
+    ("frechet [frechet,fid]", {"evaluate": "metrics"}),
     ("[heun,3]", {"compare": "solvers grids"}),
     ("many [5,0] 1.5", {"compare": "calls"}),
     ("many [0.1,0]", {"compare": "tolerances"}),
@@ -175,6 +190,8 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("likelihood", "solver.rtol=tight", "solver.rtol='tight'", "a number"),
     ("likelihood", "solver.on_failure=skip", "solver.on_failure='skip'", "raise or mark"),
     ("likelihood", "trace.probes=0", "trace:", "probes"),
+    ("evaluate", "features.block=0", "features:", "block=0"),
+    ("evaluate", "out=a.png", "out:", ".h5"),
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
 ]
