@@ -54,6 +54,7 @@ __all__ = [
     "expand",
     "sample",
     "tune_grid",
+    "tune_solver",
     "Exact",
     "ExactTrace",
     "Hutchinson",
@@ -106,7 +107,7 @@ from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
-from .tuning import tune_grid
+from .tuning import tune_grid, tune_solver
 from .version import __version__
 
 # The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.
