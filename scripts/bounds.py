@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ def main(config: dict[str, Any]) -> None:
         return
     rows, picture = job.table(), job.path.with_suffix(".png")
     print(f"{job.name}, {len(np.unique(rows['index']))} images, {len(rows['index'])} rows\n")
-    print(f"{table(summarise_measures(rows))}\n")
+    dims = None if setup.model.scaling.levels else math.prod(setup.model.shape)
+    print(f"{table(summarise_measures(rows), dims)}\n")
     print(f"wrote {job.path}{f' and {picture.name}' if against_flow(picture, rows) else ''}")
 
 

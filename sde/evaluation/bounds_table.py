@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .pairing import Paired, paired
-from .summary import Columns, Summary, mean_and_error, means_over_repeats, summarise
+from .summary import Columns, Summary, mean_and_error, means_over_repeats, nats_and_error, summarise
 
 # The measures, and the three terms of each: the prior, the path, and the data or its weight.
 MEASURES: dict[str, tuple[str, str, str]] = {
@@ -106,16 +106,25 @@ def _summarise(columns: Columns, name: str) -> MeasureSummary:
     return MeasureSummary(name, summarise(whole), terms, draws, difference)
 
 
-def table(measures: Sequence[MeasureSummary]) -> str:
-    """The measures as an aligned table with their terms."""
-    lines = [["", "bits/dim", "minus flow", "draws", "calls", "prior", "path", "data"]]
+def table(measures: Sequence[MeasureSummary], dims: int | None = None) -> str:
+    """The measures as an aligned table with their terms.
+
+    Args:
+        measures: the results, in bits/dim.
+        dims: the number of dimensions of a sample of continuous data, whose log-density in nats gets a column too;
+            None for levels.
+    """
+    nats = [] if dims is None else ["log p (nats)"]
+    lines = [["", "bits/dim", *nats, "minus flow", "draws", "calls", "prior", "path", "data"]]
     for measure in measures:
         d, s = measure.difference, measure.summary
         difference = "" if d is None else f"{d.difference:+.4f} +- {d.standard_error:.4f}"
         terms = [f"{value:.4f}" for value in measure.terms.values()]
         mean = f"{s.bits_per_dim:.4f} +- {s.standard_error:.4f}"
         draws = "-" if math.isnan(measure.draws) else f"{measure.draws:.4f}"
-        lines.append([measure.name, mean, difference, draws, f"{s.nfe:.1f}", *terms])
+        if dims is not None:
+            nats = ["{:.4f} +- {:.4f}".format(*nats_and_error(s, dims))]
+        lines.append([measure.name, mean, *nats, difference, draws, f"{s.nfe:.1f}", *terms])
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = [
         "  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))).rstrip()

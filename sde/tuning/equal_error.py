@@ -60,7 +60,7 @@ class EqualError(Tuning):
                 state, memory = step(k, state, memory, None)
         predictions = predictions if pilot.start > pilot.stop else predictions[::-1]
         # A difference of order p belongs to the mean of the p + 1 times that it uses.
-        size = torch.stack(predictions).diff(n=self.order, dim=0).square().mean(1).sqrt()
+        size = torch.stack(predictions).diff(n=self.order, dim=0).square().mean(1).sqrt().cpu()
         if not bool(size.isfinite().all()):
             raise FloatingPointError("the pilot run gave values that are not finite: check the denoiser")
         half_log_snr = 0.5 * process.log_snr(fine)

@@ -440,6 +440,13 @@ def test_the_table_reads_well() -> None:
     assert chain.split()[4:8] == ["+231.6667", "+-", "231.1668", "-"]
 
 
+def test_the_table_of_continuous_data_has_nats() -> None:
+    """3 bits/dim in 2 dimensions are -6 log 2 nats, and their errors go together."""
+    head, flow, *_ = table(summarise_measures(rows_of(flow=[1.0, 2.0, 6.0] * 2)), 2).splitlines()
+    assert head.split()[:4] == ["bits/dim", "log", "p", "(nats)"]
+    assert flow.split()[4:7] == [f"{-6.0 * math.log(2.0):.4f}", "+-", f"{2.0 * math.log(2.0) * (7 / 3) ** 0.5:.4f}"]
+
+
 # ---- what is refused, at once
 
 

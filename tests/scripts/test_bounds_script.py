@@ -201,6 +201,7 @@ def test_other_models_and_choices(folder: Path) -> None:
     found = read(folder / "b.h5")
     assert (found.attributes["end"], found.attributes["dequantisation"]) == ("t_min", "none")
     assert [line.split()[0] for line in result.out.splitlines()[3:5]] == ["flow", "chain"]
+    assert "log p (nats)" in result.out.splitlines()[2]
     chain = ["solver@chain=ancestral", "chain.steps=3", "grid@chain.grid=quadratic", "+chain.v=1.0"]
     result = here(folder, "bounds", "ckpt=run", *cheap, *chain, "measures=[chain]", "n=1", "out=c.h5")
     assert (result.code, result.err) == (0, "")

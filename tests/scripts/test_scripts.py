@@ -109,7 +109,7 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
         assert archive["index"].tolist() == [3, 4]
 
     score = ["ckpt=run", *SCORE, "batch_size=4"]
-    scored = process(run.parent, "likelihood", *score, "n=3", "repeats=2")
+    scored = here(run.parent, "likelihood", *score, "n=3", "repeats=2")
     assert (scored.code, scored.err) == (0, "")
     h5 = run / "likelihood" / "test.h5"
     (line,) = (line for line in scored.out.splitlines() if line.endswith(f"wrote {h5}"))

@@ -11,8 +11,10 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
+from hydra._internal.hydra import Hydra
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = [
@@ -43,7 +45,10 @@ def process(folder: Path, script: str, *arguments: str) -> Result:
 
 
 def here(folder: Path, script: str, *arguments: str) -> Result:
-    """A script run as `__main__` in this process, with its own arguments, directory and streams."""
+    """A script run as `__main__` in this process, with its own arguments, directory and streams.
+
+    Hydra composes a config once more before it runs a job, to look for a `hydra.mode`, which none here sets.
+    """
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv, path, cwd, rng = sys.argv, list(sys.path), os.getcwd(), torch.get_rng_state()
     sys.argv, sys.path[:0] = [f"{script}.py", *arguments], [str(SCRIPTS)]
@@ -52,7 +57,8 @@ def here(folder: Path, script: str, *arguments: str) -> Result:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = lambda message, kind, *_: print(f"{kind.__name__}: {message}", file=err)
-            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+            with mock.patch.object(Hydra, "get_mode", return_value=None):
+                runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     except SystemExit as stop:
         # As the interpreter does at the end: a text goes to the error stream and means 1.
         if isinstance(stop.code, str):
