@@ -1,6 +1,16 @@
-"""Tuned time grids: times optimised for a model and a solver by a pilot run."""
+"""Solvers and time grids designed for a model by a pilot run."""
 
-__all__ = ["EqualError", "Gradient", "Pilot", "Tuning", "load_grid", "save_grid", "tune_grid", "tune_particles"]
+__all__ = [
+    "EqualError",
+    "Gradient",
+    "Pilot",
+    "Tuning",
+    "load_grid",
+    "save_grid",
+    "tune_grid",
+    "tune_particles",
+    "tune_solver",
+]
 
 from .cache import load_grid, save_grid
 from .equal_error import EqualError
@@ -8,3 +18,4 @@ from .gradient import Gradient
 from .particles import tune_particles
 from .pilot import Pilot, Tuning
 from .tune import tune_grid
+from .tune_solver import tune_solver
