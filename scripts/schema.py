@@ -137,7 +137,16 @@ class Dequantise(DataJob):
     density: Density
 
 
-class Sample(Job):
+class Conditional(Job):
+    """What the scripts take that draw from models with conditions."""
+
+    label: int | list[int] | None
+    embedding: list[float] | list[list[float]] | None
+    prompt: str | list[str] | None
+    image: str | None
+
+
+class Sample(Conditional):
     """`sample.py`."""
 
     n: Count
@@ -149,6 +158,38 @@ class Sample(Job):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Edit(DataJob, Conditional):
+    """`edit.py`."""
+
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)]
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+
+
+class Translate(Keys):
+    """`translate.py`."""
+
+    trust: list[str]
+    source: str
+    target: str
+    ema: str | None
+    device: Device
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    label: int | list[int] | None
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+    data: DataSet | None = None
 
 
 class Compare(Job):
@@ -237,10 +278,12 @@ SCHEMAS: dict[str, type[Keys]] = {
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "edit": Edit,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,
     "train": Train,
+    "translate": Translate,
 }
 
 # Examples of the arguments of trees that the library fills in.

@@ -58,10 +58,12 @@ def test_these_are_the_configs() -> None:
         "demo",
         "dequantiser_training",
         "diagnose",
+        "edit",
         "likelihood",
         "paired",
         "sample",
         "train",
+        "translate",
     ]
     first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
     assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS

@@ -29,11 +29,16 @@ COMMANDS = {
     "demo": ("demo", []),
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
+    "edit": ("edit", ["ckpt=x"]),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
     "sample": ("sample", ["ckpt=x"]),
     "train": ("train", ["run_dir=run"]),
+    "translate": ("translate", ["source=x", "target=y"]),
 }
+
+# The scripts that take conditions.
+CONDITIONAL = ("edit", "sample")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -47,13 +52,16 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "n",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
+            "edit": "n",
+            "translate": "n",
             "train": "steps batch_size log_every validate_every save_every",
         },
     ),
     ("1 null", {"diagnose": "times"}),
     (
         "abc null -1",
-        {"bounds": "rank", "likelihood": "budget rank", "sample": "first", "train": "warmup preview.n"},
+        {"bounds": "rank", "likelihood": "budget rank", "train": "warmup preview.n"}
+        | dict.fromkeys(("edit", "sample", "translate"), "first"),
     ),
     (
         "1.5 0 None",
@@ -61,9 +69,13 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "seed"),
+        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "edit", "likelihood", "sample", "train"), "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
+    ("abc 1.5", dict.fromkeys(CONDITIONAL, "label")),
+    ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
+    ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
+    ("1.5 [1]", dict.fromkeys(CONDITIONAL, "image")),
     ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
     ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
@@ -75,12 +87,16 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
+            "edit": "denoise overwrite",
+            "translate": "denoise overwrite",
             "train": "conditional",
         },
     ),
     (
         "0.999",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample"), "ema"),
+        dict.fromkeys(
+            ("bounds", "compare", "dequantise", "diagnose", "edit", "likelihood", "sample", "translate"), "ema"
+        ),
     ),
     (
         "2024 null",
@@ -94,6 +110,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
+            "edit": "ckpt device",
+            "translate": "source target device",
             "train": "run_dir device",
         },
     ),
@@ -107,12 +125,16 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "out",
             "likelihood": "out ood",
             "sample": "out",
+            "edit": "out",
+            "translate": "out",
         },
     ),
-    ("dev", dict.fromkeys(("bounds", "diagnose", "likelihood"), "split")),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "edit", "likelihood", "translate"), "split")),
+    ("0 1.5 null", {"edit": "strength"}),
+    ("abc 1.5", {"translate": "label"}),
     (
         "nothing [1]",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "trust"),
+        dict.fromkeys([name for name in COMMANDS if name not in ("convert", "demo", "paired")], "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
     ("[heun,3]", {"compare": "solvers grids"}),
@@ -227,7 +249,7 @@ def test_wrong_values(program: Program, script: str, tmp_path: Path, monkeypatch
     cases = [case for case in table() if case[0] == script]
     for _, override, beginning, word in [
         *cases,
-        ("", "+label=7", "label ", "condition"),
+        *([] if script in (*CONDITIONAL, "translate") else [("", "+label=7", "label ", "condition")]),
         ("", "+see=7", "see ", "--help"),
     ]:
         result = program(script, override)
@@ -263,7 +285,7 @@ def test_the_table_has_every_key(program: Program) -> None:
         ("train", "optimizer.lr=fast", "optimizer.lr='fast'"),
         ("train", "stepz=3", "did you mean steps?"),
         ("sample", "n=1.5", "n=1.5"),
-        ("sample", "+label=7", "condition"),
+        ("likelihood", "+label=7", "condition"),
         ("likelihood", "budget=-1", "budget=-1"),
         ("paired", "column=null", "column=null"),
     ],
