@@ -186,12 +186,6 @@ def conditions(model: Any, config: dict[str, Any], n: int, first: int = 0) -> di
     return dict(model.condition(n, first=first, **given))
 
 
-def rows_of(split: Any, index: Any) -> tuple[Any, dict[str, Any]]:
-    """The values and the conditions of some samples of a split."""
-    rows = split.select(index)
-    return rows.values, {} if rows.labels is None else {"label": rows.labels}
-
-
 def image_of(path: Path) -> Any:
     """The image condition in a file: the array of an `.npy` file, or a picture with its pixels in [-1, 1], channels
     first, as :func:`sde.data.images` gives it."""

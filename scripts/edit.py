@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from command import command, conditions, rows_of, track, variant
+from command import command, conditions, track, variant
 from sheet import Sheet
 
 from sde.evaluation import JobSetup
@@ -25,7 +24,7 @@ def main(config: dict[str, Any]) -> None:
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
     condition = conditions(model, config, len(index), first)
-    values, given = rows_of(split, index)
+    values, given = split[index]
     # What is not said is the condition of the data itself.
     takes = model.denoiser.takes or {}
     condition = {name: value for name, value in given.items() if name in takes} | condition
@@ -35,10 +34,8 @@ def main(config: dict[str, Any]) -> None:
     settings = {key: config[key] for key in ("seed", "first", "denoise")}
     with track("edit") as progress:
         x = model.edit(values, config["strength"], solver=solver, condition=condition, progress=progress, **settings)
-    pairs = torch.stack([values, x], 1).flatten(0, 1)
-    columns = 2 * max(1, round(math.sqrt(len(x) / 2)))
-    arrays = {"x": x.numpy(), "source": values.numpy(), "index": index.numpy()}
-    print(f"edited {len(x)} samples of {setup.name}; {sheet.write(pairs, model.scaling, columns=columns, **arrays)}")
+    written = sheet.write_pairs(values, x, model.scaling, index=index.numpy())
+    print(f"edited {len(x)} samples of {setup.name}; {written}")
 
 
 if __name__ == "__main__":

@@ -252,6 +252,8 @@ class Train(Keys):
     run_dir: Directory
     steps: Count
     batch_size: Count
+    workers: Whole
+    unreadable: Whole
     seed: Seed
     device: Device
     warmup: Whole

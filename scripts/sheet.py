@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sde.evaluation.outputs import check_replaceable
 from sde.plots import save_samples
@@ -29,6 +31,12 @@ class Sheet:
         self.settings = settings
         for file in (self.picture, self.values):
             check_replaceable(file, settings, overwrite=config["overwrite"])
+
+    def write_pairs(self, source: Any, x: Any, scaling: Any, **arrays: Any) -> str:
+        """As :meth:`write`, with each source beside what was made of it."""
+        columns = 2 * max(1, round(math.sqrt(len(x) / 2))) if x.ndim > 2 else 2
+        shown = torch.stack([source, x], 1).flatten(0, 1)
+        return self.write(shown, scaling, columns=columns, x=x.numpy(), source=source.numpy(), **arrays)
 
     def write(self, shown: Any, scaling: Any, *, model: Any = None, columns: int | None = None, **arrays: Any) -> str:
         """Writes both, and returns what was written: the picture of `shown`, and the arrays."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from command import command, rows_of, variant
+from command import command, variant
 from sheet import Sheet
 
 import sde
@@ -32,7 +31,7 @@ def main(config: dict[str, Any]) -> None:
     index = torch.arange(first, min(first + config["n"], len(split)), device="cpu")
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
-    values, given = rows_of(split, index)
+    values, given = split[index]
     condition = {name: value for name, value in given.items() if name in (source.denoiser.takes or {})}
     label = condition.get("label") if config["label"] is None else config["label"]
     asked = {} if label is None or target.classes is None else target.condition(len(index), first=first, label=label)
@@ -42,10 +41,7 @@ def main(config: dict[str, Any]) -> None:
     sheet = Sheet(config, default, relevant(config, "source", "target", **digests))
     settings: dict[str, Any] = {"solver": solver, "denoise": config["denoise"], "target_condition": asked}
     x = source.translate(values, target, condition=condition, **settings)
-    pairs = torch.stack([values, x], 1).flatten(0, 1)
-    columns = 2 * max(1, round(math.sqrt(len(x) / 2)))
-    arrays = {"x": x.numpy(), "source": values.numpy(), "index": index.numpy()}
-    written = sheet.write(pairs, target.scaling, columns=columns, **arrays)
+    written = sheet.write_pairs(values, x, target.scaling, index=index.numpy())
     print(f"translated {len(x)} samples of {setup.name}; {written}")
 
 

@@ -30,6 +30,7 @@ ROOMS = [
     "denoisers",
     "profiling",
     "exact",
+    "measurement",
     "guidance",
     "trace",
     "dynamics",

@@ -108,6 +108,7 @@ PUBLIC = (
     "sde.guidance",
     "sde.interop",
     "sde.likelihood",
+    "sde.measurement",
     "sde.metrics",
     "sde.networks",
     "sde.objective",

@@ -65,6 +65,7 @@ def test_streams_keep_their_numbers() -> None:
         "PERTURB": 8,
         "PATH": 9,
         "AREA": 10,
+        "RESAMPLE": 11,
         "GROUP": 21,
         "PERMUTATION": 22,
         "DIRECTION": 23,

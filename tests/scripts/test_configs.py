@@ -20,7 +20,7 @@ import sde
 from sde.data import DataSet, Scaling, Split
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
-from sde.instantiate import build, find
+from sde.instantiate import build, describe, find
 from sde.training.run import assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -73,6 +73,9 @@ def test_these_are_the_configs() -> None:
 def test_sde(leaf: str) -> None:
     process = build(composed("train", f"sde={leaf}")["sde"])
     kinds = {"vp": sde.VP(), "ve": sde.VE(), "subvp": sde.SubVP()}
+    if leaf == "learned":
+        assert describe(process) == describe(sde.LearnedVP())
+        return
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
@@ -87,7 +90,10 @@ VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for 
 
 @pytest.mark.parametrize(
     ("leaf", "process"),
-    [*((leaf, "vp") for leaf in leaves("denoiser")), *(("noise", sde) for sde in leaves("sde") if sde != "vp")],
+    [
+        *((leaf, "vp") for leaf in leaves("denoiser") if leaf != "learned_variance"),
+        *(("noise", sde) for sde in leaves("sde") if sde != "vp"),
+    ],
 )
 def test_denoiser_and_sde(leaf: str, process: str) -> None:
     """The defaults of every file are the library's own, and a fresh network answers finite readings."""
@@ -145,7 +151,8 @@ def test_density(leaf: str) -> None:
 
 @pytest.mark.parametrize("leaf", leaves("objective"))
 def test_objective(leaf: str) -> None:
-    process = "ddpm" if leaf == "ddpm" else "vp"
+    chains = dict.fromkeys(("ddpm", "chain_bound", "hybrid"), "ddpm")
+    process = {**chains, "learned_schedule": "learned"}.get(leaf, "vp")
     config = composed("train", f"objective={leaf}", f"sde={process}", "network=mlp", "network.width=8")
     denoiser, _ = assemble(config, VECTORS)
     loss = build(config["objective"])(denoiser, torch.ones(2, 5), torch.tensor([0.1, 0.9]), torch.ones(2, 5))

@@ -49,7 +49,7 @@ def test_edits_are_those_of_the_model_beside_their_sources(folder: Path) -> None
     expected = model.edit(data.values[2:7], 0.3, solver=HEUN, first=2, condition=label or None)
     assert np.allclose(arrays["x"], expected.numpy(), atol=1e-5)
     assert json.loads(str(arrays["settings"]))["strength"] == 0.3
-    again = here(folder, "edit", "ckpt=a.pt", "strength=0.4", "n=5", "out=e.png", *DATA, *CHEAP)
+    again = here(folder, "edit", "ckpt=a.pt", "strength=0.4", "n=5", "first=2", "out=e.png", *DATA, *CHEAP)
     refused(again, "strength was 0.3 and is now 0.4")
     refused(here(folder, "edit", "ckpt=a.pt", "first=12", *DATA, *CHEAP), "first=12")
 

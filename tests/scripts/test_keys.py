@@ -60,7 +60,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("1 null", {"diagnose": "times"}),
     (
         "abc null -1",
-        {"bounds": "rank", "likelihood": "budget rank", "train": "warmup preview.n"}
+        {"bounds": "rank", "likelihood": "budget rank", "train": "warmup workers unreadable preview.n"}
         | dict.fromkeys(("edit", "sample", "translate"), "first"),
     ),
     (
