@@ -45,6 +45,8 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Bridge",
+    "Brownian",
     "ChainSDE",
     "Cosine",
     "DiscreteChain",
@@ -124,7 +126,20 @@ from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
 from .model import Model, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
+from .processes import (
+    SDE,
+    VE,
+    VP,
+    Bridge,
+    Brownian,
+    ChainSDE,
+    Cosine,
+    DiscreteChain,
+    KarrasVE,
+    LearnedVP,
+    RectifiedFlow,
+    SubVP,
+)
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
