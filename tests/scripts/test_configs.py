@@ -76,6 +76,7 @@ def test_sde(leaf: str) -> None:
     if leaf == "learned":
         assert describe(process) == describe(sde.LearnedVP())
         return
+    kinds |= {"bridge": sde.Bridge(sde.VP(0.1, 2.0)), "brownian_bridge": sde.Bridge()}
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
