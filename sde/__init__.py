@@ -31,6 +31,7 @@ __all__ = [
     "ErrorBudget",
     "error_budget",
     "Model",
+    "Restored",
     "load",
     "save",
     "EMA",
@@ -117,7 +118,7 @@ from .denoisers import (
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
-from .model import Model, load, save
+from .model import Model, Restored, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
 from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, RectifiedFlow, SubVP
 from .sampling import Samples, encode, sample
