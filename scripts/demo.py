@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from command import command
 
 import sde
@@ -28,7 +29,7 @@ def main(config: dict[str, Any]) -> None:
     steps, summary, data = load_checkpoint(folder)["step"], summarise(read(scores).columns), sde.data.digits()
     with np.load(values) as archive:
         drawn = len(archive["index"])
-    mixture, x = digits_mixture(config["components"]), data.test.values
+    mixture, x = digits_mixture(config["components"]), data.test[torch.arange(len(data.test), device="cpu")][0]
     draws = [states(mixture.denoiser(sde.VP()), data.scaling, x, repeat=k) for k in range(8)]
     nats = sum((mixture.log_prob(s.x.flatten(1)) + s.log_weight).mean().item() for s in draws) / len(draws)
     levels, bits = data.scaling.levels or 0, nats_to_bits(nats, x[0].numel())

@@ -10,6 +10,7 @@ from command import command, draw, progress, read_yaml, swept, to_yaml
 from omegaconf import OmegaConf
 
 import sde
+from sde.data import UnreadableSample
 from sde.instantiate import build
 from sde.plots import save_losses, save_samples
 from sde.training.run import RESUMABLE_KEYS, Run, opened
@@ -41,7 +42,7 @@ def train(config: dict[str, Any], run: Run) -> None:
                 bar.set_postfix({name: f"{latest[name]:.4f}" for name in ("loss", "valid_loss") if name in latest})
             if report.step % config["save_every"] == 0 and report.step < config["steps"]:
                 run.save(training)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UnreadableSample):
         print(f"interrupted after step {training.step}; saved {run.save(training)}")
         raise
     path = run.save(training)

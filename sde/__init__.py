@@ -15,6 +15,7 @@ __all__ = [
     "ScorePrediction",
     "TimeLevel",
     "VelocityPrediction",
+    "FlowPrediction",
     "Wrapper",
     "Measurement",
     "LearnedVarianceDenoiser",
@@ -49,6 +50,7 @@ __all__ = [
     "Cosine",
     "DiscreteChain",
     "KarrasVE",
+    "LearnedVP",
     "RectifiedFlow",
     "SubVP",
     "Samples",
@@ -67,6 +69,7 @@ __all__ = [
     "evaluation",
     "exact",
     "grids",
+    "guidance",
     "likelihood",
     "measurement",
     "metrics",
@@ -83,6 +86,7 @@ from . import (
     evaluation,
     exact,
     grids,
+    guidance,
     likelihood,
     measurement,
     metrics,
@@ -101,6 +105,7 @@ from .denoisers import (
     DataPrediction,
     Denoiser,
     DynamicThreshold,
+    FlowPrediction,
     LearnedVarianceDenoiser,
     LogSNRLevel,
     MatchedLevel,
@@ -120,7 +125,7 @@ from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
 from .model import Model, Restored, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, RectifiedFlow, SubVP
+from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace

@@ -52,6 +52,8 @@ class Stream(enum.IntEnum):
     PERMUTATION = 22
     DIRECTION = 23
     SPLIT = 24
+    CONDITION = 41
+    TEXT = 42
 
 
 def _signed(value: int) -> int:

@@ -175,6 +175,7 @@ def encode(
     solver: Solver | None = None,
     condition: Mapping[str, Tensor] | None = None,
     differentiable: bool = False,
+    stop: float | None = None,
 ) -> Tensor:
     r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`, float32 at least.
 
@@ -184,6 +185,7 @@ def encode(
         solver: a deterministic solver; :func:`default_solver` by default.
         condition: as in :func:`sample`.
         differentiable: keep the graph.
+        stop: the time to stop at; `t_max` by default.
 
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
@@ -192,7 +194,9 @@ def encode(
     with recording(differentiable), evaluating(denoiser):
         nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
-        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((recordable(working(x)),))
+        (latent,) = solver.bind(dynamics, process.t_min, process.t_max if stop is None else stop)(
+            (recordable(working(x)),)
+        )
     return latent
 
 

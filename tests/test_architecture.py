@@ -31,6 +31,7 @@ ROOMS = [
     "profiling",
     "exact",
     "measurement",
+    "guidance",
     "trace",
     "dynamics",
     "solvers",

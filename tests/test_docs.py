@@ -105,6 +105,7 @@ PUBLIC = (
     "sde.evaluation",
     "sde.exact",
     "sde.grids",
+    "sde.guidance",
     "sde.interop",
     "sde.likelihood",
     "sde.measurement",

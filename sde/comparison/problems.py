@@ -193,7 +193,8 @@ def digits_mixture(components: int = 20) -> Mixture:
     from sklearn.mixture import GaussianMixture
 
     data = digits()
-    x = data.scaling.to_model(data.train.values, None, dtype=torch.float64).flatten(1)
+    values, _ = data.train[torch.arange(len(data.train), device="cpu")]
+    x = data.scaling.to_model(values, None, dtype=torch.float64).flatten(1)
     # reg_covar keeps the variance of pixels that are always blank above 0.
     fit = GaussianMixture(components, reg_covar=1e-3, max_iter=200, random_state=0).fit(x.numpy())
     return Mixture(*(torch.from_numpy(a) for a in (fit.weights_, fit.means_, fit.covariances_)))

@@ -6,6 +6,9 @@ __all__ = [
     "Scaling",
     "DataSet",
     "Split",
+    "Source",
+    "Conditioned",
+    "UnreadableSample",
     "hold_out",
     "split_off",
     "digits",
@@ -23,4 +26,5 @@ from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
 from .images import images
 from .scaling import Scaling
+from .source import Conditioned, Source, UnreadableSample
 from .toys import checkerboard, gaussians, moons, rings, swissroll

@@ -1,8 +1,8 @@
-r"""Arrays: data sets from files of NumPy or HDF5 arrays.
+r"""Arrays: data sets from files of NumPy or HDF5 arrays, in memory or read as they are needed.
 
 **Files.** `.npz` and `.h5`/`.hdf5` files contain named arrays; in HDF5 a name may be a path through groups. A `.npy`
 file is treated as an archive with the single array `x_train`. Nothing in a file is executed, and nothing outside of it
-is read: pickled objects, soft and external links, and virtual and externally stored HDF5 data sets are refused.
+is read (:mod:`sde.data.rows`, which tells of which files single rows can be read).
 
 **Discrete or continuous.** uint8 values are discrete with 256 levels unless `levels` is given. Other integers are
 discrete and need `levels`, because the largest value in the file may be smaller than the largest possible one. Floating
@@ -20,28 +20,31 @@ is the channel axis if it has at most 4 entries; it is moved to the second posit
 | (N, X, Y, Z, C), (N, C, X, Y, Z) with C <= 4 | (N, C, X, Y, Z) |
 
 A shape with two such axes, or with four or more axes and no such axis, is ambiguous and refused.
+
+**Conditions.** An array with one row for each sample is a condition: integers become int64, floats float32, truth
+values stay. Text is not a tensor: encode it once, and store the result. Of the condition `image`, channels are found as
+above, and bytes become floats in [-1, 1], the middles of their 256 bins.
 """
 
 from __future__ import annotations
 
-__all__ = ["arrays"]
+__all__ = ["StoredRows", "arrays"]
 
 import os
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from .dataset import DataSet, Split, hold_out, split_off
-from .scaling import Scaling
-
-Array = NDArray[Any]
-Reader = Callable[[Path, Iterable[str]], dict[str, Array]]  # the arrays of a file with the given names
+from .dataset import DataSet, Source, Split, check_labels_of, hold_out, split_off
+from .dataset import standardise as standardised
+from .rows import Array, Rows, rows_of
+from .scaling import Scaling, check_entries
+from .source import Item, UnreadableSample, digest_of, evenly
 
 
 def arrays(
@@ -53,6 +56,9 @@ def arrays(
     train_labels: str | None = None,
     test_labels: str | None = None,
     valid_labels: str | None = None,
+    train_conditions: Mapping[str, str] | None = None,
+    test_conditions: Mapping[str, str] | None = None,
+    valid_conditions: Mapping[str, str] | None = None,
     levels: int | None = None,
     low: float = -1.0,
     high: float = 1.0,
@@ -60,6 +66,7 @@ def arrays(
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    memory: float = 1.0,
     name: str | None = None,
 ) -> DataSet:
     """A data set from one `.npy`, `.npz`, `.h5` or `.hdf5` file.
@@ -72,6 +79,10 @@ def arrays(
         train_labels: name of the array of training labels, with shape (N,) or (N, 1).
         test_labels: name of the array of test labels; None if `test` is None.
         valid_labels: name of the array of validation labels.
+        train_conditions: names of arrays of further conditions by the name of the condition, such as
+            `{"embedding": "e_train"}`, each with N rows.
+        test_conditions: those of the test values.
+        valid_conditions: those of the validation values.
         levels: number of levels of discrete values (see the module).
         low: lower end of the model's range, for discrete values.
         high: upper end of the model's range, for discrete values.
@@ -80,6 +91,8 @@ def arrays(
         test_fraction: fraction of the training values to split off if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training values to hold out as `valid`, as in `hold_out`.
+        memory: the size in GiB up to which the arrays are read into memory, and checked, at once. Rows of larger ones
+            are read as they are needed, and checked then; 0 does so for all.
         name: name of the data set; the file's name without its suffix by default.
 
     Raises:
@@ -88,19 +101,25 @@ def arrays(
             and `DataSet`).
     """
     path = Path(path)
-    if test is None and test_labels is not None:
-        raise ValueError(f"expected a test array for test_labels={test_labels!r}, got test=None: set train_labels only")
-    if valid is None and valid_labels is not None:
-        raise ValueError(f"expected a validation array for valid_labels={valid_labels!r}, got valid=None")
+    if test is None and (test_labels is not None or test_conditions):
+        given = f"test_labels={test_labels!r}" if test_labels is not None else f"test_conditions={test_conditions}"
+        raise ValueError(f"expected a test array for {given}, got test=None: set those of train only")
+    if valid is None and (valid_labels is not None or valid_conditions):
+        given = f"valid_labels={valid_labels!r}" if valid_labels is not None else f"valid_conditions={valid_conditions}"
+        raise ValueError(f"expected a validation array for {given}, got valid=None")
     if valid is not None and holdout != 0:
         raise ValueError(f"expected one validation set, got both valid={valid!r} and holdout={holdout}")
     values = {"train": train, "test": test, "valid": valid}
     labels = {"train": train_labels, "test": test_labels, "valid": valid_labels}
+    others = {"train": train_conditions, "test": test_conditions, "valid": valid_conditions}
+    conditions = {split: dict(given or {}) for split, given in others.items()}
     names = {split: key for split, key in values.items() if key is not None}
-    contents = _read(path, [*names.values(), *(key for key in labels.values() if key is not None)])
+    every = [*names.values(), *(key for key in labels.values() if key is not None)]
+    contents = rows_of(path, [*every, *(key for given in conditions.values() for key in given.values())])
 
-    levels = _number_of_levels(contents[train], levels, f"{path}: array {train!r}")
-    splits = {}
+    levels = _number_of_levels(contents[train], levels)
+    stream = sum(rows.nbytes for rows in contents.values()) > memory * 2**30
+    splits: dict[str, Source] = {}
     for split, key in names.items():
         train_dtype, dtype = contents[train].dtype, contents[key].dtype
         if (train_dtype.kind == "f") != (dtype.kind == "f"):
@@ -108,11 +127,19 @@ def arrays(
                 f"{path}: array {train!r} has dtype {train_dtype} and array {key!r} has dtype {dtype}: expected "
                 "integers in both, or floats in both"
             )
+        if conditions[split].keys() != conditions["train"].keys():
+            raise ValueError(
+                f"{path}: train has the conditions {sorted(conditions['train'])} and {split} has "
+                f"{sorted(conditions[split])}: expected the same for every split"
+            )
         label = labels[split]
-        splits[split] = Split(
-            _values(contents[key], levels, f"{path}: array {key!r}"),
-            None if label is None else _labels(contents[label], len(contents[key]), f"{path}: array {label!r}"),
+        source = StoredRows(
+            contents[key],
+            None if label is None else _labels(contents[label].whole(), len(contents[key]), contents[label].name),
+            {condition: contents[given] for condition, given in conditions[split].items()},
+            levels,
         )
+        splits[split] = source if stream else source.in_memory()
     if test is None:
         if not 0 < test_fraction < 1:
             raise ValueError(f"expected 0 < test_fraction < 1, got test_fraction={test_fraction}")
@@ -121,26 +148,105 @@ def arrays(
     if levels is not None:
         scaling = Scaling.interval(levels, low, high)
     else:
-        scaling = Scaling.standardise(train_split.values) if standardise else Scaling.identity()
+        scaling = standardised(train_split) if standardise else Scaling.identity()
     valid_split = splits.get("valid", held_out)
     return DataSet(path.stem if name is None else name, scaling, train_split, splits["test"], valid_split)
 
 
-def _number_of_levels(array: Array, levels: int | None, name: str) -> int | None:
+@dataclass(frozen=True, eq=False)
+class StoredRows(Source):
+    """Rows of arrays in files, read as they are needed.
+
+    Args:
+        values: the values.
+        labels: class labels, as in :class:`sde.data.Split`.
+        condition: other named conditions, one row for each sample.
+        levels: the number of levels of discrete values; None for continuous values.
+
+    Raises:
+        ValueError: if the shape is ambiguous, or labels or conditions do not have N entries.
+    """
+
+    values: Rows
+    labels: Tensor | None = None
+    condition: Mapping[str, Rows] = field(default_factory=dict)
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        _channels_first(np.broadcast_to(np.uint8(0), self.values.shape), self.values.name)
+        check_labels_of(self.labels, len(self))
+        for name, rows in self.condition.items():
+            if len(rows) != len(self):
+                raise ValueError(
+                    f"condition {name!r}: {rows.name} has {len(rows)} rows: expected {len(self)}, one for every sample "
+                    f"of {self.values.name}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor) -> Item:
+        rows, others = self._read(self.values, index), {n: self._read(r, index) for n, r in self.condition.items()}
+        try:
+            values, condition = self._parsed(rows, others, self.values.name)
+        except ValueError:  # which does not know the position
+            for place, position in enumerate(index.tolist()):
+                try:
+                    one = slice(place, place + 1)
+                    self._parsed(rows[one], {name: row[one] for name, row in others.items()}, self.describe(position))
+                except ValueError as error:
+                    raise UnreadableSample(str(error)) from error
+            raise
+        return values, condition if self.labels is None else {"label": self.labels[index], **condition}
+
+    def _read(self, rows: Rows, index: Tensor) -> Array:
+        try:
+            return rows[index.numpy()]
+        except (OSError, RuntimeError) as error:  # HDF5's filters raise either
+            for position in index.numpy():
+                try:
+                    rows[np.asarray([position])]
+                except (OSError, RuntimeError) as cause:
+                    raise UnreadableSample(f"row {position} of {rows.name} cannot be read: {cause}") from cause
+            raise UnreadableSample(f"{rows.name} cannot be read: {error}") from error
+
+    def _parsed(self, rows: Array, others: Mapping[str, Array], name: str) -> Item:
+        values = _values(rows, self.levels, name, len(self))
+        return values, {key: _condition(array, key, f"condition {key!r} of {name}") for key, array in others.items()}
+
+    def in_memory(self) -> Split:
+        """All samples in memory."""
+        others = {name: rows.whole() for name, rows in self.condition.items()}
+        values, condition = self._parsed(self.values.whole(), others, self.values.name)
+        return Split(values, self.labels, condition)
+
+    def describe(self, position: int) -> str:
+        return f"row {position} of {self.values.name}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        index = evenly(len(self))
+        arrays = [self.values, *(rows for _, rows in sorted(self.condition.items()))]
+        facts = [f"{rows.dtype} {rows.shape}".encode() for rows in arrays] + [f"{sorted(self.condition)}".encode()]
+        labels = [] if self.labels is None else [self.labels.numpy().tobytes()]
+        return digest_of([*facts, *labels, *(rows[index.numpy()].tobytes() for rows in arrays)])
+
+
+def _number_of_levels(rows: Rows, levels: int | None) -> int | None:
     """The number of levels of discrete values; None for continuous values."""
-    if levels is None and array.dtype == np.uint8:
+    if levels is None and rows.dtype == np.uint8:
         return 256
-    if levels is None and array.dtype.kind != "f":
+    if levels is None and rows.dtype.kind != "f":
         raise ValueError(
-            f"{name} has dtype {array.dtype}, which does not determine the number of levels: set levels= to one more "
-            "than the largest possible value (65536 for 16-bit images)"
+            f"{rows.name} has dtype {rows.dtype}, which does not determine the number of levels: set levels= to one "
+            "more than the largest possible value (65536 for 16-bit images)"
         )
     return levels
 
 
-def _values(array: Array, levels: int | None, name: str) -> torch.Tensor:
-    """The values as a tensor with shape (N, C, *spatial) or (N, D), in the dtype of the scaling."""
-    array = _channels_first(array, name)
+def _values(array: Array, levels: int | None, name: str, n: int | None = None) -> Tensor:
+    """The values as a tensor with shape (B, C, *spatial) or (B, D), in the dtype of the scaling; B of n samples."""
+    array = _channels_first(array, name, n)
     scaling = Scaling.identity() if levels is None else Scaling.interval(levels)
     floating = np.float32 if levels is None else np.float64
     dtype = floating if array.dtype.kind == "f" else np.uint8 if array.dtype == np.uint8 else np.int64
@@ -150,7 +256,19 @@ def _values(array: Array, levels: int | None, name: str) -> torch.Tensor:
     return values.to(scaling.dtype)
 
 
-def _labels(array: Array, n: int, name: str) -> torch.Tensor:
+def _condition(array: Array, key: str, name: str) -> Tensor:
+    """A condition as a tensor with shape (B, ...)."""
+    if key == "image":
+        array = _channels_first(array, name)
+        if array.dtype == np.uint8:
+            array = (array.astype(np.float32) + 0.5) / 128.0 - 1.0
+    dtype = {"f": np.float32, "b": np.bool_}.get(array.dtype.kind, np.int64)
+    values = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+    check_entries(name, values, values.isfinite(), "a finite number, because a condition may not be missing")
+    return values
+
+
+def _labels(array: Array, n: int, name: str) -> Tensor:
     if array.dtype.kind not in "iu" or array.shape not in ((n,), (n, 1)):
         raise ValueError(
             f"{name} has dtype {array.dtype} and shape {array.shape}: expected integer labels with "
@@ -159,10 +277,11 @@ def _labels(array: Array, n: int, name: str) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64).reshape(-1))
 
 
-def _channels_first(array: Array, name: str) -> Array:
+def _channels_first(array: Array, name: str, n: int | None = None) -> Array:
     """The values with their channel axis second, by the rule of the module."""
+    shape = (len(array) if n is None else n, *array.shape[1:])
     if array.ndim < 2:
-        raise ValueError(f"{name} has shape {array.shape}: expected (N, ...); store N numbers as (N, 1)")
+        raise ValueError(f"{name} has shape {shape}: expected (N, ...); store N numbers as (N, 1)")
     if array.ndim == 2:
         return array
     first, last = array.shape[1] <= 4, array.shape[-1] <= 4
@@ -171,91 +290,6 @@ def _channels_first(array: Array, name: str) -> Array:
     if array.ndim == 3 and not first:
         return array[:, None]
     raise ValueError(
-        f"{name} has shape {array.shape}, in which {'two axes' if first else 'no axis'} could be the channels: "
+        f"{name} has shape {shape}, in which {'two axes' if first else 'no axis'} could be the channels: "
         "expected (N, D), (N, H, W), or at most 4 entries in exactly one of the second and the last axis"
     )
-
-
-def _read(path: Path, names: Iterable[str]) -> dict[str, Array]:
-    """The arrays with the given names."""
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{path} has the suffix {path.suffix!r}: expected one of {', '.join(_READERS)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"the file {path} does not exist")
-    try:
-        contents = reader(path, names)
-    # The readers raise exceptions of any type on damaged bytes: each of them means that the file is unusable.
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    for name, array in contents.items():
-        if array.dtype.kind not in "biuf" or array.dtype == np.uint64:
-            raise ValueError(
-                f"{path}: array {name!r} has dtype {array.dtype}: expected floats or integers of up to 63 bits"
-            )
-        if array.ndim == 0 or array.size == 0:
-            raise ValueError(f"{path}: array {name!r} has shape {array.shape}: expected at least one sample")
-    return contents
-
-
-def _missing(name: str, available: Iterable[str]) -> ValueError:
-    return ValueError(
-        f"there is no array {name!r}; the arrays are {', '.join(map(repr, available)) or 'none'}: set the names of "
-        "your arrays, or test=None to split the training values"
-    )
-
-
-def _read_npy(path: Path, names: Iterable[str]) -> dict[str, Array]:
-    with path.open("rb") as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    for name in names:
-        if name != "x_train":
-            raise _missing(name, ["x_train"])
-    return {"x_train": array}
-
-
-def _read_npz(path: Path, names: Iterable[str]) -> dict[str, Array]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("expected a zip archive of arrays, as written by numpy.savez")
-    contents = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for name in names:
-            if name not in archive.files:
-                raise _missing(name, archive.files)
-            try:
-                contents[name] = np.asarray(archive[name])
-            except Exception as error:
-                raise ValueError(f"array {name!r}: {error}") from error
-    return contents
-
-
-def _read_hdf5(path: Path, names: Iterable[str]) -> dict[str, Array]:
-    with h5py.File(path, "r") as file:
-        return {name: _read_dataset(file, name) for name in names}
-
-
-def _read_dataset(file: h5py.File, name: str) -> Array:
-    node = file
-    for part in name.strip("/").encode().split(b"/"):
-        # Link by link, because h5py follows a whole path, even into other files, before the links can be checked.
-        links = node.id.links if isinstance(node, h5py.Group) else None
-        if links is None or part in (b"", b".") or not links.exists(part):
-            raise _missing(name, _dataset_names(file))
-        if links.get_info(part).type != h5py.h5l.TYPE_HARD:
-            raise ValueError(f"array {name!r} is behind a soft or external link, which is not followed: copy the array")
-        node = node[part]
-    if not isinstance(node, h5py.Dataset):
-        raise ValueError(f"{name!r} is a group: set the name of an array in it, {name}/...")
-    if node.is_virtual or node.external:
-        raise ValueError(f"array {name!r} is stored in other files, which are not read: copy the array")
-    array: Array = node[()]
-    return np.asarray(array)
-
-
-def _dataset_names(file: h5py.File) -> list[str]:
-    names: list[str] = []
-    file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-    return names
-
-
-_READERS: dict[str, Reader] = {".npy": _read_npy, ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5}

@@ -1,8 +1,8 @@
 r"""Data sets: raw values in train, test and validation splits, with the scaling to the model's range.
 
-A data set stores the values as the source gives them (pixels as integers), never scaled: bits/dim are a property of
-the raw values, and the fingerprint of a data set does not depend on its scaling. All values are checked once, here,
-so that training and likelihoods can rely on them.
+A data set has the values as its source gives them (pixels as integers), never scaled: bits/dim are a property of the
+raw values, and the fingerprint of a data set does not depend on its scaling. Values in memory are checked once, here;
+others are checked whenever they are read (:mod:`sde.data.source`).
 
 Random splits come from `numpy.random.RandomState`, whose streams are frozen (NEP 19): a split is the same under every
 version of NumPy.
@@ -10,61 +10,82 @@ version of NumPy.
 
 from __future__ import annotations
 
-__all__ = ["DataSet", "Split", "check_labels", "hold_out", "split_off"]
+__all__ = ["DataSet", "Split", "check_labels", "check_labels_of", "hold_out", "split_off", "standardise"]
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..shapes import check_condition
 from .scaling import Scaling, check_entries
+from .source import Item, Source, evenly
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """The samples of one split, in a fixed order.
+class Split(Source):
+    """Samples in memory, in a fixed order.
 
     Args:
         values: raw values on the CPU, with shape (N, C, *spatial) or (N, D): uint8 or int32 for discrete data,
             floating for continuous data.
-        labels: class labels, non-negative int64 with shape (N,), or None.
+        labels: class labels, non-negative int64 with shape (N,), or None; the condition `label`.
+        condition: other named conditions, tensors of leading size N.
+        classes: the names of the classes, if they have any.
+        captions: N texts, or None.
 
     Raises:
-        ValueError: if the labels are not N non-negative int64; the error names the first negative label.
+        ValueError: if the labels are not N non-negative int64, and the error names the first negative label; or if a
+            condition does not have N entries.
     """
 
     values: Tensor
     labels: Tensor | None = None
+    condition: Mapping[str, Tensor] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    captions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        labels, n = self.labels, len(self)
-        if labels is None:
-            return
-        if labels.dtype != torch.int64 or labels.shape != (n,):
-            raise ValueError(
-                f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}: expected torch.int64 and "
-                f"({n},), one label per sample"
-            )
-        check_entries("labels", labels, labels >= 0, "0 or more")
+        check_labels_of(self.labels, len(self))
+        check_condition(self.condition, len(self))
 
     def __len__(self) -> int:
         return self.values.shape[0]
 
+    def __getitem__(self, index: Tensor) -> Item:
+        labels = {} if self.labels is None else {"label": self.labels[index]}
+        return self.values[index], labels | {name: value[index] for name, value in self.condition.items()}
+
     def select(self, index: Tensor) -> Split:
         """The samples at the positions `index`, with shape (M,), in that order."""
-        return Split(self.values[index], None if self.labels is None else self.labels[index])
+        labels = None if self.labels is None else self.labels[index]
+        condition = {name: value[index] for name, value in self.condition.items()}
+        captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
+        return Split(self.values[index], labels, condition, self.classes, captions)
+
+    @property
+    def whole(self) -> Item:
+        labels = {} if self.labels is None else {"label": self.labels}
+        return self.values, {**labels, **self.condition}
+
+    def check(self, scaling: Scaling, name: str) -> None:
+        scaling.check(self.values, name)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the dtype, shape and bytes of the values and labels, as 64 hexadecimal digits."""
+        """SHA-256 of the dtype, shape and bytes of the values, labels and conditions, as 64 hexadecimal digits."""
         digest = hashlib.sha256()
-        for tensor in (self.values, self.labels):
+        named = [("", self.values), ("", self.labels), *sorted(self.condition.items())]
+        for name, tensor in named:
             if tensor is not None:
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(f"{name}{tensor.dtype} {tuple(tensor.shape)};".encode())
                 digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if self.captions is not None:
+            digest.update("\n".join(self.captions).encode())
         return digest.hexdigest()
 
 
@@ -75,37 +96,38 @@ class DataSet:
     Args:
         name: the name used in messages and files.
         scaling: the map from raw values to the model's range.
-        train: training samples.
+        train: training samples: a :class:`Split` in memory, or another :class:`sde.data.Source`.
         test: test samples.
         valid: samples held out of the training set, or None.
 
     Raises:
         ValueError: if a split has no sample or no event dimension; if the splits have different event shapes, or only
             some of them have labels; or if values have a dtype that does not fit the scaling, are not finite, or are
-            not levels of the scaling. The error names the split and the first such index.
+            not levels of the scaling. The error names the split and the first such index. Of a split that is not in
+            memory, the first sample is checked here and each of the others when it is read.
     """
 
     name: str
     scaling: Scaling
-    train: Split
-    test: Split
-    valid: Split | None = None
+    train: Source
+    test: Source
+    valid: Source | None = None
 
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
-            self._check_values(name, split.values)
+            self._check_values(name, split)
             if (split.labels is None) != (self.train.labels is None):
                 raise ValueError(
                     f"{self.name}: only one of train and {name} has labels: expected labels for every split or none"
                 )
 
     @property
-    def splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Source]:
         """The available splits by name."""
         splits = {"train": self.train, "test": self.test}
         return splits if self.valid is None else {**splits, "valid": self.valid}
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> Source:
         """The split with the given name.
 
         Raises:
@@ -116,10 +138,10 @@ class DataSet:
             raise ValueError(f"{self.name} has no split {name!r}: expected one of {', '.join(self.splits)}{hint}")
         return self.splits[name]
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The event shape: (C, *spatial) or (D,)."""
-        return tuple(self.train.values.shape[1:])
+        return tuple(self.train.first.shape[1:])
 
     @property
     def classes(self) -> int | None:
@@ -133,7 +155,8 @@ class DataSet:
         lines = [f"{name} {split.fingerprint}" for name, split in self.splits.items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def _check_values(self, name: str, values: Tensor) -> None:
+    def _check_values(self, name: str, split: Source) -> None:
+        values = split.extent
         if values.ndim < 2 or values.numel() == 0:
             raise ValueError(
                 f"{self.name}: {name} has shape {tuple(values.shape)}: expected (N, D) or (N, C, *spatial) with "
@@ -150,10 +173,29 @@ class DataSet:
                 f"{self.name}: {name} has dtype {values.dtype}: expected "
                 f"{'a floating dtype' if continuous else self.scaling.dtype} for levels={self.scaling.levels}"
             )
-        self.scaling.check(values, f"{self.name}: {name}")
+        split.check(self.scaling, f"{self.name}: {name}")
 
 
-def check_labels(name: str, labels: Tensor, classes: int, *, null: bool = False) -> None:
+def check_labels_of(labels: Tensor | None, n: int) -> None:
+    """Refuses labels of n samples that are not n non-negative int64."""
+    if labels is None:
+        return
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        raise ValueError(
+            f"labels have dtype {labels.dtype} and shape {tuple(labels.shape)}: expected torch.int64 and "
+            f"({n},), one label per sample"
+        )
+    check_entries("labels", labels, labels >= 0, "0 or more")
+
+
+def check_labels(
+    name: str,
+    labels: Tensor,
+    classes: int,
+    *,
+    null: bool = False,
+    describe: Callable[[int], str] | None = None,
+) -> None:
     """Checks labels against the classes of a network, whose label `classes` means "no label".
 
     Args:
@@ -161,16 +203,23 @@ def check_labels(name: str, labels: Tensor, classes: int, *, null: bool = False)
         labels: int64, with shape (N,).
         classes: the number of classes.
         null: whether "no label" is valid.
+        describe: the name of a sample in the error, by its position.
 
     Raises:
-        ValueError: if a label is none of 0 to `classes` - 1; the error names the first one.
+        ValueError: if a label is none of 0 to `classes` - 1; the error names the first one, and the range of them all.
     """
-    valid = f"a class from 0 to {classes - 1}" + (f", or {classes} for no label" if null else "")
-    allowed = (labels >= 0) & (labels < classes + null)
-    check_entries(name, labels, allowed, f"{valid}: count labels from 0, or give more classes")
+    wrong = torch.nonzero((labels < 0) | (labels >= classes + null))
+    if len(wrong):
+        first, (low, high) = int(wrong[0, 0]), (int(extreme) for extreme in labels.aminmax())
+        sample = "" if describe is None or describe(first) == f"sample {first}" else f" ({describe(first)})"
+        raise ValueError(
+            f"{name}[{first}] is {int(labels[first])}{sample}: expected a class from 0 to {classes - 1}"
+            + (f", or {classes} for no label" if null else "")
+            + f": count labels from 0, or give more classes; the labels go from {low} to {high}"
+        )
 
 
-def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split]:
+def split_off(split: Source, part: float, *, seed: int = 0) -> tuple[Source, Source]:
     """Splits off a random part; both parts keep the order of the samples.
 
     Args:
@@ -197,7 +246,7 @@ def split_off(split: Split, part: float, *, seed: int = 0) -> tuple[Split, Split
     return split.select(permutation[count:].sort().values), split.select(permutation[:count].sort().values)
 
 
-def hold_out(train: Split, holdout: float, *, seed: int = 0) -> tuple[Split, Split | None]:
+def hold_out(train: Source, holdout: float, *, seed: int = 0) -> tuple[Source, Source | None]:
     """Splits a validation set off the training set; the validation set is None if `holdout` is 0.
 
     Args:
@@ -212,3 +261,20 @@ def hold_out(train: Split, holdout: float, *, seed: int = 0) -> tuple[Split, Spl
         ValueError: as in `split_off`.
     """
     return (train, None) if holdout == 0 else split_off(train, holdout, seed=seed)
+
+
+# The memory that samples of a source may take from which its scaling is computed, in bytes.
+_MEMORY = 2**28
+
+
+def standardise(train: Source, *, one_scale: bool = False) -> Scaling:
+    """:meth:`Scaling.standardise` of a source: of all samples in memory, else of evenly spread ones, up to 65,536 of
+    them or 256 MiB.
+
+    That many tell a standard deviation to 0.3 % of itself, and more would not change what a network learns.
+    """
+    if (whole := train.whole) is not None:
+        return Scaling.standardise(whole[0], one_scale=one_scale)
+    count = min(2**16, max(1, _MEMORY // (train.first.numel() * train.first.element_size())))
+    parts = [train[index][0] for index in evenly(len(train), count).split(256)]
+    return Scaling.standardise(torch.cat(parts), one_scale=one_scale)

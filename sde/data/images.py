@@ -1,57 +1,50 @@
-r"""Images: a data set from a folder of image files.
+r"""Images: a data set from a folder of image files, in memory or read as they are needed.
 
-**Files.** All PNG, JPEG, BMP, GIF, WebP, TIFF and PNM files below the folder, recognised by their suffix and sorted by
-their path relative to the folder. Symbolic links to folders are followed; every folder is searched once, so that
-circles end. Files and folders whose name begins with a dot are skipped. A warning counts the other files by suffix. An
-image file that cannot be decoded completely, or a folder that cannot be listed, is an error.
-
-**Pixels.** 8 bits per channel, hence 256 levels:
-
-1. the first frame of an animation, rotated according to its EXIF orientation;
-2. 16-bit grey (PNG, TIFF, PNM): the upper byte;
-3. with transparency: composited over white, since the colour under a transparent pixel is arbitrary;
-4. palettes, CMYK, YCbCr and other colour spaces: Pillow's conversion to RGB, without colour profiles;
-5. `channels=1`: ITU-R 601 luma, which leaves grey unchanged; `channels=3`: RGB, grey repeated.
-
-Floating and 32-bit images have no fixed range and are refused.
-
-**Size.** With `size=(H, W)` an image is resized (Lanczos) to the smallest size that covers H x W, enlarged if
-necessary, and then cropped equally on both sides. An image of the right size keeps its pixels.
+Which files are images, what their pixels are and how they are resized is the matter of :mod:`sde.data.image_files`.
+Labels come from the names of folders or, like other conditions, from a CSV file (:mod:`sde.data.table`).
 """
 
 from __future__ import annotations
 
-__all__ = ["images"]
+__all__ = ["ImageFiles", "images"]
 
 import os
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from torch import Tensor
 
-from .dataset import DataSet, Split, hold_out, split_off
+from .dataset import DataSet, Source, Split, check_labels_of, hold_out, split_off
+from .image_files import Pixels, image_files
 from .scaling import Scaling
-
-# A list, because one of the formats that Pillow knows runs an interpreter (EPS).
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+from .source import Item, UnreadableSample, digest_of, evenly
+from .table import Named, Table
 
 
 def images(
     path: str | os.PathLike[str],
     *,
     size: int | Sequence[int] | None = None,
+    crop: int | Sequence[int] | None = None,
     channels: int = 3,
     low: float = -1.0,
     high: float = 1.0,
+    train: str | None = None,
+    test: str | None = None,
+    valid: str | None = None,
+    folder_labels: bool = False,
+    table: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    file_column: str = "file",
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    memory: float = 1.0,
     name: str | None = None,
 ) -> DataSet:
     """A data set of the images below a folder, with event shape (channels, H, W) and 256 levels.
@@ -59,114 +52,156 @@ def images(
     Args:
         path: the folder.
         size: H = W, or (H, W); None if all images already have the same size.
+        crop: the side of the middle, or its (height, width), that is cut out before the size is changed.
         channels: 3 for RGB, 1 for grey.
         low: lower end of the model's range.
         high: upper end of the model's range.
-        test_fraction: fraction of the images in the test set, between 0 and 1.
+        train: the folder in `path` with the training images; by default `path` itself.
+        test: the folder in `path` with the test images; by default they are split off the training images at random.
+        valid: the folder in `path` with the validation images.
+        folder_labels: whether the first folder below that of the split is the class of an image; the names are numbered
+            in alphabetical order.
+        table: a CSV file with a line for every image, which gives the conditions of `columns`.
+        columns: the column, or columns, of each condition, such as `{"label": "digit", "embedding": ["age", "size"]}`
+            (:mod:`sde.data.table`); by default the column `label`.
+        file_column: the column with the path of the image relative to `path`.
+        test_fraction: fraction of the images in the test set if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training set to hold out as `valid`, as in `hold_out`.
+        memory: the size in GiB up to which all pixels are read into memory at once. Of larger sets, files are read as
+            they are needed, and a damaged one is named when it is met; 0 does so for all.
         name: name of the data set; the folder's name by default.
 
     Raises:
         NotADirectoryError: if the folder does not exist.
         OSError: if a folder below it cannot be listed.
-        ValueError: if the folder contains no image; if an image is damaged, has a refused mode, or is so large that
-            Pillow takes it for a decompression bomb; or if `size` is None and two images differ in size.
+        ValueError: if the folder contains no image; if an image that is read is damaged, has a refused mode, or is so
+            large that Pillow takes it for a decompression bomb; if `size` is None and two images differ in size; or if
+            an image has no label where labels are asked for, or a condition is missing.
     """
-    path = Path(path)
-    if channels not in (1, 3):
-        raise ValueError(f"expected channels=1 (grey) or channels=3 (RGB), got channels={channels}")
-    if not 0 < test_fraction < 1:
+    path, pixels = Path(path), Pixels(channels, size, crop)
+    if test is None and not 0 < test_fraction < 1:
         raise ValueError(f"expected 0 < test_fraction < 1, got test_fraction={test_fraction}")
-    target = _target_size(size)
-    files = _image_files(path)
-    first = _load(files[0], channels, target)
-    pixels = np.empty((len(files), *first.shape), dtype=np.uint8)
-    pixels[0] = first
-    for i, file in enumerate(files[1:], start=1):
-        image = _load(file, channels, target)
-        if image.shape != first.shape:
-            raise ValueError(
-                f"expected images of one size, but {files[0]} is {first.shape[1]}x{first.shape[2]} and {file} is "
-                f"{image.shape[1]}x{image.shape[2]} (height x width): set size= to resize and crop them"
-            )
-        pixels[i] = image
-    rest, test = split_off(Split(torch.from_numpy(pixels)), test_fraction, seed=seed)
-    train, valid = hold_out(rest, holdout, seed=seed)
+    if train is None and (test is not None or valid is not None):
+        raise ValueError(f"expected the folder of the training images too, got train=None with {test=}, {valid=}")
+    if valid is not None and holdout != 0:
+        raise ValueError(f"expected one validation set, got both valid={valid!r} and holdout={holdout}")
+    if folder_labels and table is not None and "label" in (columns or {"label": ""}):
+        raise ValueError("expected labels from folders or from the table, got both: give columns= without label")
+    given = {"train": train or ".", "test": test, "valid": valid}
+    files = {split: image_files(path / part) for split, part in given.items() if part is not None}
+    known = None if table is None else Table(table, columns, file_column)
+    classes = _folders(path, given, files) if folder_labels else None
+    splits: dict[str, Source] = {}
+    for split, names in files.items():
+        root = os.path.normpath(str(given[split]))
+        inside = names if root == "." else [f"{root}/{name}" for name in names]
+        named = Named() if known is None else known.of(inside)
+        if classes is not None:
+            labels = torch.tensor([classes.index(file.split("/")[0]) for file in names], device="cpu")
+            named = replace(named, labels=labels, classes=classes)
+        source = ImageFiles(path, np.asarray(inside), pixels, named)
+        splits[split] = source if source.nbytes > memory * 2**30 else source.in_memory()
+    if test is None:
+        splits["train"], splits["test"] = split_off(splits["train"], test_fraction, seed=seed)
+    rest, held_out = hold_out(splits["train"], holdout, seed=seed)
     scaling = Scaling.interval(256, low, high)
-    return DataSet(path.resolve().name if name is None else name, scaling, train, test, valid)
+    valid_split = splits.get("valid", held_out)
+    return DataSet(path.resolve().name if name is None else name, scaling, rest, splits["test"], valid_split)
 
 
-def _target_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """(H, W), or None to keep the size of the images."""
-    if size is None:
-        return None
-    target = (size, size) if isinstance(size, int) else tuple(size)
-    if len(target) != 2 or min(target) < 1:
-        raise ValueError(f"expected a positive number, (height, width) or None, got size={size}")
-    return target[0], target[1]
+def _folders(path: Path, given: Mapping[str, str | None], files: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The names of the classes: the first folders of all files."""
+    for split, names in files.items():
+        for name in names:
+            if "/" not in name:
+                raise ValueError(
+                    f"{path / (given[split] or '')}: the image {name!r} lies in no folder of its own: expected "
+                    "CLASS/... for folder_labels=true"
+                )
+    return tuple(sorted({name.split("/")[0] for names in files.values() for name in names}))
 
 
-def _image_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        raise NotADirectoryError(f"the folder {path} does not exist")
-    files = sorted(_files_below(path), key=lambda file: file.relative_to(path).as_posix())
-    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in _SUFFIXES)
-    kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
-    passed_over = f"{others.total()} other files" + (f" ({kinds})" if kinds else "")
-    if others.total() == len(files):
-        raise ValueError(
-            f"{path} contains no image: expected files that end in {', '.join(_SUFFIXES)}, got {passed_over}"
-        )
-    if others:
-        warnings.warn(f"{path}: {passed_over} are no images and are passed over", stacklevel=3)
-    return [file for file in files if file.suffix.lower() in _SUFFIXES]
+@dataclass(frozen=True, eq=False)
+class ImageFiles(Source):
+    """Images in files, which are read as they are needed.
 
+    Args:
+        path: the folder.
+        files: the paths of the files relative to it, with shape (N,).
+        pixels: the function from a file to its pixels.
+        named: labels and other conditions.
+    """
 
-def _files_below(path: Path) -> Iterator[Path]:
-    """The files below a folder without a leading dot: first those of its own folders, then those behind links."""
-    roots, searched = [str(path)], set()
+    path: Path
+    files: NDArray[np.str_]
+    pixels: Pixels
+    named: Named = Named()
 
-    def refuse(error: OSError) -> None:
-        raise error
+    def __post_init__(self) -> None:
+        check_labels_of(self.named.labels, len(self))
 
-    for root in roots:  # grows by the links that are found
-        for folder, folders, names in os.walk(root, onerror=refuse):
-            if os.path.realpath(folder) in searched:
-                folders.clear()
-                continue
-            searched.add(os.path.realpath(folder))
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            roots += [link for link in (os.path.join(folder, each) for each in folders) if os.path.islink(link)]
-            yield from (Path(folder, name) for name in names if not name.startswith("."))
+    @property
+    def labels(self) -> Tensor | None:  # type: ignore[override]
+        return self.named.labels
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        return self.named.classes
 
-def _load(file: Path, channels: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """The pixels of one file, with shape (channels, H, W)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as opened:
-                # Pillow opens 16-bit PNG and PNM in mode I too, which it uses for 32 bits in other formats.
-                is_16_bit = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format != "TIFF")
-                image = ImageOps.exif_transpose(opened)
-        image = _to_8_bits(image, is_16_bit).convert("RGB" if channels == 3 else "L")
-    # Pillow's decoders raise exceptions of any type on damaged bytes: each of them means that the file is unusable.
-    except Exception as error:
-        raise ValueError(f"the image {file} cannot be read: {error}; repair or remove it") from error
-    if size is not None:
-        image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+    @property
+    def captions(self) -> Sequence[str] | None:  # type: ignore[override]
+        return self.named.captions
 
+    def __len__(self) -> int:
+        return len(self.files)
 
-def _to_8_bits(image: Image.Image, is_16_bit: bool) -> Image.Image:
-    """The image with 8 bits per channel and without transparency, grey or RGB."""
-    if is_16_bit:
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no fixed range of values, store such data as an array")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode in ("1", "L") else image.convert("RGB")
+    def __getitem__(self, index: Tensor) -> Item:
+        positions = index.tolist()
+        values = self._pixels([str(self.files[i]) for i in positions])
+        condition = {} if self.labels is None else {"label": self.labels[index]}
+        condition |= {name: value[index] for name, value in self.named.condition.items()}
+        if (others := self.named.images) is not None:
+            # The middles of 256 bins in [-1, 1].
+            condition["image"] = (self._pixels([others[i] for i in positions]).float() + 0.5) / 128.0 - 1.0
+        return values, condition
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all pixels in memory, in bytes."""
+        return len(self) * self._example.size
+
+    def in_memory(self) -> Split:
+        """All images in memory."""
+        values, condition = self[torch.arange(len(self), device="cpu")]
+        labels = condition.pop("label", None)
+        return Split(values, labels, condition, self.classes, self.captions)
+
+    def describe(self, position: int) -> str:
+        return str(self.path / str(self.files[position]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the names of all files, the content of some, and the settings; not of damage to the others."""
+        texts = [str(self.pixels), *map(str, self.files), *(self.captions or ()), *(self.named.images or ())]
+        tensors = [self.named.labels, *(value for _, value in sorted(self.named.condition.items()))]
+        parts = ["\n".join(texts).encode(), *(t.numpy().tobytes() for t in tensors if t is not None)]
+        return digest_of([*parts, *((self.path / str(self.files[i])).read_bytes() for i in evenly(len(self)))])
+
+    @cached_property
+    def _example(self) -> NDArray[np.uint8]:
+        return self.pixels(self.path / str(self.files[0]))
+
+    def _pixels(self, files: Sequence[str]) -> Tensor:
+        first = self._example
+        result = np.empty((len(files), *first.shape), dtype=np.uint8)
+        for row, file in enumerate(files):
+            image = self.pixels(self.path / file)
+            if image.shape != first.shape:
+                raise UnreadableSample(
+                    f"expected images of one size, but {self.path / str(self.files[0])} is "
+                    f"{first.shape[1]}x{first.shape[2]} and {self.path / file} is {image.shape[1]}x{image.shape[2]} "
+                    "(height x width): set size= to resize and crop them"
+                )
+            result[row] = image
+        return torch.from_numpy(result)

@@ -29,8 +29,7 @@ import torch
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-from .dataset import DataSet, Split, hold_out
-from .scaling import Scaling
+from .dataset import DataSet, Split, hold_out, standardise
 
 Array = NDArray[np.floating[Any]]
 Points = tuple[Array, "NDArray[np.int64] | None"]  # points (N, 2); labels (N,) if the toy has components
@@ -84,7 +83,7 @@ def _data_set(
         return Split(values, None if label is None else torch.from_numpy(label.astype(np.int64)))
 
     train, valid = hold_out(split(n_train, 0), holdout, seed=seed)
-    return DataSet(name, Scaling.standardise(train.values, one_scale=True), train, split(n_test, 1), valid)
+    return DataSet(name, standardise(train, one_scale=True), train, split(n_test, 1), valid)
 
 
 def moons(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, holdout: float = 0) -> DataSet:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..networks.conditions import Taken, check_taken
 from ..processes import SDE
 from ..shapes import as_tensor, check_condition, recordable
 from .parametrisation import Prediction, from_score, from_x0
@@ -65,14 +66,18 @@ class Denoiser(nn.Module, ABC):
         calls: the network calls of one prediction; 2 for classifier-free guidance.
         vjps: the vector-Jacobian products of one prediction; 1 for guidance by a gradient through the network.
         classes: the number of classes of its `label`, if it has one and is a network of this library; else None.
+        takes: its conditions by name, if it is a network of this library; else None.
         weighed: whether it has a :meth:`log_potential`.
+        guided: whether its score is that of no density; likelihoods refuse it unless asked for the flow's.
     """
 
     process: SDE
     calls: int = 1
     vjps: int = 0
     classes: int | None = None
+    takes: Mapping[str, Taken] | None = None
     weighed: bool = False
+    guided: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -163,6 +168,11 @@ class Denoiser(nn.Module, ABC):
         weight = self.log_potential(x_t, t, **condition) if self.weighed else x_t.new_zeros(len(x_t))
         return Steering(x0, x0, weight)
 
+    def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
+        """The network calls and the vector-Jacobian products of one prediction at time `t`, each a number or, where
+        samples differ, int64 with shape (B,); by default `calls` and `vjps`, which are the most at any time."""
+        return self.calls, self.vjps
+
     def select(self, index: Tensor) -> Denoiser:
         """The denoiser for some samples of a batch; indices may repeat.
 
@@ -188,7 +198,7 @@ class Wrapper(Denoiser):
         super().__init__()
         self.inner = inner
         self.process, self.calls, self.vjps, self.classes = inner.process, inner.calls, inner.vjps, inner.classes
-        self.weighed = inner.weighed
+        self.weighed, self.guided, self.takes = inner.weighed, inner.guided, inner.takes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -223,6 +233,10 @@ class Wrapper(Denoiser):
         if self.weighed:
             steering = replace(steering, log_potential=wrapped.log_potential(x_t, t, **condition))
         return replace(steering, guided=guided)
+
+    def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
+        calls, vjps = self.inner.cost(t)  # what this wrapper adds to them is the same at all times
+        return calls + (self.calls - self.inner.calls), vjps + (self.vjps - self.inner.vjps)
 
     def select(self, index: Tensor) -> Denoiser:
         inner = self.inner.select(index)
@@ -282,8 +296,8 @@ class Conditioned(Wrapper):
     Args:
         inner: the denoiser.
         condition: tensors of leading size B, or scalars.
-        nfe: the counts of network calls, int64 with shape (B,); every prediction adds the `calls` of `inner` for each
-            of its samples.
+        nfe: the counts of network calls, int64 with shape (B,); every prediction adds the :meth:`Denoiser.cost` of
+            `inner` for each of its samples.
         rows: which of the B samples this one answers for, int64; they may repeat. All by default.
         vjps: the counts of vector-Jacobian products, in the same way.
     """
@@ -301,29 +315,33 @@ class Conditioned(Wrapper):
         self.condition = {name: recordable(as_tensor(value)) for name, value in (condition or {}).items()}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
+        if rows is None and self.takes is not None:
+            check_taken(self.takes, self.condition)
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self._count()
+        self._count(t)
         return self.inner.predict(what, x_t, t, **self.condition, **condition)
 
     def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._count()
+        self._count(t)
         return self.inner.score_and_variance(x_t, t, **self.condition, **condition)
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self._count(vjps=0)  # a weight takes no gradient
+        self._count(t, vjps=0)  # a weight takes no gradient
         return self.inner.log_potential(x_t, t, **self.condition, **condition)
 
     def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:
-        self._count()
+        self._count(t)
         return self.inner.steer(x_t, t, **self.condition, **condition)
 
-    def _count(self, vjps: int | None = None) -> None:
-        for count, each in zip(self.counts, (self.calls, self.vjps if vjps is None else vjps)):
-            if each and self.rows is None:
-                count += each
-            elif each and self.rows is not None:
-                count.index_add_(0, self.rows, torch.full_like(self.rows, each))
+    def _count(self, t: Tensor, vjps: int | None = None) -> None:
+        calls, products = self.inner.cost(t)
+        for count, each in zip(self.counts, (calls, products if vjps is None else vjps)):
+            if self.rows is None:
+                count += each.to(count.device) if isinstance(each, Tensor) else each
+            elif isinstance(each, Tensor) or each:
+                spent = torch.as_tensor(each, dtype=torch.int64, device=self.rows.device)
+                count.index_add_(0, self.rows, spent.expand_as(self.rows))
 
     def select(self, index: Tensor) -> Conditioned:
         rows = index if self.rows is None else self.rows[index]

@@ -31,6 +31,7 @@ __all__ = [
     "ScorePrediction",
     "ScaledScorePrediction",
     "VelocityPrediction",
+    "FlowPrediction",
     "EDM",
 ]
 
@@ -242,6 +243,33 @@ class VelocityPrediction(Parametrisation):
 
     def velocity(self, process: SDE, t: Tensor) -> Coefficients:
         return None, torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class FlowPrediction(Parametrisation):
+    r"""The network predicts the velocity of the flow, :math:`F = \dot\alpha_t x_0 + \dot\sigma_t \varepsilon = f x_t -
+    \tfrac12 g^2 s`, which is :math:`z - x_0` for :class:`sde.RectifiedFlow` (Lipman et al. 2023, Liu et al. 2023).
+
+    It determines the noise as long as :math:`g^2/\sigma` is not small; near the data's end of sub-VP it is, and digits
+    are lost.
+    """
+
+    data_std: float | None = 1.0
+
+    def x0(self, process: SDE, t: Tensor) -> Coefficients:
+        ratio = process.var(t) / process.g2(t)
+        return (1.0 + 2.0 * process.f(t) * ratio) / process.alpha(t), -2.0 * ratio / process.alpha(t)
+
+    def noise(self, process: SDE, t: Tensor) -> Coefficients:
+        b = 2.0 * process.sigma(t) / process.g2(t)
+        return -process.f(t) * b, b
+
+    def velocity(self, process: SDE, t: Tensor) -> Coefficients:
+        alpha, sigma, norm = _scales(process, t)
+        ratio = process.var(t) / process.g2(t)
+        return -sigma / alpha - 2.0 * process.f(t) * ratio * norm / (alpha * sigma), 2.0 * ratio * norm / (
+            alpha * sigma
+        )
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class BoundsScorer(Scorer):
         return self.measures
 
     def rows(self, index: Tensor, repeat: int) -> Rows:
-        model, seed, values = self.flow.model, self.flow.seed, self.flow.split.values[index]
+        model, seed, values = self.flow.model, self.flow.seed, self.flow.split[index][0]
         batch, condition = self.flow.batch(index, repeat)
         scaling, dims = model.scaling, math.prod(model.shape)
         draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "condition": condition}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Split
+from ..data import Source
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
 from ..likelihood import Dequantiser, VariationalDequantiser, density_bound, log_prob, train_dequantiser
@@ -98,7 +98,7 @@ class FlowDensity(Density):
 
 def fit(
     model: Model,
-    split: Split,
+    split: Source,
     dequantiser: VariationalDequantiser,
     density: Density,
     *,
@@ -143,11 +143,11 @@ def fit(
 
     def log_density(x: Tensor, step: int) -> Tensor:
         keys = step * batch_size + torch.arange(batch_size, device=reference.device)
-        condition = condition_of(model, split, samples(step))
+        condition = condition_of(model, split[samples(step)][1])
         call: dict[str, Any] = {"seed": seed, "index": keys, "condition": condition, "differentiable": True}
         return density(model.denoiser, x.to(reference.device), **call).to(x.device)
 
-    batches = (split.values[samples(step)] for step in itertools.count())
+    batches = (split[samples(step)][0] for step in itertools.count())
     optimiser, dtype = torch.optim.Adam(dequantiser.parameters(), lr=lr), reference.dtype
     losses = train_dequantiser(dequantiser, log_density, batches, model.scaling, optimiser, seed=seed, dtype=dtype)
     return (nats_to_bits(-loss, math.prod(model.shape)) for loss in losses)
@@ -182,7 +182,7 @@ class Gain:
 
 def bits(
     model: Model,
-    split: Split,
+    split: Source,
     density: Density,
     dequantiser: Dequantiser | None = None,
     *,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..data import DataSet, Split, arrays
+from ..data import DataSet, Source, arrays
 from ..instantiate import build, find, public
 from ..likelihood import Dequantiser, VariationalDequantiser
 from ..model import Model, from_checkpoint
@@ -82,11 +82,11 @@ class JobSetup:
         """The object that the config describes by a key."""
         return build(self.config[key], trust=self.config["trust"])
 
-    def split(self, name: str, data: DataSet | None = None) -> Split:
+    def split(self, name: str, data: DataSet | None = None) -> Source:
         """A split of the data, or of another data set, with the shape and the levels of the model's data."""
         data = self.data if data is None else data
         split, (expected, levels) = data.split(name), (self.model.scaling.levels, data.scaling.levels)
-        check_event(split.values, self.model.shape)
+        check_event(split.extent, self.model.shape)
         if levels != expected:
             ours, theirs = ("continuous values" if n is None else f"values with {n} levels" for n in (expected, levels))
             raise ValueError(
@@ -94,7 +94,7 @@ class JobSetup:
             )
         return split
 
-    def other_data(self) -> dict[str, Split]:
+    def other_data(self) -> dict[str, Source]:
         """Out-of-distribution data for the same model, by the name `ood NAME`; none if the config has no `ood`.
 
         It is the tree of a data set, or the path of a `.npy`, `.npz`, `.h5` or `.hdf5` file with the array `ood_array`,
@@ -128,7 +128,7 @@ class JobSetup:
         """The name of the data and its split."""
         return f"{self.data.name} {self.config['split']}"
 
-    def plan(self, split: Split, n: int | None) -> BatchPlan:
+    def plan(self, split: Source, n: int | None) -> BatchPlan:
         """The batches of a split by `repeats` and `batch_size`."""
         return BatchPlan(len(split), n, self.config["repeats"], self.config["batch_size"], self.shard)
 

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from ..data import Split
+from ..data import Source
 from ..data.dataset import check_labels
 from ..likelihood.dequantisation import Dequantiser, States, states
 from ..likelihood.error_budget import ErrorBudget, error_budget
@@ -71,7 +71,7 @@ class FlowScorer(Scorer):
     """
 
     model: Model
-    split: Split
+    split: Source
     seed: int = 0
     solver: Solver | None = None
     trace: Trace | None = None
@@ -118,7 +118,13 @@ class FlowScorer(Scorer):
 
 
 def batch_states(
-    model: Model, split: Split, index: Tensor, dequantiser: Dequantiser | None = None, *, seed: int = 0, repeat: int = 0
+    model: Model,
+    split: Source,
+    index: Tensor,
+    dequantiser: Dequantiser | None = None,
+    *,
+    seed: int = 0,
+    repeat: int = 0,
 ) -> tuple[States, dict[str, Tensor]]:
     """The states of some samples of a split and their condition, on the model's device.
 
@@ -129,31 +135,32 @@ def batch_states(
         dequantiser, seed, repeat: as in :func:`sde.likelihood.dequantisation.states`.
     """
     draw: dict[str, Any] = {"dequantiser": dequantiser, "seed": seed, "index": index, "repeat": repeat}
+    values, condition = split[index]
     with torch.no_grad():
-        return states(model.denoiser, model.scaling, split.values[index], **draw), condition_of(model, split, index)
+        return states(model.denoiser, model.scaling, values, **draw), condition_of(model, condition)
 
 
-def condition_of(model: Model, split: Split, index: Tensor) -> dict[str, Tensor]:
-    """The condition of some samples: their labels, if the model has classes."""
-    if model.classes is None or split.labels is None:
+def condition_of(model: Model, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The condition of some samples that the model takes: their labels, if it has classes."""
+    if model.classes is None or "label" not in condition:
         return {}
-    return {"label": split.labels[index].to(state_like(model.denoiser).device)}
+    return {"label": condition["label"].to(state_like(model.denoiser).device)}
 
 
-def check_data(model: Model, split: Split) -> None:
+def check_data(model: Model, split: Source) -> None:
     """Refuses data whose shape, values or labels do not fit the model."""
-    values = split.values
+    values = split.extent
     check_event(values, model.shape)
     if model.scaling.levels is None and not values.is_floating_point():
         raise ValueError(f"this model is for continuous values: expected a floating dtype, got {values.dtype}")
-    model.scaling.check(values, "the data")
+    split.check(model.scaling, "the data")
     if model.classes is not None and split.labels is None:
         raise ValueError(f"this model is conditioned on one of {model.classes} classes, but the data has no labels")
     if model.classes is not None and split.labels is not None:
         check_labels("labels", split.labels, model.classes)
 
 
-def flow_scorer(setup: JobSetup, split: Split, *, solved: bool = True) -> FlowScorer:
+def flow_scorer(setup: JobSetup, split: Source, *, solved: bool = True) -> FlowScorer:
     """The scorer that a config describes by `seed`, `dequantise` and, if `solved`, `solver`, `trace` and `atol`."""
     settings: dict[str, Any] = {"seed": setup.config["seed"], "dequantiser": setup.dequantiser}
     if solved:
@@ -220,7 +227,8 @@ def _tuned_solver(setup: JobSetup, scorer: FlowScorer, progress: Callable[[float
     check_count("a tuned grid", "pilot", pilot)
     if pilot > len(train):
         raise ValueError(f"expected pilot <= {len(train)}, the number of training samples, got pilot={pilot}")
-    data, condition = train.values[:pilot], condition_of(model, train, torch.arange(pilot, device="cpu"))
+    data, condition = train[torch.arange(pilot, device="cpu")]
+    condition = condition_of(model, condition)
     how: dict[str, Any] = {"trace": scorer.trace, "seed": scorer.seed, "save": not setup.config["dry_run"]}
     how["progress"] = progress
     return model.tuned(setup.build("solver"), setup.directory, data=data, condition=condition, **how)

@@ -9,30 +9,31 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data import Scaling
+from ..data.captions import Encoder
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
 from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
 from ..likelihood.dequantisation import States, states
-from ..measurement import Mask, Operator, PilotVariance, Variance
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, sample, state_like
+from ..sampling import encode, recording, sample
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
-from ..tuning import load_grid, load_variance, save_grid, save_variance, tune_grid, tune_particles
-from .restoration import Method, Restored, pixel_mask, restore
+from ..tuning import load_grid, save_grid, tune_grid
+from .editing import Editing
+from .restoring import Restoring
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Editing, Restoring):
     """A trained model.
 
     Attributes:
@@ -40,6 +41,8 @@ class Model:
         scaling: the map between data values and the model's range.
         shape: the event shape, (C, *spatial) or (D,).
         classes: the number of classes of a model that is conditioned on a `label`; None for others.
+        encoder: the encoder of the texts of a model that is conditioned on `tokens` (:mod:`sde.data.captions`), if it
+            has one.
 
     Raises:
         ValueError: if the scaling is for another number of columns or channels than the shape has.
@@ -49,7 +52,7 @@ class Model:
     scaling: Scaling
     shape: tuple[int, ...]
     classes: int | None = None
-    _pilots: dict[str, PilotVariance] = field(default_factory=dict, init=False, repr=False, compare=False)
+    encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
         self.scaling.check_event(self.shape)
@@ -100,15 +103,17 @@ class Model:
         check_count("sample", "batch_size", batch_size)
         condition = self._labelled(condition, first, n)
         check_condition(condition, n)
-        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise)
+        draw = functools.partial(sample, solver=solver, seed=seed, denoise=denoise)
         batches = []
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
             part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
             size = rows.stop - start
             done = None if progress is None else functools.partial(_report, progress, start / n, size / n)
+            # What a guided denoiser has of its own for each sample goes with the batch.
+            denoiser = self.denoiser if size == n else self.denoiser.select(torch.arange(n, device="cpu")[rows])
             result = draw(
-                (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
+                denoiser, (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
             )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
@@ -127,10 +132,7 @@ class Model:
             solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
             condition: as in :func:`sde.sample`.
         """
-        check_event(x, self.shape)
-        reference = state_like(self.denoiser)
-        y = self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)
-        return encode(self.denoiser, y, solver=solver, condition=condition)
+        return encode(self.denoiser, self._to_model(x), solver=solver, condition=condition)
 
     def tuned(
         self,
@@ -176,112 +178,12 @@ class Model:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
 
-    def pilot(
-        self,
-        directory: str | os.PathLike[str] | None = None,
-        *,
-        n: int = 128,
-        seed: int = 0,
-        progress: Callable[[float], object] | None = None,
-    ) -> PilotVariance:
-        """The variance of the data given the state, for particles; see :func:`sde.tune_particles`. It is computed once.
-
-        Args:
-            directory: a run directory, which keeps it in its `grids/`.
-            n: the number of samples of the pilot run.
-            seed: the seed of the pilot run.
-            progress: as in :func:`sde.tune_particles`.
-        """
-        name = f"particles-{n}-seed{seed}"
-        if name not in self._pilots:
-            known = None if directory is None else load_variance(directory, name)
-            if known is None:
-                start: dict[str, Any] = {"condition": self._labelled(None, 0, n), "seed": seed, "progress": progress}
-                known = tune_particles(self.denoiser, (n, *self.shape), **start)
-                if directory is not None:
-                    save_variance(directory, name, known)
-            self._pilots[name] = known
-        return self._pilots[name]
-
-    def restore(
-        self,
-        y: Tensor,
-        operator: Operator,
-        noise: Tensor | float,
-        *,
-        method: Method | None = None,
-        solver: Solver | None = None,
-        n: int = 1,
-        seed: int = 0,
-        index: Tensor | None = None,
-        condition: Mapping[str, Tensor] | None = None,
-        batch_size: int | None = None,
-        variance: Variance | None = None,
-        progress: Callable[[float], object] | None = None,
-    ) -> Restored:
-        r"""Draws from the posterior of data given a measurement :math:`y = A(x) + \mathrm{noise}\, z`, in data units.
-
-        By default by particles, whose draws are from the posterior up to an error of order 1/16; with `method` and
-        `solver` by any other way. Draw k of measurement i uses the noise of index i in repeat k, whatever the batch.
-
-        Args:
-            y: the measurements of data values (levels of images), with shape (B, \*m). Whole numbers (uint8) have been
-                rounded, which is added to the noise.
-            operator: the operator on data values, as if they were real numbers.
-            noise: the standard deviation in the units of y (levels), of shape () or (B,). With 0 the measured part is
-                put back exactly at the end, up to the rounding to levels.
-            method: makes a posterior denoiser of a denoiser and a measurement, such as :class:`sde.measurement.PiGDM`;
-                by default :class:`sde.measurement.DiffPIR` with the pilot's variance, the proposal of particles.
-            solver: the solver; 50 steps of 16 particles by default.
-            n: the number of independent draws for each measurement.
-            seed: the seed of all noise.
-            index: the positions of the measurements in their data set, int64 with shape (B,).
-            condition: as in :meth:`sample`; without a `label`, a model with classes is run without one.
-            batch_size: the number of draws in memory at a time; all by default.
-            variance: the variance of the data given the state; that of :meth:`pilot` by default.
-            progress: called with the fraction of the work that is done.
-
-        Raises:
-            ValueError: before the first network call, for a measurement that is none; see :class:`sde.Measurement`.
-        """
-        return restore(
-            self.denoiser,
-            self.scaling,
-            self.shape,
-            y,
-            operator,
-            noise,
-            variance=self.pilot if variance is None else lambda: variance,
-            method=method,
-            solver=solver,
-            n=n,
-            seed=seed,
-            index=index,
-            condition=condition,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    def inpaint(self, x: Tensor, mask: Tensor, noise: Tensor | float = 0.0, **kwargs: Any) -> Restored:
-        r"""Draws from the posterior of data of which some pixels are known; the others of `x` do not count.
-
-        Args:
-            x: data values, with shape (B, \*).
-            mask: True where a pixel is known: bool, of the event shape for all samples, or with one axis more for one
-                mask per sample; of shape \*spatial, or with one channel, for all channels alike.
-            noise: as in :meth:`restore`; without noise the known pixels are those of x.
-            kwargs: as in :meth:`restore`.
-        """
-        check_event(x, self.shape)
-        return self.restore(x, Mask(pixel_mask(mask, self.shape)), noise, **kwargs)
-
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> dict[str, Tensor]:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
         named = dict(condition or {})
         if self.classes is not None:
             named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
-        device = state_like(self.denoiser).device
-        return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
+        return self._on_device(named)
 
     def log_prob(
         self,
@@ -297,6 +199,7 @@ class Model:
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
+        guided: bool = False,
     ) -> LogProb:
         r"""The log-density of data values in their own units, in nats.
 
@@ -307,13 +210,14 @@ class Model:
 
         Args:
             x: data values as the data set gives them, with shape (B, \*).
-            solver, trace, condition, prior, atol, differentiable: as in :func:`sde.log_prob`.
+            solver, trace, condition, prior, atol, differentiable, guided: as in :func:`sde.log_prob`.
             seed: the seed of probes and dequantisation.
             index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
             repeat: the number of the draw of dequantisation noise and probes.
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        flow["guided"] = guided
         with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
@@ -334,11 +238,12 @@ class Model:
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
+        guided: bool = False,
     ) -> Tensor:
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
         draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-        nats = self.log_prob(x, differentiable=differentiable, **draw, **flow).nats
+        nats = self.log_prob(x, differentiable=differentiable, guided=guided, **draw, **flow).nats
         return nats_to_bits(nats, math.prod(self.shape))
 
     def error_budget(
@@ -355,13 +260,14 @@ class Model:
         prior: Any = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
+        guided: bool = False,
         progress: Callable[[float], object] | None = None,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
         Args:
             x: data values, with shape (B, \*).
-            solver, trace, seed, index, condition, prior, atol, dequantiser: as in :meth:`log_prob`.
+            solver, trace, seed, index, condition, prior, atol, dequantiser, guided: as in :meth:`log_prob`.
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
@@ -370,7 +276,7 @@ class Model:
         check_count("error_budget", "repeats", repeats)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
-        results = [self.log_prob(x, repeat=k, **draw, **flow) for k in range(repeats)]
+        results = [self.log_prob(x, repeat=k, guided=guided, **draw, **flow) for k in range(repeats)]
         nats = torch.stack([result.nats for result in results]) if repeats > 1 else None
         with torch.no_grad(), exact_float32():
             s = self._states(x, **draw)

@@ -1,26 +1,32 @@
 r"""Batches of a training: of a data set in a keyed order, or of any iterable.
 
 Every value has a key, a pair of integers, from which its dequantisation noise is drawn. In :class:`Batches` these are
-the position in the data set and the epoch, and a batch is a function of its number, so that a run can be continued
-exactly. The position of an iterable cannot be restored.
+the position in the data set and the epoch, and a batch is a function of its number: it depends neither on who reads
+it, this process or one of several workers, nor on what was read before, so that a run can be continued exactly. The
+position of an iterable cannot be restored.
 """
 
 from __future__ import annotations
 
 __all__ = ["Batch", "BatchSource", "Batches", "Iterated", "to_model"]
 
+import copy
+import itertools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Scaling, Split
+from ..data import Scaling, Source, Split, UnreadableSample
+from ..data.dataset import check_labels
 from ..noise import Noise, Stream
-from ..shapes import as_tensor, check_condition
+from ..shapes import as_tensor, check_condition, check_count
+from .workers import loaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +39,7 @@ class Batch:
         index: the first keys of the samples, int64 with shape (B,).
         counter: the second ones.
         null: whether a `label` may be the one that means "no label"; the labels of data are classes.
+        replaced: samples that could not be read, by their positions, and why; others took their places.
     """
 
     values: Tensor
@@ -40,6 +47,7 @@ class Batch:
     index: Tensor
     counter: Tensor
     null: bool = True
+    replaced: tuple[tuple[int, str], ...] = ()
 
 
 class BatchSource(ABC):
@@ -60,59 +68,183 @@ class BatchSource(ABC):
     def whole(self) -> Batch | None:
         """All samples, if they are in memory."""
 
+    def check_labels(self, classes: int) -> None:
+        """Refuses labels that are none of a network's classes, if they are known before the first batch."""
+        return
+
     @abstractmethod
     def epoch(self) -> Iterator[Batch]:
         """Every sample once; the last batch may be smaller."""
+
+
+@dataclass(eq=False)
+class _Reader:
+    """The function from the number of a batch to the batch, which workers have a copy of."""
+
+    data: Source
+    condition: dict[str, Tensor]  # in place of the data's, if `null`
+    size: int
+    noise: Noise
+    null: bool
+    unreadable: int
+    first: int = 0  # the first row of the batch that is read, and their number
+    rows: int | None = None
+    _epoch: tuple[int, Tensor] | None = field(default=None, init=False)
+
+    def batch(self, number: int) -> Batch:
+        rows = self.size if self.rows is None else self.rows
+        start = number * self.size + self.first
+        return self._read(torch.arange(start, start + rows, device="cpu"))
+
+    def part(self, number: int) -> Batch:
+        """Part `number` of an epoch."""
+        stop = min((number + 1) * self.size, len(self.data))
+        return self._read(torch.arange(number * self.size, stop, device="cpu"))
+
+    def _read(self, places: Tensor) -> Batch:
+        epochs, index = places // len(self.data), torch.empty_like(places)
+        for epoch in epochs.unique().tolist():
+            here = epochs == epoch
+            index[here] = self._order(epoch)[places[here] % len(self.data)]
+        replaced: tuple[tuple[int, str], ...] = ()
+        try:
+            values, condition = self.data[index]
+        except UnreadableSample:
+            if not self.unreadable:
+                raise
+            index, replaced = self._readable(index)
+            values, condition = self.data[index]
+        if self.null:
+            condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
+        return Batch(values, condition, index, epochs, self.null, replaced)
+
+    def _readable(self, index: Tensor) -> tuple[Tensor, tuple[tuple[int, str], ...]]:
+        """The positions with the next one that can be read in place of each that cannot, and those that cannot."""
+        result, failed = index.clone(), dict[int, str]()
+        for row, position in enumerate(index.tolist()):
+            while True:
+                try:
+                    self.data[torch.tensor([position], device="cpu")]
+                    break
+                except UnreadableSample as error:
+                    failed[position] = str(error)
+                    if len(failed) > self.unreadable:
+                        raise
+                    position = (position + 1) % len(self.data)
+            result[row] = position
+        return result, tuple(failed.items())
+
+    def _order(self, epoch: int) -> Tensor:
+        if self._epoch is None or self._epoch[0] != epoch:
+            index = torch.arange(len(self.data), device="cpu")
+            keys = self.noise.bits(Stream.ORDER, index, torch.tensor(epoch, device="cpu"), 1)[:, 0]
+            self._epoch = (epoch, keys.argsort(stable=True))
+        return self._epoch[1]
 
 
 class Batches(BatchSource):
     r"""Batches of a data set in a keyed order: random permutations, one per epoch, end to end.
 
     Args:
-        data: a split, or values with shape (N, \*).
+        data: a source of samples, such as a split, or values with shape (N, \*).
         size: the number of samples in a batch.
-        condition: named tensors of leading size N, or scalars; by default the labels of the split as `label`. A
-            `label` that is given here may be the one that means "no label".
+        condition: named tensors of leading size N, or scalars; by default the conditions of the data, its labels as
+            `label` among them. A `label` that is given here may be the one that means "no label".
         seed: the seed of the order and of the dequantisation.
+        workers: the number of processes that read batches ahead; 0 reads them in this process. The batches are the
+            same.
+        unreadable: the number of samples that may turn out unreadable in the course of a run. The next sample takes
+            the place of such a one, and a warning names it. By default the first one is an error.
+
+    Raises:
+        ValueError: if a number is out of range, there is no sample, or a condition is neither a scalar nor of leading
+            size N.
     """
 
     def __init__(
-        self, data: Split | Tensor, size: int, *, condition: Mapping[str, Tensor] | None = None, seed: int = 0
+        self,
+        data: Source | Tensor,
+        size: int,
+        *,
+        condition: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        unreadable: int = 0,
     ) -> None:
-        split = data if isinstance(data, Split) else Split(data)
-        labels = {} if split.labels is None else {"label": split.labels}
-        self.values, self.condition = split.values, dict(labels if condition is None else condition)
-        self.size, self.noise, self.null = size, Noise(seed), condition is not None
-        if size < 1 or len(split) < 1:
-            raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(split)} samples")
-        check_condition(self.condition, len(split))
-        self._epoch: tuple[int, Tensor] | None = None
+        source = data if isinstance(data, Source) else Split(data)
+        self.data, self.size, self.noise, self.null = source, size, Noise(seed), condition is not None
+        if size < 1 or len(source) < 1:
+            raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(source)} samples")
+        check_count("Batches", "workers", workers, 0)
+        check_count("Batches", "unreadable", unreadable, 0)
+        check_condition(condition or {}, len(source))
+        self.workers, self.unreadable = workers, unreadable
+        self._reader = _Reader(source, dict(condition or {}), size, self.noise, self.null, unreadable)
+        self._parts = range(-(-len(source) // size))  # of an epoch
+        self._latest: tuple[int, Batch] | None = None
+        self._ahead: tuple[int, Iterator[Batch]] | None = None  # the next number of the workers, and their batches
+        self._replaced: dict[int, str] = {}
 
     def __getitem__(self, number: int) -> Batch:
-        return self._batch(torch.arange(number * self.size, (number + 1) * self.size, device="cpu"))
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self._seen(self._next(number))
+        return self._latest[1]
+
+    def _next(self, number: int) -> Batch:
+        """Workers start at the second of two consecutive numbers; a single one does not disturb them."""
+        following = self._latest is not None and self._latest[0] == number - 1
+        if not self.workers or not (following or (self._ahead is not None and self._ahead[0] == number)):
+            return self._reader.batch(number)
+        if self._ahead is None or self._ahead[0] != number:
+            self._ahead = number, loaded(self._reader.batch, itertools.count(number), self.workers)
+        batches = self._ahead[1]
+        self._ahead = None  # an error ends the iterator
+        batch = next(batches)
+        self._ahead = number + 1, batches
+        return batch
+
+    def shard(self, rank: int, world: int) -> Batches:
+        """The batches of one of several processes, which together read those of one: each reads consecutive rows of
+        every batch, as even as possible, and in an epoch every `world`-th part."""
+        if not 0 <= rank < world <= self.size:
+            raise ValueError(f"expected 0 <= rank < world <= {self.size}, the batch size, got {rank} and {world}")
+        first, stop = (self.size * r // world for r in (rank, rank + 1))
+        shard = copy.copy(self)
+        shard._reader = replace(self._reader, first=first, rows=stop - first)
+        shard._parts, shard._latest, shard._ahead, shard._replaced = self._parts[rank::world], None, None, {}
+        return shard
 
     @property
-    def whole(self) -> Batch:
-        index = torch.arange(len(self.values), device="cpu")
-        return Batch(self.values, self.condition, index, torch.zeros_like(index), self.null)
+    def whole(self) -> Batch | None:
+        if (item := self.data.whole) is None:
+            return None
+        values, condition = item
+        index = torch.arange(len(self.data), device="cpu")
+        condition = self._reader.condition if self.null else condition
+        return Batch(values, condition, index, torch.zeros_like(index), self.null)
+
+    @property
+    def condition(self) -> dict[str, Tensor]:
+        """The conditions of all samples that are in memory, by name."""
+        known = {} if self.data.labels is None else {"label": self.data.labels}
+        return self._reader.condition if self.null else known if (whole := self.data.whole) is None else whole[1]
+
+    def check_labels(self, classes: int) -> None:
+        if (labels := self.condition.get("label")) is not None:
+            check_labels("labels", labels.reshape(-1), classes, null=self.null, describe=self.data.describe)
 
     def epoch(self) -> Iterator[Batch]:
-        yield from (self._batch(places) for places in torch.arange(len(self.values), device="cpu").split(self.size))
+        yield from map(self._seen, loaded(self._reader.part, self._parts, self.workers))
 
-    def _batch(self, places: Tensor) -> Batch:
-        epochs, index = places // len(self.values), torch.empty_like(places)
-        for epoch in epochs.unique().tolist():
-            here = epochs == epoch
-            index[here] = self._order(epoch)[places[here] % len(self.values)]
-        condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
-        return Batch(self.values[index], condition, index, epochs, self.null)
-
-    def _order(self, epoch: int) -> Tensor:
-        if self._epoch is None or self._epoch[0] != epoch:
-            index = torch.arange(len(self.values), device="cpu")
-            keys = self.noise.bits(Stream.ORDER, index, torch.tensor(epoch, device="cpu"), 1)[:, 0]
-            self._epoch = (epoch, keys.argsort(stable=True))
-        return self._epoch[1]
+    def _seen(self, batch: Batch) -> Batch:
+        """Counts the samples of a batch that could not be read, and warns of each of them once."""
+        for position, reason in batch.replaced:
+            if position not in self._replaced:
+                self._replaced[position] = reason
+                if len(self._replaced) > self.unreadable:
+                    raise UnreadableSample(f"more than unreadable={self.unreadable} samples cannot be read: {reason}")
+                warnings.warn(f"another sample takes the place of one that cannot be read: {reason}", stacklevel=4)
+        return batch
 
 
 class Iterated(BatchSource):

@@ -112,6 +112,8 @@ class Training:
         self.noise = Noise(seed)
         self.step = 0
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        if denoiser.classes is not None and (conditions is None or "label" in conditions):
+            self.batches.check_labels(denoiser.classes)
         if (whole := self.batches.whole) is not None:
             _condition(denoiser, whole, conditions)
             if whole.values.is_floating_point():

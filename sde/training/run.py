@@ -33,7 +33,10 @@ from .batches import Batches
 from .loop import Report, Training, validate
 
 # The keys of the config that may change when a run is continued.
-RESUMABLE_KEYS = ("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview")
+RESUMABLE_KEYS = (
+    *("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview"),
+    *("workers", "unreadable"),
+)
 
 
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
@@ -83,7 +86,7 @@ def _check_classes(data: DataSet, classes: int) -> None:
     which a model would draw in its turn."""
     for name, split in data.splits.items():
         if split.labels is not None:
-            check_labels(f"{data.name}: {name} labels", split.labels, classes)
+            check_labels(f"{data.name}: {name} labels", split.labels, classes, describe=split.describe)
     present = data.train.labels.unique().tolist() if data.train.labels is not None else []
     if len(present) < (data.classes or 0):
         absent = next(i for i, label in enumerate([*present, None]) if i != label)
@@ -198,7 +201,7 @@ class Run:
         denoiser, self._model = assemble(config, data)
         denoiser.to(device)
         self.data, self.objective = data, build(config["objective"], trust=trust)
-        batches = Batches(data.train, config["batch_size"], seed=config["seed"])
+        batches = self._batches("train")
         optimizer = build(config["optimizer"], params=denoiser.parameters())
         settings = {key: config[key] for key in ("ema", "warmup", "clip", "seed")}
         names = ["label"] if config["conditional"] else []
@@ -252,10 +255,15 @@ class Run:
 
     def valid_loss(self, training: Training) -> float:
         """The loss of the averaged weights on the validation split, with the same noise at every call."""
-        batches = Batches(self.data.split("valid"), self.config["batch_size"], seed=self.config["seed"])
+        batches = self._batches("valid")
         denoiser, scaling = training.denoiser, training.scaling
         with training.ema["default"].applied_to(denoiser):
             return validate(denoiser, self.objective, batches, scaling, conditions=training.conditions)
+
+    def _batches(self, split: str) -> Batches:
+        """The batches of a split."""
+        reading = {key: self.config.get(key, 0) for key in ("workers", "unreadable")}
+        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)
 
     def _drop_metrics_after(self, step: int) -> None:
         """Deletes the metrics of steps that will be taken again."""

@@ -53,7 +53,12 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("1 null", {"diagnose": "times"}),
     (
         "abc null -1",
-        {"bounds": "rank", "likelihood": "budget rank", "sample": "first", "train": "warmup preview.n"},
+        {
+            "bounds": "rank",
+            "likelihood": "budget rank",
+            "sample": "first",
+            "train": "warmup workers unreadable preview.n",
+        },
     ),
     (
         "1.5 0 None",
