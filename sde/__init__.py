@@ -32,6 +32,7 @@ __all__ = [
     "ErrorBudget",
     "error_budget",
     "Model",
+    "Restored",
     "load",
     "save",
     "EMA",
@@ -124,7 +125,7 @@ from .denoisers import (
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
-from .model import Model, load, save
+from .model import Model, Restored, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
 from .processes import (
     SDE,

@@ -1,8 +1,19 @@
 """Tuned time grids: times optimised for a model and a solver by a pilot run."""
 
-__all__ = ["EqualError", "Gradient", "Pilot", "Tuning", "load_grid", "save_grid", "tune_grid", "tune_particles"]
+__all__ = [
+    "EqualError",
+    "Gradient",
+    "Pilot",
+    "Tuning",
+    "load_grid",
+    "load_variance",
+    "save_grid",
+    "save_variance",
+    "tune_grid",
+    "tune_particles",
+]
 
-from .cache import load_grid, save_grid
+from .cache import load_grid, load_variance, save_grid, save_variance
 from .equal_error import EqualError
 from .gradient import Gradient
 from .particles import tune_particles
