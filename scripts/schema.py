@@ -173,6 +173,18 @@ class Edit(DataJob, Conditional):
     solver: Solver
 
 
+class Augment(DataJob):
+    """`augment.py`."""
+
+    per_class: Count
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)] | None
+    copies: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    batch_size: Count
+    out: File | None
+    solver: Solver
+    guidance: Guidance | None = None
+
+
 class Translate(Keys):
     """`translate.py`."""
 
@@ -274,6 +286,7 @@ class Train(Keys):
 
 
 SCHEMAS: dict[str, type[Keys]] = {
+    "augment": Augment,
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,

@@ -1,6 +1,7 @@
 """Evaluation: a model over a whole data set, in jobs that are sharded, resumed and forecast."""
 
 __all__ = [
+    "Augmentation",
     "BatchPlan",
     "BoundDensity",
     "BoundsScorer",
@@ -27,6 +28,7 @@ __all__ = [
     "waiting",
 ]
 
+from .augmentation import Augmentation
 from .bounds_job import BoundsScorer, bounds_job
 from .bounds_table import summarise_measures, table
 from .dequantiser_file import load_dequantiser, save_dequantiser

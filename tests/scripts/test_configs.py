@@ -52,6 +52,7 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 def test_these_are_the_configs() -> None:
     assert TOPS == [
+        "augment",
         "bounds",
         "compare",
         "convert",

@@ -23,6 +23,7 @@ CONFIGS = SCRIPTS.parent / "configs"
 
 # The config of each script, with what a command has to give.
 COMMANDS = {
+    "augment": ("augment", ["ckpt=x"]),
     "bounds": ("bounds", ["ckpt=x"]),
     "compare": ("compare", []),
     "convert": ("convert", ["source=x"]),
@@ -52,6 +53,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "n",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
+            "augment": "per_class batch_size",
             "edit": "n",
             "translate": "n",
             "train": "steps batch_size log_every validate_every save_every",
@@ -69,7 +71,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "edit", "likelihood", "sample", "train"), "seed"),
+        dict.fromkeys([name for name in COMMANDS if name not in ("convert", "demo", "paired", "translate")], "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
     ("abc 1.5", dict.fromkeys(CONDITIONAL, "label")),
@@ -94,9 +96,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "0.999",
-        dict.fromkeys(
-            ("bounds", "compare", "dequantise", "diagnose", "edit", "likelihood", "sample", "translate"), "ema"
-        ),
+        dict.fromkeys([name for name in COMMANDS if name not in ("convert", "demo", "paired", "train")], "ema"),
     ),
     (
         "2024 null",
@@ -110,6 +110,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
+            "augment": "ckpt device",
             "edit": "ckpt device",
             "translate": "source target device",
             "train": "run_dir device",
@@ -125,12 +126,15 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "out",
             "likelihood": "out ood",
             "sample": "out",
+            "augment": "out",
             "edit": "out",
             "translate": "out",
         },
     ),
     ("dev", dict.fromkeys(("bounds", "diagnose", "edit", "likelihood", "translate"), "split")),
     ("0 1.5 null", {"edit": "strength"}),
+    ("0 1.5", {"augment": "strength"}),
+    ("-1 1 null", {"augment": "copies"}),
     ("abc 1.5", {"translate": "label"}),
     (
         "nothing [1]",
