@@ -163,7 +163,16 @@ class Dequantise(DataJob):
     density: Density
 
 
-class Sample(Job):
+class Conditional(Job):
+    """What the scripts take that draw from models with conditions."""
+
+    label: int | list[int] | None
+    embedding: list[float] | list[list[float]] | None
+    prompt: str | list[str] | None
+    image: str | None
+
+
+class Sample(Conditional):
     """`sample.py`."""
 
     n: Count
@@ -175,6 +184,50 @@ class Sample(Job):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Edit(DataJob, Conditional):
+    """`edit.py`."""
+
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)]
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+
+
+class Augment(DataJob):
+    """`augment.py`."""
+
+    per_class: Count
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)] | None
+    copies: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    batch_size: Count
+    out: File | None
+    solver: Solver
+    guidance: Guidance | None = None
+
+
+class Translate(Keys):
+    """`translate.py`."""
+
+    trust: list[str]
+    source: str
+    target: str
+    ema: str | None
+    device: Device
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    label: int | list[int] | None
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+    data: DataSet | None = None
 
 
 class Compare(Job):
@@ -318,18 +371,21 @@ class Train(Keys):
 
 
 SCHEMAS: dict[str, type[Keys]] = {
+    "augment": Augment,
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "edit": Edit,
     "evaluate": Evaluate,
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,
     "train": Train,
+    "translate": Translate,
 }
 
 # Examples of the arguments of trees that the library fills in.

@@ -33,6 +33,7 @@ __all__ = [
     "ErrorBudget",
     "error_budget",
     "Model",
+    "Restored",
     "load",
     "save",
     "EMA",
@@ -46,6 +47,8 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Bridge",
+    "Brownian",
     "ChainSDE",
     "Cosine",
     "DiscreteChain",
@@ -125,9 +128,22 @@ from .denoisers import (
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
-from .model import Model, load, save
+from .model import Model, Restored, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
+from .processes import (
+    SDE,
+    VE,
+    VP,
+    Bridge,
+    Brownian,
+    ChainSDE,
+    Cosine,
+    DiscreteChain,
+    KarrasVE,
+    LearnedVP,
+    RectifiedFlow,
+    SubVP,
+)
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace

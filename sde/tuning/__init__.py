@@ -6,13 +6,15 @@ __all__ = [
     "Pilot",
     "Tuning",
     "load_grid",
+    "load_variance",
     "save_grid",
+    "save_variance",
     "tune_grid",
     "tune_particles",
     "tune_solver",
 ]
 
-from .cache import load_grid, save_grid
+from .cache import load_grid, load_variance, save_grid, save_variance
 from .equal_error import EqualError
 from .gradient import Gradient
 from .particles import tune_particles

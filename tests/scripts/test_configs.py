@@ -56,18 +56,21 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 def test_these_are_the_configs() -> None:
     assert TOPS == [
+        "augment",
         "bounds",
         "compare",
         "convert",
         "demo",
         "dequantiser_training",
         "diagnose",
+        "edit",
         "evaluate",
         "feature_classifier",
         "likelihood",
         "paired",
         "sample",
         "train",
+        "translate",
     ]
     first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
     more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
@@ -81,6 +84,7 @@ def test_sde(leaf: str) -> None:
     if leaf == "learned":
         assert describe(process) == describe(sde.LearnedVP())
         return
+    kinds |= {"bridge": sde.Bridge(sde.VP(0.1, 2.0)), "brownian_bridge": sde.Bridge()}
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
