@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 import torch
 from faults import unknown_key
 
-from sde.data import DataSet
+from sde.data import Augmentation, DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.guidance import Guidance
 from sde.instantiate import check
 from sde.instantiate.annotations import Limit, check_value, shown
 from sde.likelihood.dequantisation import Dequantiser
+from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
 from sde.processes import SDE
@@ -50,7 +51,30 @@ class Output:
 
 File = Annotated[str, Output()]
 Picture = Annotated[str, Output((".png",))]
+Results = Annotated[str, Output((".h5",))]
 Directory = Annotated[str, Output(directory=True)]
+
+
+# The measures of `evaluate.py`: those of sets, and those of restorations.
+Metric = Literal[
+    "frechet",
+    "kernel",
+    "mmd",
+    "energy",
+    "precision_recall",
+    "sliced_wasserstein",
+    "classifier_test",
+    "inception_score",
+    "memorisation",
+    "columns",
+    "correlations",
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "perceptual",
+    "log_spectral",
+    "stft",
+]
 
 
 class Keys:
@@ -139,7 +163,16 @@ class Dequantise(DataJob):
     density: Density
 
 
-class Sample(Job):
+class Conditional(Job):
+    """What the scripts take that draw from models with conditions."""
+
+    label: int | list[int] | None
+    embedding: list[float] | list[list[float]] | None
+    prompt: str | list[str] | None
+    image: str | None
+
+
+class Sample(Conditional):
     """`sample.py`."""
 
     n: Count
@@ -151,6 +184,50 @@ class Sample(Job):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Edit(DataJob, Conditional):
+    """`edit.py`."""
+
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)]
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+
+
+class Augment(DataJob):
+    """`augment.py`."""
+
+    per_class: Count
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)] | None
+    copies: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    batch_size: Count
+    out: File | None
+    solver: Solver
+    guidance: Guidance | None = None
+
+
+class Translate(Keys):
+    """`translate.py`."""
+
+    trust: list[str]
+    source: str
+    target: str
+    ema: str | None
+    device: Device
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    label: int | list[int] | None
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+    data: DataSet | None = None
 
 
 class Compare(Job):
@@ -180,6 +257,51 @@ class Convert(Keys):
     settings: str | dict[str, Any] | None
     overwrite: bool
     sde: SDE | None = None
+
+
+class Evaluate(Keys):
+    """`evaluate.py`."""
+
+    trust: list[str]
+    samples: str | list[str] | None
+    restored: str | list[str] | None
+    reference: str | None
+    split: Literal["train", "test", "valid"]
+    array: str
+    levels: Annotated[int, Limit(">=", 2)] | None
+    n: Count | None
+    metrics: list[Metric]
+    groups: Annotated[int, Limit(">=", 2)]
+    permutations: Whole
+    data_range: Positive | None
+    seed: Seed
+    ema: str | None
+    batch_size: Count
+    cache: Directory
+    rank: Whole
+    world: Count
+    device: Device
+    out: Results | None
+    overwrite: bool
+    features: Features
+    solver: Solver
+    data: DataSet | None = None
+
+
+class FeatureClassifier(Keys):
+    """`feature_classifier.py`."""
+
+    trust: list[str]
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Annotated[int, Limit(">=", 8)]
+    features: Count
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet
 
 
 class Paired(Keys):
@@ -245,19 +367,25 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    augmentation: Augmentation | None = None
 
 
 SCHEMAS: dict[str, type[Keys]] = {
+    "augment": Augment,
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "edit": Edit,
+    "evaluate": Evaluate,
+    "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,
     "train": Train,
+    "translate": Translate,
 }
 
 # Examples of the arguments of trees that the library fills in.
