@@ -343,7 +343,8 @@ class Run:
     def valid_losses(self, training: Training) -> dict[str, float]:
         """:meth:`valid_loss`, and the same by noise level."""
         found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
-        levels = {f"valid_loss_{k}": value for k, value in enumerate(found.levels, start=1)}
+        # A level of few samples may have none.
+        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(found.levels, start=1) if not math.isnan(loss)}
         return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
     def bits_per_dim(self, training: Training) -> float:
