@@ -132,7 +132,7 @@ class Model(Editing, Restoring):
             solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
             condition: as in :func:`sde.sample`.
         """
-        return encode(self.denoiser, self._to_model(x), solver=solver, condition=condition)
+        return encode(self.denoiser, self._to_model(x), solver=solver, condition=self._on_device(condition))
 
     def tuned(
         self,
@@ -172,6 +172,7 @@ class Model(Editing, Restoring):
                 condition = self._labelled(condition, 0, pilot)
             else:
                 start = {"data": self._states(data, seed=seed).x, "trace": trace}
+            condition = self._on_device(condition)
             how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
             grid = tune_grid(self.denoiser, solver=solver, **how, **start)
             if directory is not None and save:
@@ -216,6 +217,7 @@ class Model(Editing, Restoring):
             repeat: the number of the draw of dequantisation noise and probes.
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
+        condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         flow["guided"] = guided
         with recording(differentiable), exact_float32():
@@ -274,6 +276,7 @@ class Model(Editing, Restoring):
             progress: called while they are solved again, with the fraction that is done.
         """
         check_count("error_budget", "repeats", repeats)
+        condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
         results = [self.log_prob(x, repeat=k, guided=guided, **draw, **flow) for k in range(repeats)]
