@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 def main(config: dict[str, Any]) -> None:
     path, n, first = resolve(config["ckpt"]), config["n"], config["first"]
     solver = build(config["solver"], trust=config["trust"])
-    model = sde.load(path, ema=config["ema"], device=choose_device(config["device"]), trust=config["trust"])
+    device = choose_device(config["device"])
+    model = sde.load(path, ema=config["ema"], device=device, trust=config["trust"])
+    if config.get("guidance"):
+        guided = build(config["guidance"], trust=config["trust"], inner=model.denoiser)
+        model = replace(model, denoiser=guided.to(device))
     if config["pilot"]:
         with track("pilot run") as progress:
             solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)
@@ -38,7 +43,8 @@ def main(config: dict[str, Any]) -> None:
         check_replaceable(file, settings, overwrite=config["overwrite"])
     x = draw(model, n, solver=solver, **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")})
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_samples(out, x, model.scaling, settings=settings, model=model)
+    # The density of a guided flow is none of the model's.
+    save_samples(out, x, model.scaling, settings=settings, model=None if model.denoiser.guided else model)
     arrays: dict[str, Any] = {"x": x.numpy(), "index": np.arange(first, first + n), "settings": json.dumps(settings)}
     write_atomically(values, lambda file: np.savez_compressed(file, **arrays))
     print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")

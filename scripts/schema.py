@@ -16,6 +16,7 @@ from faults import unknown_key
 from sde.data import Augmentation, DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
+from sde.guidance import Guidance
 from sde.instantiate import check
 from sde.instantiate.annotations import Limit, check_value, shown
 from sde.likelihood.dequantisation import Dequantiser
@@ -147,6 +148,7 @@ class Sample(Job):
     out: Picture | None
     overwrite: bool
     solver: Solver
+    guidance: Guidance | None = None
 
 
 class Compare(Job):

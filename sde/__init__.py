@@ -15,7 +15,9 @@ __all__ = [
     "ScorePrediction",
     "TimeLevel",
     "VelocityPrediction",
+    "FlowPrediction",
     "Wrapper",
+    "Measurement",
     "LearnedVarianceDenoiser",
     "Clip",
     "DynamicThreshold",
@@ -47,6 +49,7 @@ __all__ = [
     "Cosine",
     "DiscreteChain",
     "KarrasVE",
+    "LearnedVP",
     "RectifiedFlow",
     "SubVP",
     "Samples",
@@ -54,6 +57,7 @@ __all__ = [
     "expand",
     "sample",
     "tune_grid",
+    "tune_particles",
     "Exact",
     "ExactTrace",
     "Hutchinson",
@@ -64,7 +68,9 @@ __all__ = [
     "evaluation",
     "exact",
     "grids",
+    "guidance",
     "likelihood",
+    "measurement",
     "metrics",
     "networks",
     "objective",
@@ -74,7 +80,22 @@ __all__ = [
     "tuning",
 ]
 
-from . import data, evaluation, exact, grids, likelihood, metrics, networks, objective, plots, solvers, training, tuning
+from . import (
+    data,
+    evaluation,
+    exact,
+    grids,
+    guidance,
+    likelihood,
+    measurement,
+    metrics,
+    networks,
+    objective,
+    plots,
+    solvers,
+    training,
+    tuning,
+)
 from .brownian import BrownianPath
 from .denoisers import (
     EDM,
@@ -83,6 +104,7 @@ from .denoisers import (
     DataPrediction,
     Denoiser,
     DynamicThreshold,
+    FlowPrediction,
     LearnedVarianceDenoiser,
     LogSNRLevel,
     MatchedLevel,
@@ -99,14 +121,15 @@ from .denoisers import (
 )
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
+from .measurement import Measurement
 from .model import Model, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, RectifiedFlow, SubVP
+from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
-from .tuning import tune_grid
+from .tuning import tune_grid, tune_particles
 from .version import __version__
 
 # The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.

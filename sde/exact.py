@@ -1,8 +1,10 @@
 r"""The exact oracle: distributions with closed-form marginals, scores and denoisers.
 
 For each distribution, the marginal :math:`p_t(x_t) = \int p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)\, dx_0`
-of any process at any time, its score and the denoiser :math:`E[x_0|x_t]` have closed forms. Tests and the comparison of
-solvers use them as the reference. Log-densities are in nats.
+of any process at any time, its score and the denoiser :math:`E[x_0|x_t]` have closed forms. Given a linear measurement
+with Gaussian noise, the posterior of a mixture is a mixture again, and that of an empirical distribution is an
+empirical one, so that its scores at every time are exact too. Tests and the comparison of solvers use them as the
+reference. Log-densities are in nats.
 """
 
 from __future__ import annotations
@@ -148,6 +150,57 @@ class Mixture(Target):
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=generator.device)
         return self.means[k] + torch.einsum("nij,nj->ni", self.basis[k], self.eigenvalues[k].sqrt() * z)
 
+    def observed(self, *, A: Tensor, noise: float | Tensor) -> Mixture:
+        r"""The distribution of a measurement :math:`y = A x_0 + \mathrm{noise}\, z`; its density at y is the evidence.
+
+        Args:
+            A: the matrix, with shape (M, D).
+            noise: the standard deviation of the noise, or a factor of its covariance, with shape (M, M).
+        """
+        A, factor = _measurement(A, noise, self.means)
+        return self._with(self.weights, self.means @ A.mT, A @ self._covs() @ A.mT + factor @ factor.mT)
+
+    def posterior(self, *, A: Tensor, y: Tensor, noise: float | Tensor) -> Mixture:
+        r"""The posterior of a measurement :math:`y = A x_0 + \mathrm{noise}\, z`: another mixture.
+
+        With :math:`S_k = A \Sigma_k A^T + N`, N being the covariance of the noise, and :math:`K_k = \Sigma_k A^T
+        S_k^{-1}`,
+
+        .. math::
+            w'_k \propto w_k\, \mathcal N(y; A \mu_k, S_k), \qquad
+            \mu'_k = \mu_k + K_k (y - A \mu_k), \qquad
+            \Sigma'_k = (I - K_k A) \Sigma_k (I - K_k A)^T + K_k N K_k^T.
+
+        Components whose weight is 0 in the dtype of the parameters are left out.
+
+        Args:
+            A: the matrix, with shape (M, D).
+            y: the measurement, with shape (M,).
+            noise: the standard deviation of the noise, or a factor of its covariance, with shape (M, M).
+
+        Raises:
+            ValueError: if the shapes do not fit, y is not finite or the noise is negative.
+        """
+        A, factor = _measurement(A, noise, self.means)
+        y, covs = _checked(y, len(A)).to(self.means), self._covs()
+        N = factor @ factor.mT
+        observed, residual = self.observed(A=A, noise=noise), y - self.means @ A.mT
+        one = y.new_ones(())
+        weights = observed._components(y[None], one, torch.zeros_like(one))[0][0].softmax(0)
+        kept = weights > 0
+        gain = torch.linalg.solve(A @ covs @ A.mT + N, A @ covs).mT  # K_k, (K, D, M)
+        rest = torch.eye(A.shape[1], dtype=A.dtype, device=A.device) - gain @ A
+        covs = rest @ covs @ rest.mT + gain @ N @ gain.mT
+        means = self.means + torch.einsum("kdm,km->kd", gain, residual)
+        return self._with(weights[kept], means[kept], 0.5 * (covs + covs.mT)[kept])
+
+    def _with(self, weights: Tensor, means: Tensor, covs: Tensor) -> Mixture:
+        """Another distribution of this kind."""
+        return Mixture(weights, means, covs)
+
+    def _covs(self) -> Tensor:
+        return (self.basis * self.eigenvalues[:, None]) @ self.basis.mT
+
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         return self._components(x, alpha, var)[0].logsumexp(1)
 
@@ -185,6 +238,9 @@ class Gaussian(Mixture):
     def __init__(self, mean: Tensor, cov: Tensor) -> None:
         super().__init__(mean.new_ones(1), mean[None], cov[None])
 
+    def _with(self, weights: Tensor, means: Tensor, covs: Tensor) -> Gaussian:
+        return Gaussian(means[0], covs[0])
+
 
 class Empirical(Target):
     r"""The empirical distribution of a set of points of any event shape.
@@ -194,14 +250,37 @@ class Empirical(Target):
 
     Args:
         points: the points, with shape (K, *).
+        weights: their probabilities, with shape (K,), not negative; they are normalised. Equal by default.
     """
 
-    def __init__(self, points: Tensor) -> None:
+    def __init__(self, points: Tensor, weights: Tensor | None = None) -> None:
         if points.ndim < 2 or len(points) == 0:
             raise ValueError(f"Empirical: expected points of shape (K, *) with K >= 1, got {tuple(points.shape)}")
+        if weights is not None and not (
+            weights.shape == points.shape[:1] and bool((weights >= 0).all()) and 0 < float(weights.sum()) < math.inf
+        ):
+            raise ValueError(
+                f"Empirical: expected weights of shape ({len(points)},), not negative and not all 0, got {weights}"
+            )
         self.reference = self.points = points
+        self.weights = None if weights is None else working(weights) / working(weights).sum()
+
+    def posterior(self, *, A: Tensor, y: Tensor, noise: float | Tensor) -> Empirical:
+        r"""The posterior of a measurement of the flattened data: other weights of the same points.
+
+        Args:
+            A: the matrix, with shape (M, D).
+            y: the measurement, with shape (M,).
+            noise: the standard deviation of the noise, above 0, or a factor of its covariance, with shape (M, M).
+        """
+        points = working(self.points.flatten(1))
+        A, factor = _measurement(A, noise, points)
+        residual = torch.linalg.solve(factor, (_checked(y, len(A)).to(points) - points @ A.mT).mT)
+        return Empirical(self.points, (self._log_weights(points) - 0.5 * residual.square().sum(0)).softmax(0))
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        if self.weights is not None:
+            return self.points[torch.multinomial(self.weights, n, replacement=True, generator=generator)]
         return self.points[torch.randint(len(self.points), (n,), generator=generator, device=generator.device)]
 
     def log_density(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
@@ -209,7 +288,7 @@ class Empirical(Target):
             raise ValueError(
                 "Empirical: the clean distribution (var=0) has no density; use a process and a time with noise"
             )
-        constant = 0.5 * event_dims(x) * (2.0 * math.pi * var).log() + math.log(len(self.points))
+        constant = 0.5 * event_dims(x) * (2.0 * math.pi * var).log()
         return self._log_kernels(x, alpha, var).logsumexp(1) - constant
 
     def denoise_and_score(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,9 +298,14 @@ class Empirical(Target):
         return x0, (expand(alpha, x) * x0 - x) / expand(var, x)
 
     def _log_kernels(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
-        r""":math:`-\|x - \alpha x_k\|^2 / 2\sigma^2`, with shape (B, K)."""
+        r""":math:`\log w_k - \|x - \alpha x_k\|^2 / 2\sigma^2`, with shape (B, K)."""
         scaled = alpha.reshape(-1, 1, 1) * self.points.to(x).flatten(1)
-        return -0.5 * (x.flatten(1)[:, None] - scaled).square().sum(-1) / var.reshape(-1, 1)
+        squares = (x.flatten(1)[:, None] - scaled).square().sum(-1)
+        return self._log_weights(x) - 0.5 * squares / var.reshape(-1, 1)
+
+    def _log_weights(self, x: Tensor) -> Tensor:
+        """log w_k, of shape (K,) or (), in the dtype of `x`."""
+        return x.new_tensor(-math.log(len(self.points))) if self.weights is None else self.weights.to(x).log()
 
 
 class Uniform(Target):
@@ -289,3 +373,24 @@ def _log_phi(x: Tensor) -> Tensor:
 def _alpha_and_var(process: SDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """alpha(t) and var(t), computed in the dtype of `t` and cast to the dtype and device of `x`."""
     return process.alpha(t).to(x), process.var(t).to(x)
+
+
+def _measurement(A: Tensor, noise: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix (M, D) and the factor of the noise's covariance (M, M) of a measurement, in the dtype of `like`."""
+    if A.ndim != 2 or A.shape[1] != like.shape[1]:
+        raise ValueError(f"expected a matrix A of shape (M, {like.shape[1]}), got {tuple(A.shape)}")
+    factor = torch.as_tensor(noise, dtype=like.dtype, device=like.device)
+    if factor.ndim == 0:
+        if not 0.0 <= float(factor) < math.inf:
+            raise ValueError(f"expected a finite noise >= 0, a standard deviation, got {noise}")
+        factor = factor * torch.eye(len(A), dtype=like.dtype, device=like.device)
+    if factor.shape != (len(A), len(A)):
+        raise ValueError(f"expected noise as a number or of shape ({len(A)}, {len(A)}), got {tuple(factor.shape)}")
+    return A.to(like), factor
+
+
+def _checked(y: Tensor, rows: int) -> Tensor:
+    """The measurement, which must be finite and of shape (M,)."""
+    if y.shape != (rows,) or not bool(y.isfinite().all()):
+        raise ValueError(f"expected a finite measurement y of shape ({rows},), got {tuple(y.shape)}: {y}")
+    return y

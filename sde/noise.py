@@ -47,11 +47,14 @@ class Stream(enum.IntEnum):
     PERTURB = 8
     PATH = 9
     AREA = 10
+    RESAMPLE = 11
     GROUP = 21
     PERMUTATION = 22
     DIRECTION = 23
     SPLIT = 24
-    AUGMENT = 41
+    AUGMENT = 32
+    CONDITION = 41
+    TEXT = 42
 
 
 def _signed(value: int) -> int:
@@ -197,7 +200,7 @@ class StepNoise(ABC):
             stream: STEP for the increment of the Brownian motion, divided by the square root of the step; AREA for
                 its space-time Levy area, divided by the square root of a twelfth of the step (:mod:`sde.brownian`),
                 which is independent of the increment; CORRECTOR for normals outside the path; PATH for the normals
-                from which a path is computed.
+                from which a path is computed; RESAMPLE for the draws among particles.
             k: the number of the draw, counted from 0 within the stream; int64 of shape (B,) for different numbers per
                 sample, or of shape (B, n) or (1, n) for n draws at once, with results of shape (B, n, *).
             start: the time before the step; of shape (B,) for different times per sample.

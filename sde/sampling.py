@@ -30,11 +30,16 @@ class Samples:
         nfe: the number of network calls for each, int64 with shape (B,).
         vjps: the number of vector-Jacobian products of the network for each, int64 with shape (B,); 0 unless the
             denoiser takes gradients, as some kinds of guidance do.
+        log_evidence: for `solvers.Particles`, the logarithm of an unbiased estimate of the evidence, in nats, with
+            shape (B,); that of p(y) where the weight is a likelihood.
+        ess: for `solvers.Particles`, the smallest effective sample size of each system's run, with shape (B,).
     """
 
     x: Tensor
     nfe: Tensor
     vjps: Tensor
+    log_evidence: Tensor | None = None
+    ess: Tensor | None = None
 
 
 def default_solver() -> Solver:
@@ -120,31 +125,37 @@ def sample(
         index = torch.arange(first, first + batch, device=reference.device)
         conditioned = Conditioned(denoiser, condition, torch.zeros_like(index), vjps=torch.zeros_like(index))
         dynamics = Reverse(conditioned, eta=solver.eta if eta is None else eta)
-        run = solver.bind(dynamics, start)
+        run, population = solver.bind(dynamics, start), solver.population
         if state is not None:
-            x = recordable(state.to(reference))
+            x = recordable(state.to(reference))[:, None].expand(-1, population, *event)
         elif prior is not None:
             generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
-            x = torch.cat([prior.sample(1, generator=generator) for generator in generators]).to(reference)
+            draws = [prior.sample(population, generator=generator) for generator in generators]
+            x = torch.stack(draws).to(reference)
         else:
             end = float64(process.t_max)
-            z = keyed.normal(Stream.PRIOR, index, torch.zeros_like(index), event, reference.dtype)
+            counters = torch.arange(population, device=reference.device)
+            z = keyed.normal(Stream.PRIOR, index[:, None], counters, event, reference.dtype)
             x = process.prior_var(end).sqrt().item() * z
         step_noise = (keyed if noise is None else noise).batch(index, event, reference.dtype)
         begin, work = process.t_max if start is None else start, run.steps and run.steps + denoise
-        states = run.trajectory((x,), step_noise)
-        for k, (t, (x,)) in enumerate(states):
+        x = x[:, 0] if population == 1 else x
+        for k, now in enumerate(run.walk((x,), step_noise)):
+            t, (x,) = now.t, now.x
             if trajectory is not None:
                 trajectory((t, x))
             if progress is not None and k:
                 progress(k / work if work else travelled(process, t, begin, process.t_min))
         if denoise:
-            (x,) = dynamics.predict(Prediction.X0, (x,), float64(process.t_min))
+            flat = x.reshape(-1, *event)
+            each = torch.arange(batch, device=x.device).repeat_interleave(len(flat) // batch)
+            last = dynamics if len(flat) == batch else dynamics.select(each)
+            x = last.predict(Prediction.X0, (flat,), float64(process.t_min))[0].reshape(x.shape)
             if trajectory is not None:
                 trajectory((t, x))
         if progress is not None and (denoise or not work):
             progress(1.0)
-    return Samples(x.to(dtype), *conditioned.counts)
+    return Samples(x.to(dtype), *conditioned.counts, **run.outcome(now))
 
 
 def travelled(process: SDE, t: Tensor, start: float, stop: float) -> float:
@@ -161,6 +172,7 @@ def encode(
     solver: Solver | None = None,
     condition: Mapping[str, Tensor] | None = None,
     differentiable: bool = False,
+    stop: float | None = None,
 ) -> Tensor:
     r"""Encodes data along the probability flow from `t_min` up to `t_max`, in the dtype of `x`, float32 at least.
 
@@ -170,6 +182,7 @@ def encode(
         solver: a deterministic solver; :func:`default_solver` by default.
         condition: as in :func:`sample`.
         differentiable: keep the graph.
+        stop: the time to stop at; `t_max` by default.
 
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
@@ -178,7 +191,9 @@ def encode(
     with recording(differentiable), evaluating(denoiser):
         nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
-        (latent,) = solver.bind(dynamics, process.t_min, process.t_max)((recordable(working(x)),))
+        (latent,) = solver.bind(dynamics, process.t_min, process.t_max if stop is None else stop)(
+            (recordable(working(x)),)
+        )
     return latent
 
 

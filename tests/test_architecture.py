@@ -30,6 +30,8 @@ ROOMS = [
     "denoisers",
     "profiling",
     "exact",
+    "measurement",
+    "guidance",
     "trace",
     "dynamics",
     "solvers",

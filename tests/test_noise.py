@@ -65,10 +65,12 @@ def test_streams_keep_their_numbers() -> None:
         "PERTURB": 8,
         "PATH": 9,
         "AREA": 10,
+        "RESAMPLE": 11,
         "GROUP": 21,
         "PERMUTATION": 22,
         "DIRECTION": 23,
         "SPLIT": 24,
+        "AUGMENT": 32,
     }
 
 

@@ -8,6 +8,7 @@ __all__ = [
     "DataPrediction",
     "Denoiser",
     "DynamicThreshold",
+    "FlowPrediction",
     "LearnedVarianceDenoiser",
     "Limited",
     "LogSNRLevel",
@@ -20,14 +21,17 @@ __all__ = [
     "Prediction",
     "ScaledScorePrediction",
     "ScorePrediction",
+    "Steering",
     "TimeLevel",
     "VelocityPrediction",
     "Wrapper",
     "from_score",
     "from_x0",
+    "shifted",
+    "to_x0",
 ]
 
-from .base import Conditioned, Denoiser, Wrapper
+from .base import Conditioned, Denoiser, Steering, Wrapper
 from .clipping import Clip, DynamicThreshold, Limited
 from .levels import LogSNRLevel, MatchedLevel, NoiseLevel, TimeLevel
 from .network import LearnedVarianceDenoiser, NetworkDenoiser, PredictingDenoiser
@@ -35,6 +39,7 @@ from .parametrisation import (
     EDM,
     Coefficients,
     DataPrediction,
+    FlowPrediction,
     NoisePrediction,
     Parametrisation,
     Prediction,
@@ -43,4 +48,6 @@ from .parametrisation import (
     VelocityPrediction,
     from_score,
     from_x0,
+    shifted,
+    to_x0,
 )

@@ -9,16 +9,18 @@ Efron, Tweedie's Formula and Selection Bias, 2011, https://doi.org/10.1198/jasa.
 
 from __future__ import annotations
 
-__all__ = ["Conditioned", "Denoiser", "Wrapper"]
+__all__ = ["Conditioned", "Denoiser", "Steering", "Wrapper"]
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.conditions import Taken, check_taken
 from ..processes import SDE
 from ..shapes import as_tensor, check_condition, recordable
 from .parametrisation import Prediction, from_score, from_x0
@@ -28,6 +30,27 @@ Self = TypeVar("Self", bound="Wrapper")
 # The hooks of version 0.1.0, and what a class defines instead.
 _REPLACED = dict.fromkeys(("score", "noise", "velocity"), "predict(what, x_t, t, **condition)")
 _REPLACED["posterior"] = "score_and_variance(x_t, t, **condition)"
+
+
+@dataclass(frozen=True)
+class Steering:
+    r"""What one evaluation of a denoiser tells a particle method, at states of shape (B, \*).
+
+    Attributes:
+        x0: :math:`E[x_0|x_t]` of the distribution that is weighed, with shape (B, \*).
+        guided: the same of the weighed distribution, as the denoiser predicts it.
+        log_potential: the logarithm of the weight, in nats, with shape (B,).
+        kernel: the function (z, change, b, c) that turns standard normals z (B, \*) into the noise e of a proposal with
+            the covariance :math:`b I + c^2 V`, and gives the logarithm of the ratio of the kernels at it, with shape
+            (B,): of :math:`\mathcal N(e + \mathrm{change}; 0, b I + c^2 C)` to :math:`\mathcal N(e; 0, b I + c^2 V)`.
+            C is the covariance of :math:`x_0` given :math:`x_t`, V that in the weighed distribution. With None both
+            are one variance times the identity, which the solver knows.
+    """
+
+    x0: Tensor
+    guided: Tensor
+    log_potential: Tensor
+    kernel: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]] | None = None
 
 
 class Denoiser(nn.Module, ABC):
@@ -43,14 +66,18 @@ class Denoiser(nn.Module, ABC):
         calls: the network calls of one prediction; 2 for classifier-free guidance.
         vjps: the vector-Jacobian products of one prediction; 1 for guidance by a gradient through the network.
         classes: the number of classes of its `label`, if it has one and is a network of this library; else None.
+        takes: its conditions by name, if it is a network of this library; else None.
         weighed: whether it has a :meth:`log_potential`.
+        guided: whether its score is that of no density; likelihoods refuse it unless asked for the flow's.
     """
 
     process: SDE
     calls: int = 1
     vjps: int = 0
     classes: int | None = None
+    takes: Mapping[str, Taken] | None = None
     weighed: bool = False
+    guided: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -126,6 +153,26 @@ class Denoiser(nn.Module, ABC):
             "classifier or a reward"
         )
 
+    def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:
+        r"""The prediction of :math:`x_0` with and without what it is weighed by, and the weight, from one evaluation.
+
+        Particle methods call it. A denoiser that is weighed by a function of :math:`x_0` overrides it, so that the
+        prediction and the weight have one network call together.
+
+        Args:
+            x_t: as in :meth:`forward`.
+            t: the time, with shape ().
+            condition: as in :meth:`forward`.
+        """
+        x0 = self.predict(Prediction.X0, x_t, t, **condition)
+        weight = self.log_potential(x_t, t, **condition) if self.weighed else x_t.new_zeros(len(x_t))
+        return Steering(x0, x0, weight)
+
+    def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
+        """The network calls and the vector-Jacobian products of one prediction at time `t`, each a number or, where
+        samples differ, int64 with shape (B,); by default `calls` and `vjps`, which are the most at any time."""
+        return self.calls, self.vjps
+
     def select(self, index: Tensor) -> Denoiser:
         """The denoiser for some samples of a batch; indices may repeat.
 
@@ -151,7 +198,7 @@ class Wrapper(Denoiser):
         super().__init__()
         self.inner = inner
         self.process, self.calls, self.vjps, self.classes = inner.process, inner.calls, inner.vjps, inner.classes
-        self.weighed = inner.weighed
+        self.weighed, self.guided, self.takes = inner.weighed, inner.guided, inner.takes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -175,6 +222,21 @@ class Wrapper(Denoiser):
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         return self.inner.log_potential(x_t, t, **condition)
+
+    def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:
+        """As in :class:`Denoiser`: the inner distribution, which this wrapper weighs if it has a potential of its own,
+        and else proposes for."""
+        recorder = _SteeringRecorder(self.inner, x_t)
+        wrapped = self.wrap(recorder)
+        guided = wrapped.predict(Prediction.X0, x_t, t, **condition)
+        steering = recorder.steering or self.inner.steer(x_t, t, **condition)
+        if self.weighed:
+            steering = replace(steering, log_potential=wrapped.log_potential(x_t, t, **condition))
+        return replace(steering, guided=guided)
+
+    def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
+        calls, vjps = self.inner.cost(t)  # what this wrapper adds to them is the same at all times
+        return calls + (self.calls - self.inner.calls), vjps + (self.vjps - self.inner.vjps)
 
     def select(self, index: Tensor) -> Denoiser:
         inner = self.inner.select(index)
@@ -201,14 +263,41 @@ class _VarianceRecorder(Wrapper):
         return from_score(what, self.process, score, x_t, t)
 
 
+class _SteeringRecorder(Wrapper):
+    """The inner denoiser, with its first evaluation at a state kept for the predictions and the weight there."""
+
+    def __init__(self, inner: Denoiser, x_t: Tensor) -> None:
+        super().__init__(inner)
+        self.x_t = x_t
+        self.steering: Steering | None = None
+        self.condition: dict[str, Tensor] = {}
+
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        same = condition.keys() == self.condition.keys() and all(v is condition[k] for k, v in self.condition.items())
+        if x_t is not self.x_t or not (same or self.steering is None):
+            return self.inner.predict(what, x_t, t, **condition)
+        x0 = self.steer(x_t, t, **condition).guided
+        return x0 if what is Prediction.X0 else from_x0(what, self.process, x0, x_t, t)
+
+    def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        if x_t is not self.x_t:
+            return self.inner.log_potential(x_t, t, **condition)
+        return self.steer(x_t, t, **condition).log_potential
+
+    def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:
+        if self.steering is None:
+            self.steering, self.condition = self.inner.steer(x_t, t, **condition), condition
+        return self.steering
+
+
 class Conditioned(Wrapper):
     """A denoiser with its condition fixed for one batch, which counts the calls made for each of its samples.
 
     Args:
         inner: the denoiser.
         condition: tensors of leading size B, or scalars.
-        nfe: the counts of network calls, int64 with shape (B,); every prediction adds the `calls` of `inner` for each
-            of its samples.
+        nfe: the counts of network calls, int64 with shape (B,); every prediction adds the :meth:`Denoiser.cost` of
+            `inner` for each of its samples.
         rows: which of the B samples this one answers for, int64; they may repeat. All by default.
         vjps: the counts of vector-Jacobian products, in the same way.
     """
@@ -226,25 +315,33 @@ class Conditioned(Wrapper):
         self.condition = {name: recordable(as_tensor(value)) for name, value in (condition or {}).items()}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
+        if rows is None and self.takes is not None:
+            check_taken(self.takes, self.condition)
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self._count()
+        self._count(t)
         return self.inner.predict(what, x_t, t, **self.condition, **condition)
 
     def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._count()
+        self._count(t)
         return self.inner.score_and_variance(x_t, t, **self.condition, **condition)
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self._count()
+        self._count(t, vjps=0)  # a weight takes no gradient
         return self.inner.log_potential(x_t, t, **self.condition, **condition)
 
-    def _count(self) -> None:
-        for count, each in zip(self.counts, (self.calls, self.vjps)):
-            if each and self.rows is None:
-                count += each
-            elif each and self.rows is not None:
-                count.index_add_(0, self.rows, torch.full_like(self.rows, each))
+    def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:
+        self._count(t)
+        return self.inner.steer(x_t, t, **self.condition, **condition)
+
+    def _count(self, t: Tensor, vjps: int | None = None) -> None:
+        calls, products = self.inner.cost(t)
+        for count, each in zip(self.counts, (calls, products if vjps is None else vjps)):
+            if self.rows is None:
+                count += each.to(count.device) if isinstance(each, Tensor) else each
+            elif isinstance(each, Tensor) or each:
+                spent = torch.as_tensor(each, dtype=torch.int64, device=self.rows.device)
+                count.index_add_(0, self.rows, spent.expand_as(self.rows))
 
     def select(self, index: Tensor) -> Conditioned:
         rows = index if self.rows is None else self.rows[index]

@@ -48,6 +48,7 @@ class PredictingDenoiser(Denoiser):
         self.network = network
         self.process = process
         self.classes = network.classes if isinstance(network, Network) else None
+        self.takes = network.takes if isinstance(network, Network) else None
         self.parametrisation = NoisePrediction() if parametrisation is None else parametrisation
         self.level = TimeLevel() if level is None else level
 

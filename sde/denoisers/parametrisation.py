@@ -24,11 +24,14 @@ __all__ = [
     "Prediction",
     "from_score",
     "from_x0",
+    "shifted",
+    "to_x0",
     "NoisePrediction",
     "DataPrediction",
     "ScorePrediction",
     "ScaledScorePrediction",
     "VelocityPrediction",
+    "FlowPrediction",
     "EDM",
 ]
 
@@ -75,6 +78,32 @@ def from_score(what: Prediction, process: SDE, score: Tensor, x_t: Tensor, t: Te
         return (-expand(process.sigma(t), x_t) * score).to(dtype)
     x0 = (x_t + expand(process.var(t), x_t) * score) / expand(process.alpha(t), x_t)
     return (x0 if what is Prediction.X0 else from_x0(what, process, x0, x_t, t)).to(dtype)
+
+
+def to_x0(what: Prediction, process: SDE, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    r""":math:`x_0` from any prediction, with shape (B, \*), as one sum of it and :math:`x_t`."""
+    if what is Prediction.X0:
+        return prediction
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = {
+        Prediction.SCORE: (1.0 / alpha, sigma.square() / alpha),
+        Prediction.NOISE: (1.0 / alpha, -sigma / alpha),
+        Prediction.VELOCITY: (alpha / (alpha.square() + sigma.square()), -sigma / (alpha.square() + sigma.square())),
+    }[what]
+    return expand(a, x_t) * x_t + expand(b, x_t) * prediction
+
+
+def shifted(what: Prediction, process: SDE, prediction: Tensor, change: Tensor, t: Tensor) -> Tensor:
+    r"""The prediction `what` after a `change` of :math:`x_0`, both with shape (B, \*)."""
+    if what is Prediction.X0:
+        return prediction + change
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    factor = {
+        Prediction.SCORE: alpha / sigma.square(),
+        Prediction.NOISE: -alpha / sigma,
+        Prediction.VELOCITY: -(alpha.square() + sigma.square()) / sigma,
+    }[what]
+    return prediction + expand(factor, change) * change
 
 
 class Parametrisation(ABC):
@@ -214,6 +243,33 @@ class VelocityPrediction(Parametrisation):
 
     def velocity(self, process: SDE, t: Tensor) -> Coefficients:
         return None, torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class FlowPrediction(Parametrisation):
+    r"""The network predicts the velocity of the flow, :math:`F = \dot\alpha_t x_0 + \dot\sigma_t \varepsilon = f x_t -
+    \tfrac12 g^2 s`, which is :math:`z - x_0` for :class:`sde.RectifiedFlow` (Lipman et al. 2023, Liu et al. 2023).
+
+    It determines the noise as long as :math:`g^2/\sigma` is not small; near the data's end of sub-VP it is, and digits
+    are lost.
+    """
+
+    data_std: float | None = 1.0
+
+    def x0(self, process: SDE, t: Tensor) -> Coefficients:
+        ratio = process.var(t) / process.g2(t)
+        return (1.0 + 2.0 * process.f(t) * ratio) / process.alpha(t), -2.0 * ratio / process.alpha(t)
+
+    def noise(self, process: SDE, t: Tensor) -> Coefficients:
+        b = 2.0 * process.sigma(t) / process.g2(t)
+        return -process.f(t) * b, b
+
+    def velocity(self, process: SDE, t: Tensor) -> Coefficients:
+        alpha, sigma, norm = _scales(process, t)
+        ratio = process.var(t) / process.g2(t)
+        return -sigma / alpha - 2.0 * process.f(t) * ratio * norm / (alpha * sigma), 2.0 * ratio * norm / (
+            alpha * sigma
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ import torch
 TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
 
 # The modules that the tree of a checkpoint may name. Their constructors build values and access no files.
-MODEL_ROOMS = ("sde.processes", "sde.networks", "sde.denoisers", "sde.data.scaling")
+MODEL_ROOMS = (
+    "sde.processes",
+    "sde.networks",
+    "sde.denoisers",
+    "sde.guidance",
+    "sde.data.scaling",
+    "sde.data.captions",
+)
 
 # The modules whose constructors only check and store values, so that objects can be built to check a config.
 VALUE_ROOMS = (

@@ -115,6 +115,8 @@ def describe(value: Any, *, without: Sequence[str] = ()) -> Any:
         return value.tolist()
     if isinstance(value, Sequence):
         return [describe(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(key): describe(entry) for key, entry in value.items()}
     name = class_name(value)
     if find(name, rooms=MODEL_ROOMS) is not type(value):
         raise ValueError(f"{name} is not a class that a checkpoint may name")

@@ -45,6 +45,7 @@ from ..processes import SDE
 from ..sampling import evaluating, recording, state_like
 from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
 from .decoder import log_decoder
+from .flow import check_unguided
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
 _DATA, _PRIOR = 2**38, 2**39
@@ -115,6 +116,7 @@ def continuous_bound(
     """
     reference, process = state_like(denoiser), denoiser.process
     check_std(std)
+    check_unguided(denoiser)
     check_count("continuous_bound", "draws", draws)
     check_count("continuous_bound", "data_draws", data_draws)
     x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
@@ -176,6 +178,7 @@ def density_bound(
     Raises:
         ValueError: if x has a wrong shape or dtype, or the number of draws is not positive.
     """
+    check_unguided(denoiser)
     check_count("density_bound", "draws", draws)
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(

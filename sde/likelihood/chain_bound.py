@@ -27,7 +27,7 @@ Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, https://arxiv
 
 from __future__ import annotations
 
-__all__ = ["chain_bound", "decoder_variance", "step_divergence"]
+__all__ = ["chain_bound"]
 
 from collections.abc import Mapping
 
@@ -37,12 +37,13 @@ from torch import Tensor
 from ..data import Scaling
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
-from ..processes import SDE
+from ..objective.bounds import decoder_variance, step_divergence
 from ..sampling import evaluating, state_like
-from ..shapes import check_count, event_dims, expand, float64, sum_event
+from ..shapes import check_count, event_dims, expand, sum_event
 from ..solvers import Ancestral
 from .bounds import Bound, assemble, check_std, mean_error, normal_like
 from .decoder import log_decoder
+from .flow import check_unguided
 
 
 def chain_bound(
@@ -88,6 +89,7 @@ def chain_bound(
         ValueError: if the values are not data values of this scaling, or the number of draws or `std` is not positive.
     """
     check_std(std)
+    check_unguided(denoiser)
     check_count("chain_bound", "draws", draws)
     reference, process = state_like(denoiser), denoiser.process
     x0 = scaling.to_model(values.cpu(), dtype=reference.dtype).to(reference.device)
@@ -117,32 +119,3 @@ def chain_bound(
     path, data = torch.stack(chains, 2), torch.stack(ends, 1)
     error = mean_error(path.sum(1) + data, False)
     return assemble(scaling, event_dims(x0), prior, path.mean(2), data.mean(1), error, nfe)
-
-
-def step_divergence(process: SDE, s: Tensor, t: Tensor, error: Tensor, v: float | Tensor = 0.0) -> Tensor:
-    r"""The divergence L of the reverse step from t to s in every dimension, in nats.
-
-    Args:
-        process: the process.
-        s: the time after the step, float64 with shape ().
-        t: the time before the step.
-        error: :math:`(\hat\varepsilon - z)^2`, with shape (B, \*).
-        v: the variance interpolation coefficient, a number or with shape (B, \*).
-
-    Returns:
-        With shape (B, \*).
-    """
-    log_alpha, var = process.transition(s, t)
-    small = var * process.var(s) / process.var(t)
-    log_ratio = v * (var / small).log().item()  # log of beta~/beta
-    shrunk = torch.as_tensor(-log_ratio, dtype=error.dtype, device=error.device).exp()
-    factor = var.square() * (-2.0 * log_alpha).exp() / (process.var(t) * small)
-    return 0.5 * (log_ratio + shrunk - 1.0 + factor.item() * shrunk * error)
-
-
-def decoder_variance(process: SDE, times: Tensor, v: float | Tensor = 0.0) -> Tensor:
-    r"""The variance of the decoder at the first of the times :math:`t_1 < t_2 < \dots`, for a coefficient v."""
-    first, second = times[0], times[1]
-    small = process.transition(first, second)[1] * process.var(first) / process.var(second)
-    large = process.var(first)
-    return small * float64(v * (large / small).log().item()).exp()

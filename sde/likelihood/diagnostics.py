@@ -109,7 +109,7 @@ def round_trip(
     atol = tolerance(solver, event_dims(x), atol)
     flow: dict[str, Any] = {"trace": trace, "seed": seed, "index": index, "condition": condition, "atol": atol}
     with exact_float32(), recording(False), evaluating(denoiser):
-        forward = log_prob(denoiser, x, solver=solver, progress=lambda done: report(0.5 * done), **flow)
+        forward = log_prob(denoiser, x, solver=solver, guided=True, progress=lambda done: report(0.5 * done), **flow)
         backward = DensityFlow(denoiser, forward.latent, **flow)
         way = process.t_max, process.t_min
         states = solver.trajectory(backward.dynamics, backward.start, None, *way)

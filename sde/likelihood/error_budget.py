@@ -192,6 +192,7 @@ def error_budget(
     rows = _rows(rows, result.nats.detach())
     condition = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in (condition or {}).items()}
     again: dict[str, Any] = {"trace": trace, "seed": seed, "index": index[rows], "condition": condition, "prior": prior}
+    again["guided"], denoiser = True, denoiser.select(rows)  # the result has been computed
     calls = COST * int(result.nfe.max())
     finer = solver.finer(calls) or default_solver().finer(calls) if finer is None else finer
     again["atol"] = None if isinstance(finer, FixedStep) or atol is None else atol / 10.0

@@ -13,7 +13,16 @@ Chen et al., Neural Ordinary Differential Equations, 2018, https://arxiv.org/abs
 
 from __future__ import annotations
 
-__all__ = ["TOLERANCE", "DensityFlow", "LogProb", "default_solver", "last_state", "log_prob", "tolerance"]
+__all__ = [
+    "TOLERANCE",
+    "DensityFlow",
+    "LogProb",
+    "check_unguided",
+    "default_solver",
+    "last_state",
+    "log_prob",
+    "tolerance",
+]
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -185,6 +194,7 @@ def log_prob(
     atol: float | None = None,
     t: float | None = None,
     differentiable: bool = False,
+    guided: bool = False,
     progress: Callable[[float], object] | None = None,
 ) -> LogProb:
     r"""The log-density of states under a model, in nats.
@@ -207,13 +217,16 @@ def log_prob(
             each sample, or less for a tight solver (:func:`sde.likelihood.flow.tolerance`).
         t: the time of x and of the density; `t_min` by default.
         differentiable: keep the graph, for gradients with respect to x, the condition and the parameters.
+        guided: accept a guided denoiser, and compute the density of the flow that its predictions define.
         progress: called after every step with the fraction of the work that is done (:func:`last_state`).
 
     Raises:
         ValueError: if x or index have a wrong shape or dtype, x is not finite, the solver cannot integrate a flow with
-            its log-density, or `atol` is given for a solver without tolerances.
+            its log-density, `atol` is given for a solver without tolerances, or the denoiser is guided.
     """
     _check(x)
+    if not guided:
+        check_unguided(denoiser, "; guided=True computes the density of the flow itself, from which its samples come")
     process, solver = denoiser.process, default_solver() if solver is None else solver
     atol, begin = tolerance(solver, event_dims(x), atol), denoiser.process.t_min if t is None else t
     with recording(differentiable), evaluating(denoiser):
@@ -226,6 +239,15 @@ def log_prob(
         nats = prior_nats + divergence
     error = flow.dynamics.trace.standard_error(change.detach()).where(~nats.detach().isnan(), math.nan)
     return LogProb(nats, prior_nats, divergence, error, flow.nfe, latent, flow.vjps)
+
+
+def check_unguided(denoiser: Denoiser, advice: str = "") -> None:
+    """Refuses a guided denoiser, whose score is that of no density under its process."""
+    if denoiser.guided:
+        raise ValueError(
+            "a guided score is not the score of a density: noising data and weighing it by a power of p(y|x) do not "
+            f"commute, so that the result would be no likelihood of a model{advice}"
+        )
 
 
 def _check(x: Tensor) -> None:

@@ -1,6 +1,22 @@
-"""Models: a denoiser and the scaling of its data in one piece, and how they are saved and loaded."""
+"""Models: a denoiser and the scaling of its data in one piece; how they are saved and loaded; editing, translation."""
 
-__all__ = ["Model", "from_checkpoint", "load", "save"]
+__all__ = [
+    "Editing",
+    "Model",
+    "condition_from",
+    "edit",
+    "from_checkpoint",
+    "interpolate",
+    "load",
+    "load_denoiser",
+    "matched",
+    "save",
+    "slerp",
+    "translate",
+]
 
-from .files import from_checkpoint, load, save
+from .conditions import condition_from
+from .editing import Editing
+from .files import from_checkpoint, load, load_denoiser, save
 from .model import Model
+from .translation import edit, interpolate, matched, slerp, translate

@@ -7,7 +7,7 @@ in a file is ever run: :func:`load` then takes the object as an argument.
 
 from __future__ import annotations
 
-__all__ = ["from_checkpoint", "load", "save"]
+__all__ = ["from_checkpoint", "load", "load_denoiser", "save"]
 
 import json
 import os
@@ -70,6 +70,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
         "scaling": describe(model.scaling),
         "shape": list(model.shape),
         "classes": model.classes,
+        "encoder": None if model.encoder is None else _description(model.encoder),
         "keep_dtype": True,
     }
     weights = {name: value.detach().cpu() for name, value in leaf.state_dict().items()}
@@ -134,6 +135,11 @@ def load(
     return from_checkpoint(content, ema=ema, process=process, network=network, device=device, trust=trust)
 
 
+def load_denoiser(path: str, ema: str | None = "default") -> Denoiser:
+    """The denoiser of the model at a path, such as the reference of autoguidance in a config; as in :func:`load`."""
+    return load(path, ema).denoiser
+
+
 def from_checkpoint(
     content: Mapping[str, Any],
     *,
@@ -161,11 +167,18 @@ def from_checkpoint(
             denoiser = build(wrapper, rooms=MODEL_ROOMS, inner=denoiser)
         shapes = {name: value.shape for name, value in leaf.state_dict().items()}
         weights = fitted(shapes, weights)
+        if process is not None:  # with its own parameters, if it has any, in place of those in the checkpoint
+            kept = {name: value for name, value in leaf.state_dict().items() if name.startswith("process.")}
+            weights = {name: value for name, value in weights.items() if not name.startswith("process.")} | kept
         if difference := misfits(shapes, weights):
             raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
         leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))
         denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return Model(denoiser, scaling, tuple(tree["shape"]), tree.get("classes"))
+    encoder = tree.get("encoder")
+    if isinstance(encoder, Mapping) and "class" in encoder:
+        encoder = None  # of the user's own; tokens can be given all the same
+    encoder = build(encoder, rooms=MODEL_ROOMS, trust=trust)
+    return Model(denoiser, scaling, tuple(tree["shape"]), tree.get("classes"), encoder)
 
 
 def _leaf(tree: Mapping[str, Any], process: SDE | None, network: nn.Module | None, trust: Sequence[str]) -> Denoiser:

@@ -16,21 +16,23 @@ import torch
 from torch import Tensor
 
 from ..data import Scaling
+from ..data.captions import Encoder
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
 from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, sample, state_like
+from ..sampling import encode, recording, sample
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
 from ..tuning import load_grid, save_grid, tune_grid
+from .editing import Editing
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Editing):
     """A trained model.
 
     Attributes:
@@ -38,6 +40,8 @@ class Model:
         scaling: the map between data values and the model's range.
         shape: the event shape, (C, *spatial) or (D,).
         classes: the number of classes of a model that is conditioned on a `label`; None for others.
+        encoder: the encoder of the texts of a model that is conditioned on `tokens` (:mod:`sde.data.captions`), if it
+            has one.
 
     Raises:
         ValueError: if the scaling is for another number of columns or channels than the shape has.
@@ -47,6 +51,7 @@ class Model:
     scaling: Scaling
     shape: tuple[int, ...]
     classes: int | None = None
+    encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
         self.scaling.check_event(self.shape)
@@ -97,15 +102,17 @@ class Model:
         check_count("sample", "batch_size", batch_size)
         condition = self._labelled(condition, first, n)
         check_condition(condition, n)
-        draw = functools.partial(sample, self.denoiser, solver=solver, seed=seed, denoise=denoise)
+        draw = functools.partial(sample, solver=solver, seed=seed, denoise=denoise)
         batches = []
         for start in range(0, n, batch_size):
             rows = slice(start, min(start + batch_size, n))
             part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
             size = rows.stop - start
             done = None if progress is None else functools.partial(_report, progress, start / n, size / n)
+            # What a guided denoiser has of its own for each sample goes with the batch.
+            denoiser = self.denoiser if size == n else self.denoiser.select(torch.arange(n, device="cpu")[rows])
             result = draw(
-                (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
+                denoiser, (size, *self.shape), first=first + start, condition=part, trajectory=trajectory, progress=done
             )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
@@ -124,10 +131,7 @@ class Model:
             solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
             condition: as in :func:`sde.sample`.
         """
-        check_event(x, self.shape)
-        reference = state_like(self.denoiser)
-        y = self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)
-        return encode(self.denoiser, y, solver=solver, condition=condition)
+        return encode(self.denoiser, self._to_model(x), solver=solver, condition=condition)
 
     def tuned(
         self,
@@ -178,8 +182,7 @@ class Model:
         named = dict(condition or {})
         if self.classes is not None:
             named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
-        device = state_like(self.denoiser).device
-        return {name: torch.as_tensor(value, device=device) for name, value in named.items()}
+        return self._on_device(named)
 
     def log_prob(
         self,
@@ -195,6 +198,7 @@ class Model:
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
+        guided: bool = False,
     ) -> LogProb:
         r"""The log-density of data values in their own units, in nats.
 
@@ -205,13 +209,14 @@ class Model:
 
         Args:
             x: data values as the data set gives them, with shape (B, \*).
-            solver, trace, condition, prior, atol, differentiable: as in :func:`sde.log_prob`.
+            solver, trace, condition, prior, atol, differentiable, guided: as in :func:`sde.log_prob`.
             seed: the seed of probes and dequantisation.
             index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
             repeat: the number of the draw of dequantisation noise and probes.
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
         """
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        flow["guided"] = guided
         with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
@@ -232,11 +237,12 @@ class Model:
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
+        guided: bool = False,
     ) -> Tensor:
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
         draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
-        nats = self.log_prob(x, differentiable=differentiable, **draw, **flow).nats
+        nats = self.log_prob(x, differentiable=differentiable, guided=guided, **draw, **flow).nats
         return nats_to_bits(nats, math.prod(self.shape))
 
     def error_budget(
@@ -253,13 +259,14 @@ class Model:
         prior: Any = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
+        guided: bool = False,
         progress: Callable[[float], object] | None = None,
     ) -> ErrorBudget:
         r"""The error budget of :meth:`log_prob`, in nats; `.in_bits(D)` gives bits/dim.
 
         Args:
             x: data values, with shape (B, \*).
-            solver, trace, seed, index, condition, prior, atol, dequantiser: as in :meth:`log_prob`.
+            solver, trace, seed, index, condition, prior, atol, dequantiser, guided: as in :meth:`log_prob`.
             repeats: the number of draws of dequantisation noise and probes. With two or more, the budget is for their
                 mean and includes its error over the draws.
             rows: the samples that are solved again, or their number, as in :func:`sde.error_budget`.
@@ -268,7 +275,7 @@ class Model:
         check_count("error_budget", "repeats", repeats)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
-        results = [self.log_prob(x, repeat=k, **draw, **flow) for k in range(repeats)]
+        results = [self.log_prob(x, repeat=k, guided=guided, **draw, **flow) for k in range(repeats)]
         nats = torch.stack([result.nats for result in results]) if repeats > 1 else None
         with torch.no_grad(), exact_float32():
             s = self._states(x, **draw)

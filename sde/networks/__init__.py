@@ -5,9 +5,11 @@ Every network is called as `net(x, noise_level, **condition)`, with `x` of shape
 decides what the noise level is (a time, a step number, log sigma) and what the output means (noise, clean data,
 velocity).
 
-There are two conditions. `label`, int64 with shape () or (B,), is used by networks built with `classes`; a label equal
-to `classes` means "no label", the null class of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
-`augment` is used by a U-Net built with `augment`, and describes how the data was augmented.
+The conditions: `label`, int64 with shape () or (B,), is used by networks built with `classes`; a label equal to
+`classes` means "no label", the null class of classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
+`embedding`, `tokens` with `tokens_mask`, and `image` are used by networks built with `conditions`; see
+:mod:`sde.networks.conditions`. `augment` is used by a U-Net built with `augment`, and describes how the data was
+augmented.
 
 A new network returns zeros, because its last layer is initialised to zero. In evaluation mode, sample i of the output
 depends only on sample i of the input. Every network can be differentiated twice and in forward mode. It embeds the
@@ -20,6 +22,7 @@ __all__ = [
     "FIR",
     "MLP",
     "Box",
+    "Conditions",
     "DiT",
     "Filter",
     "Filtered",
@@ -40,9 +43,11 @@ __all__ = [
     "Positional",
     "Resampling",
     "StridedConv",
+    "Taken",
     "UNet",
 ]
 
+from .conditions import Conditions, Taken
 from .dit import DiT
 from .embedding import Fourier, LevelEmbedding, Positional
 from .filters import FIR, Box, Filter

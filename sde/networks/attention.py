@@ -10,7 +10,7 @@ come from the fused kernels. Forward mode and higher derivatives use formulas th
 
 from __future__ import annotations
 
-__all__ = ["attend", "self_attention"]
+__all__ = ["attend", "cross_attention", "self_attention"]
 
 import math
 from collections.abc import Sequence
@@ -31,6 +31,26 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
     """Attention between N tokens, from the stacked queries, keys and values: (B, N, 3 C) -> (B, N, C)."""
     q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind()  # each (B, heads, N, d)
     return attend(q, k, v).transpose(1, 2).flatten(2)
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Attention of N positions to L others, of which there is one at least where `mask`, bool (B, L), is True.
+
+    It is computed as the formula: L is small beside N, and so is the matrix P.
+
+    Args:
+        q: the queries, with shape (B, N, C).
+        k: the keys, with shape (B, L, C).
+        v: the values, with shape (B, L, C).
+        mask: which positions there are.
+        heads: the number of heads.
+
+    Returns:
+        The attention, with shape (B, N, C).
+    """
+    q, k, v = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))  # each (B, heads, ., d)
+    scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask[:, None, None], -math.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

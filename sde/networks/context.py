@@ -1,10 +1,10 @@
-r"""The context: the vector h through which the blocks of a network are conditioned on noise level and label.
+r"""The context: the vector h through which the blocks of a network are conditioned on noise level, label and embedding.
 
 With e(c) the embedding of the noise level c, T_y the row of a table for the label y, and a an augmentation vector,
 
 .. math:: h = \mathrm{SiLU}(W_2 \, \mathrm{SiLU}(W_1 (e(c) + A a) + b_1) + b_2 + T_y),
 
-or with other activations.
+or with other activations. The features of an `embedding` (:mod:`sde.networks.conditions`) are added to T_y.
 
 This is the context of Ho et al. (2020, arXiv:2006.11239), with the label added as by Dhariwal and Nichol (2021,
 arXiv:2105.05233) and the augmentation vector as by Karras et al. (2022, arXiv:2206.00364, appendix F.2). Some networks
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_per_sample
+from .conditions import VectorCondition
 from .embedding import LevelEmbedding
 from .layers import linear
 
@@ -35,6 +36,7 @@ class Context(nn.Module):
         augment: the length of a, 0 for a network without augmentation vectors.
         activation: the activation of h, which the blocks of a network take; SiLU by default.
         inner_activation: the activation between the two layers; `activation` by default.
+        vector: the length of an `embedding`, or None for a network without one.
 
     Raises:
         ValueError: if `classes` is below 1 or `augment` is below 0.
@@ -50,6 +52,7 @@ class Context(nn.Module):
         augment: int = 0,
         activation: nn.Module | None = None,
         inner_activation: nn.Module | None = None,
+        vector: int | None = None,
     ) -> None:
         super().__init__()
         if classes is not None and classes < 1:
@@ -65,9 +68,15 @@ class Context(nn.Module):
         self.augment = linear(augment, embedding.dim, bias=False) if augment else None
         self.activation = nn.SiLU() if activation is None else activation
         self.inner_activation = self.activation if inner_activation is None else inner_activation
+        self.vector = None if vector is None else VectorCondition(vector, length, self.activation)
 
     def forward(
-        self, batch: int, noise_level: Tensor, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        batch: int,
+        noise_level: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> Tensor:
         """h for `batch` samples, with shape (B, F), or (1, F) if noise level and condition are scalars.
 
@@ -76,6 +85,7 @@ class Context(nn.Module):
             noise_level: c, with shape () or (B,), in any precision.
             label: y, int64 with shape () or (B,), in 0 ... classes - 1; `classes` itself means no label.
             augment: a, with shape (B, augment); zeros by default.
+            embedding: with shape (B, vector), NaN where it is not known; by default it is not.
 
         Raises:
             ValueError: if a shape does not fit, or if a label or vector is missing, superfluous, or out of range. The
@@ -85,6 +95,10 @@ class Context(nn.Module):
         check_per_sample("noise_level", noise_level, batch)
         e = self.embedding(noise_level.reshape(-1)).to(self.inner.weight.dtype)
         rows = self._rows(batch, label)
+        if self.vector is not None:
+            rows = rows + self.vector(batch, embedding)
+        elif embedding is not None:
+            raise ValueError("expected no embedding for this network: build it with conditions=Conditions(embedding=E)")
         if self.label_first:
             e = e + rows
         if augment is not None:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from .attention import self_attention
 from .checks import check_counts, check_data, check_rank
+from .conditions import Conditions, CrossAttention, ImageCondition, TokenCondition, Tokens, features_of, with_image
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .filters import crop
@@ -35,22 +36,28 @@ from .network import Network
 
 
 class _Block(nn.Module):
-    """The block of the module: tokens (B, N, width) and a context (1 or B, F) -> (B, N, width)."""
+    """The block of the module: tokens (B, N, width) and a context (1 or B, F) -> (B, N, width).
 
-    def __init__(self, width: int, heads: int, hidden: int, context: int) -> None:
+    With the conditions `tokens` it attends to them between its two branches.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, context: int, tokens: bool) -> None:
         super().__init__()
         self.heads = heads
         self.modulation = zero_init(nn.Linear(context, 6 * width))
         self.norm1 = _norm(width)
         self.qkv = linear(width, 3 * width, parts=3)
         self.out = linear(width, width)
+        self.cross = CrossAttention(width, width, heads) if tokens else None
         self.norm2 = _norm(width)
         self.inner = linear(width, hidden)
         self.outer = linear(hidden, width)
 
-    def forward(self, u: Tensor, context: Tensor) -> Tensor:
+    def forward(self, u: Tensor, context: Tensor, tokens: Tokens | None = None) -> Tensor:
         b1, a1, g1, b2, a2, g2 = self.modulation(context).unsqueeze(1).chunk(6, dim=2)
         u = u + g1 * self.out(self_attention(self.qkv((1 + a1) * self.norm1(u) + b1), self.heads))
+        if self.cross is not None and tokens is not None:
+            u = u + self.cross(F.layer_norm(u, u.shape[2:], eps=1e-6), tokens)
         return u + g2 * self.outer(F.gelu(self.inner((1 + a2) * self.norm2(u) + b2), approximate="tanh"))
 
 
@@ -96,6 +103,7 @@ class DiT(Network):
         embedding: the embedding of the noise level; `Positional(256, shift=0, cosine_first=True)` by default.
         classes: the number of classes, or None for a network without labels.
         out_channels: channels of the output; those of the data by default.
+        conditions: the sizes of further conditions (:mod:`sde.networks.conditions`); none by default.
 
     Attributes:
         classes: the number of classes, or None.
@@ -116,6 +124,7 @@ class DiT(Network):
         embedding: LevelEmbedding | None = None,
         classes: int | None = None,
         out_channels: int | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
         outputs = channels if out_channels is None else out_channels
@@ -126,12 +135,26 @@ class DiT(Network):
             raise ValueError(f"expected heads to divide the width, got heads={heads} and width={width}")
         self.rank, self.channels, self.patch = rank, channels, patch
         embedding = Positional(256, shift=0, cosine_first=True) if embedding is None else embedding
-        self.context = Context(embedding, width, classes)
-        self.inlet = linear(channels * patch**rank, width)
-        self.blocks = nn.ModuleList([_Block(width, heads, ratio * width, width) for _ in range(depth)])
+        self.conditions = conditions = conditions or Conditions()
+        self.context = Context(embedding, width, classes, vector=conditions.embedding)
+        self.tokens = None if conditions.tokens is None else TokenCondition(conditions.tokens, width)
+        self.image = None if conditions.image is None else ImageCondition(conditions.image)
+        self.inlet = linear((channels + (conditions.image or 0)) * patch**rank, width)
+        attends = self.tokens is not None
+        self.blocks = nn.ModuleList([_Block(width, heads, ratio * width, width, attends) for _ in range(depth)])
         self.outlet = _Last(width, outputs * patch**rank, width)
 
-    def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        *,
+        label: Tensor | None = None,
+        embedding: Tensor | None = None,
+        tokens: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
         """The output of the network, with shape (B, out_channels, *).
 
         Args:
@@ -139,19 +162,22 @@ class DiT(Network):
             noise_level: the noise level, with shape () or (B,), in any precision.
             label: the class, int64 with shape () or (B,), for a network with `classes`; `classes` itself means no
                 label.
+            embedding, tokens, tokens_mask, image: the further conditions; those left out are not known.
 
         Raises:
             ValueError: if `x`, `noise_level` or `label` does not fit the network, or a label is missing or superfluous.
             TypeError: if the label is not int64.
         """
         check_data(x, self.channels, self.rank)
-        context = self.context(x.shape[0], noise_level, label)
+        context = self.context(x.shape[0], noise_level, label, embedding=embedding)
+        keys = features_of(self.tokens, len(x), tokens, tokens_mask)
+        x = with_image(self.image, x, image)
         sizes, p = x.shape[2:], self.patch
         grid = [-(-n // p) for n in sizes]
         x = F.pad(x, [side for n, m in zip(reversed(sizes), reversed(grid)) for side in (0, m * p - n)])
         u = self.inlet(_patchify(x, p)) + _position_embedding(grid, self.inlet.out_features, x)
         for block in self.blocks:
-            u = block(u, context)
+            u = block(u, context, tokens=keys)
         return crop(_unpatchify(self.outlet(u, context), grid, p), sizes)
 
 

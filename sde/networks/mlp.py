@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_counts
+from .conditions import Conditions, CrossAttention, ImageCondition, TokenCondition, Tokens, features_of, with_image
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import linear, zero_init
@@ -28,15 +29,18 @@ from .network import Network
 class _Block(nn.Module):
     """The block of the module: `u` with shape (B, width), `context` with shape (1 or B, F) -> (B, width)."""
 
-    def __init__(self, width: int, context: int, dropout: float) -> None:
+    def __init__(self, width: int, context: int, dropout: float, tokens: bool) -> None:
         super().__init__()
+        self.cross = CrossAttention(width, width) if tokens else None
         self.film = linear(context, 2 * width, parts=2)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.inner = linear(width, width)
         self.dropout = nn.Dropout(dropout)
         self.outer = zero_init(linear(width, width))
 
-    def forward(self, u: Tensor, context: Tensor) -> Tensor:
+    def forward(self, u: Tensor, context: Tensor, tokens: Tokens | None = None) -> Tensor:
+        if self.cross is not None and tokens is not None:
+            u = u + self.cross(self.norm(u)[:, None], tokens)[:, 0]
         scale, shift = self.film(context).chunk(2, dim=1)
         return u + self.outer(self.dropout(F.silu(self.inner((1 + scale) * self.norm(u) + shift))))
 
@@ -51,6 +55,8 @@ class MLP(Network):
         embedding: the embedding of the noise level; `Positional(width)` by default.
         dropout: the dropout probability of hidden activations in training.
         classes: the number of classes, or None for a network without labels.
+        conditions: the sizes of further conditions (:mod:`sde.networks.conditions`); none by default. An `image` is
+            flattened like the data, and the whole sample attends to the tokens.
 
     Raises:
         ValueError: if a number is not positive.
@@ -64,16 +70,31 @@ class MLP(Network):
         embedding: LevelEmbedding | None = None,
         dropout: float = 0.0,
         classes: int | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
         check_counts(features=features, width=width, depth=depth)
         self.features = features
-        self.context = Context(Positional(width) if embedding is None else embedding, width, classes)
-        self.inlet = linear(features, width)
-        self.blocks = nn.ModuleList([_Block(width, width, dropout) for _ in range(depth)])
+        self.conditions = conditions = conditions or Conditions()
+        embedding = Positional(width) if embedding is None else embedding
+        self.context = Context(embedding, width, classes, vector=conditions.embedding)
+        self.tokens = None if conditions.tokens is None else TokenCondition(conditions.tokens, width)
+        self.image = None if conditions.image is None else ImageCondition(conditions.image)
+        self.inlet = linear(features + (conditions.image or 0), width)
+        self.blocks = nn.ModuleList([_Block(width, width, dropout, self.tokens is not None) for _ in range(depth)])
         self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_init(linear(width, features)))
 
-    def forward(self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        *,
+        label: Tensor | None = None,
+        embedding: Tensor | None = None,
+        tokens: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
         """The output of the network, with the shape of `x`.
 
         Args:
@@ -81,6 +102,7 @@ class MLP(Network):
             noise_level: the noise level, with shape () or (B,), in any precision.
             label: the class, int64 with shape () or (B,), for a network with `classes`; `classes` itself means no
                 label.
+            embedding, tokens, tokens_mask, image: the further conditions; those left out are not known.
 
         Raises:
             ValueError: if `x`, `noise_level` or `label` does not fit the network, or a label is missing or superfluous.
@@ -91,8 +113,10 @@ class MLP(Network):
                 f"expected data of shape (B, *) with {self.features} entries per sample, "
                 f"got {tuple(x.shape)}: build the network with features= of the data"
             )
-        context = self.context(x.shape[0], noise_level, label)
-        u = self.inlet(x.reshape(x.shape[0], self.features))
+        context = self.context(x.shape[0], noise_level, label, embedding=embedding)
+        keys = features_of(self.tokens, len(x), tokens, tokens_mask)
+        given = None if image is None else image.flatten(1)
+        u = self.inlet(with_image(self.image, x.reshape(x.shape[0], self.features), given))
         for block in self.blocks:
-            u = block(u, context)
+            u = block(u, context, tokens=keys)
         return self.outlet(u).reshape(x.shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .conditions import Conditions, Taken
 from .context import Context
 
 
@@ -17,11 +18,13 @@ class Network(nn.Module):
 
     Attributes:
         arguments: the arguments of its constructor by name, defaults included.
-        context: how noise level and label enter.
+        context: how noise level, label and embedding enter.
+        conditions: the sizes of the other conditions.
     """
 
     arguments: dict[str, Any]
     context: Context
+    conditions: Conditions = Conditions()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Network:
         network = super().__new__(cls)
@@ -35,3 +38,19 @@ class Network(nn.Module):
     def classes(self) -> int | None:
         """The number of classes, or None for a network without labels."""
         return self.context.classes
+
+    @property
+    def takes(self) -> dict[str, Taken]:
+        """The conditions that the network takes, by name."""
+        sizes, takes = self.conditions, dict[str, Taken]()
+        if self.classes is not None:
+            takes["label"] = Taken(classes=self.classes, null=self.context.null_class)
+        if self.context.augment is not None:
+            takes["augment"] = Taken((self.context.augment.in_features,))
+        if sizes.embedding is not None:
+            takes["embedding"] = Taken((sizes.embedding,))
+        if sizes.tokens is not None:
+            takes |= {"tokens": Taken((None, sizes.tokens)), "tokens_mask": Taken((None,))}
+        if sizes.image is not None:
+            takes["image"] = Taken((sizes.image, *(None,) * self.arguments.get("rank", 0)))
+        return takes

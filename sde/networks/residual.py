@@ -8,7 +8,7 @@ multiplied by sqrt(1/2) to preserve their variance.
 
 from __future__ import annotations
 
-__all__ = ["Attention", "BlockConfig", "Residual", "Resample", "Stage"]
+__all__ = ["Attention", "BlockConfig", "Residual", "Resample", "Stage", "TokenAttention"]
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .attention import self_attention
+from .conditions import CrossAttention, Tokens
 from .layers import Normalisation, conv, linear, zero_init
 
 # A function that halves or doubles the spatial sizes of its input.
@@ -35,6 +36,7 @@ class BlockConfig:
         scale_shift: whether the context gives a scale and a shift after the second norm, or only a shift before it.
         skip_scale: the factor of each sum of a shortcut and a branch.
         outer_activation: the activation before the last convolution; `activation` by default.
+        tokens: the features of the tokens that are attended to beside self-attention, or None for no tokens.
     """
 
     rank: int
@@ -45,6 +47,7 @@ class BlockConfig:
     scale_shift: bool = False
     skip_scale: float = 1.0
     outer_activation: nn.Module | None = None
+    tokens: int | None = None
 
     def outlet(self, inputs: int, outputs: int) -> nn.Sequential:
         """The output layers: norm, activation and a convolution initialised to zero."""
@@ -133,8 +136,30 @@ class Attention(nn.Module):
         return _scaled(x + y.mT.reshape(x.shape), self.skip_scale)
 
 
+class TokenAttention(nn.Module):
+    """Attention of all positions to the tokens, with a shortcut.
+
+    Args:
+        config: the settings shared by the blocks of the network.
+        channels: channels of x.
+        tokens: the features of a token.
+        heads: the number of heads, a divisor of `channels`.
+    """
+
+    def __init__(self, config: BlockConfig, channels: int, tokens: int, heads: int) -> None:
+        super().__init__()
+        self.skip_scale = config.skip_scale
+        self.norm = config.norm(channels)
+        self.attention = CrossAttention(channels, tokens, heads)
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """`x` with shape (B, channels, *) -> the same shape."""
+        y = self.attention(self.norm(x).flatten(2).mT, tokens)
+        return _scaled(x + y.mT.reshape(x.shape), self.skip_scale)
+
+
 class Stage(nn.Module):
-    """A residual block, followed by self-attention if `heads` is not None.
+    """A residual block, followed by self-attention, and attention to tokens if there are any, if `heads` is not None.
 
     Args:
         config: the settings shared by the blocks of the network.
@@ -148,10 +173,14 @@ class Stage(nn.Module):
         super().__init__()
         self.residual = Residual(config, inputs, outputs)
         self.attention = nn.Identity() if heads is None else Attention(config, outputs, heads, norm)
+        self.cross: TokenAttention | None = None
+        if heads is not None and config.tokens is not None:
+            self.cross = TokenAttention(config, outputs, config.tokens, heads)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, tokens: Tokens | None = None) -> Tensor:
         """`x` with shape (B, inputs, *), `context` with shape (1 or B, F) -> (B, outputs, *)."""
-        return self.attention(self.residual(x, context))
+        h = self.attention(self.residual(x, context))
+        return h if self.cross is None or tokens is None else self.cross(h, tokens)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from .activations import Activation, named_activation
 from .checks import check_counts, check_data, check_rank
+from .conditions import Conditions, ImageCondition, TokenCondition, features_of, with_image
 from .context import Context
 from .embedding import LevelEmbedding, Positional
 from .layers import Normalisation, conv
@@ -105,6 +106,8 @@ class UNet(Network):
         label_first: whether the label is added to the embedding of the noise level, before the layers of the context.
         augment: the length of augmentation vectors, 0 for none.
         centre: whether data in [0, 1] is first rescaled to [-1, 1].
+        conditions: the sizes of further conditions (:mod:`sde.networks.conditions`); none by default. The positions
+            attend to tokens wherever there is self-attention.
 
     Raises:
         ValueError: if a number is not positive, the rank is not 1, 2 or 3, `attention` names a level that does not
@@ -144,6 +147,7 @@ class UNet(Network):
         label_first: bool = False,
         augment: int = 0,
         centre: bool = False,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
         outputs = channels if out_channels is None else out_channels
@@ -163,16 +167,23 @@ class UNet(Network):
         resampling, middle = resampling or StridedConv(), middle or Middle()
         upsampling = upsampling or resampling
         input_pyramid, output_pyramid = input_pyramid or NoInputs(), output_pyramid or NoOutputs()
-        self.context = Context(embedding, features, classes, null_class, label_first, augment, inner, outer)
+        self.conditions = conditions = conditions or Conditions()
+        settings = (classes, null_class, label_first, augment, inner, outer, conditions.embedding)
+        self.context = Context(embedding, features, *settings)
         norm = norm or Normalisation()
-        config = BlockConfig(rank, features, dropout, norm, inner, scale_shift, skip_scale, outer)
+        tokens = None if conditions.tokens is None else features
+        config = BlockConfig(rank, features, dropout, norm, inner, scale_shift, skip_scale, outer, tokens)
+        if tokens is not None and not (attention or decoder_attention or middle.attention):
+            raise ValueError("tokens are attended to beside self-attention: give attention= a level, such as (1,)")
+        self.tokens = None if conditions.tokens is None else TokenCondition(conditions.tokens, features)
+        self.image = None if conditions.image is None else ImageCondition(conditions.image)
 
         number_of_heads = partial(_number_of_heads, heads, head_channels)
 
         def stage(level: int, inputs: int, attends: bool) -> Stage:
             return Stage(config, inputs, widths[level], number_of_heads(widths[level]) if attends else None)
 
-        self.inlet = conv(rank, channels, current, padding=1)
+        self.inlet = conv(rank, channels + (conditions.image or 0), current, padding=1)
         skips, pyramid = [current], channels  # channels of the skip connections and of the input pyramid
         self.encoder, self.downsample, self.input_pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
@@ -207,7 +218,16 @@ class UNet(Network):
         self.outlet = output_pyramid.outlet(config, sums, outputs)
 
     def forward(
-        self, x: Tensor, noise_level: Tensor, *, label: Tensor | None = None, augment: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        *,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        embedding: Tensor | None = None,
+        tokens: Tensor | None = None,
+        tokens_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """The output of the network, with shape (B, out_channels, *).
 
@@ -217,15 +237,17 @@ class UNet(Network):
             label: the class, int64 with shape () or (B,), for a network with `classes`; `classes` itself means no
                 label.
             augment: the augmentation vectors, with shape (B, augment); zeros by default.
+            embedding, tokens, tokens_mask, image: the further conditions; those left out are not known.
 
         Raises:
             ValueError: if `x` or a condition does not fit the network, or a label is missing or superfluous.
             TypeError: if the label is not int64.
         """
         check_data(x, self.channels, self.rank)
-        context = self.context(x.shape[0], noise_level, label, augment)
+        context = self.context(x.shape[0], noise_level, label, augment, embedding)
+        keys = features_of(self.tokens, len(x), tokens, tokens_mask)
         p = 2 * x - 1 if self.centre else x
-        h = self.inlet(p)
+        h = self.inlet(with_image(self.image, p, image))
         skips = [h]
         for level, stages in enumerate(self.encoder):
             if level > 0:
@@ -233,16 +255,16 @@ class UNet(Network):
                 p, h = self.input_pyramid[level - 1](p, h, context)
                 skips.append(h)
             for stage in stages.children():
-                h = stage(h, context)
+                h = stage(h, context, tokens=keys)
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, context)
+            h = stage(h, context, tokens=keys)
         p = h
         for step, stages in enumerate(self.decoder):  # from the coarsest level
             if step > 0:
                 h = self.upsample[step - 1](h, context, skips[-1].shape[2:])
             for stage in stages.children():
-                h = stage(torch.cat([h, skips.pop()], dim=1), context)
+                h = stage(torch.cat([h, skips.pop()], dim=1), context, tokens=keys)
             p, h = self.output_pyramid[step](p, h, context)
         return self.outlet(p)
 

@@ -3,15 +3,31 @@
 __all__ = [
     "Objective",
     "DenoisingScoreMatching",
+    "SlicedScoreMatching",
+    "LearnedUncertainty",
+    "ContinuousBound",
+    "ChainBound",
+    "Hybrid",
+    "LearnedSchedule",
     "Weighting",
     "Simple",
     "Likelihood",
+    "EDMWeighting",
+    "MinSNR",
+    "SoftMinSNR",
+    "Sigmoid",
+    "FlowMatching",
     "Times",
     "UniformTimes",
     "UniformLogSNR",
+    "LogNormalTimes",
     "ChainTimes",
 ]
 
+from .bounds import ChainBound, ContinuousBound, Hybrid
 from .losses import DenoisingScoreMatching, Objective
-from .times import ChainTimes, Times, UniformLogSNR, UniformTimes
-from .weightings import Likelihood, Simple, Weighting
+from .schedule import LearnedSchedule
+from .sliced import SlicedScoreMatching
+from .times import ChainTimes, LogNormalTimes, Times, UniformLogSNR, UniformTimes
+from .uncertainty import LearnedUncertainty
+from .weightings import EDMWeighting, FlowMatching, Likelihood, MinSNR, Sigmoid, Simple, SoftMinSNR, Weighting

@@ -4,11 +4,13 @@ from .base import SDE
 from .chain import ChainSDE, DiscreteChain
 from .cosine import Cosine
 from .karras_ve import KarrasVE
+from .learned import LearnedVP
+from .matching import check_same
 from .proposals import propose_beta_max, propose_sigma_max
 from .rectified_flow import RectifiedFlow
 from .subvp import SubVP
 from .ve import VE
 from .vp import VP
 
-__all__ = ["SDE", "VP", "SubVP", "VE", "Cosine", "KarrasVE", "RectifiedFlow", "ChainSDE", "DiscreteChain"]
-__all__ += ["propose_beta_max", "propose_sigma_max"]
+__all__ = ["SDE", "VP", "SubVP", "VE", "Cosine", "KarrasVE", "RectifiedFlow", "LearnedVP", "ChainSDE"]
+__all__ += ["DiscreteChain", "check_same", "propose_beta_max", "propose_sigma_max"]

@@ -56,5 +56,11 @@ class LinearRate(SDE):
     def f(self, t: Tensor) -> Tensor:
         return -0.5 * self.beta(t)
 
+    def time_of_integral(self, integral: Tensor) -> Tensor:
+        r"""The time at which :math:`\int_0^t \beta = -2 \log\alpha_t` has a value, in its shape and dtype."""
+        # The positive root of a quadratic, in the form that stays accurate when beta_max is close to beta_min.
+        a, b = 0.25 * (self.beta_max - self.beta_min), 0.5 * self.beta_min
+        return integral / (b + (b * b + 2.0 * a * integral).sqrt())
+
     def prior_var(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -40,3 +40,7 @@ class SubVP(LinearRate):
 
     def g2(self, t: Tensor) -> Tensor:
         return -self.beta(t) * torch.expm1(4.0 * self.log_alpha(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        # The antiderivative of g^2/var is 2 log sinh(B/2) = -log_snr - 2 log 2, with B the integral of beta.
+        return self.time_of_integral(2.0 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr.double()))).to(log_snr.dtype)

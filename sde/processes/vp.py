@@ -43,8 +43,5 @@ class VP(LinearRate):
         return self.beta(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        # alpha^2 = sigmoid(log_snr) gives log alpha, and t is the positive root of a quadratic. This form of the root
-        # stays accurate when beta_max is close to beta_min.
-        log_alpha = -0.5 * torch.nn.functional.softplus(-log_snr.double())
-        a, b = 0.25 * (self.beta_max - self.beta_min), 0.5 * self.beta_min
-        return (-2.0 * log_alpha / (b + (b * b - 4.0 * a * log_alpha).sqrt())).to(log_snr.dtype)
+        # The antiderivative of g^2/var is log(e^B - 1) = -log_snr, with B the integral of beta.
+        return self.time_of_integral(torch.nn.functional.softplus(-log_snr.double())).to(log_snr.dtype)

@@ -13,6 +13,7 @@ from .euler_maruyama import EulerMaruyama
 from .heun import Heun
 from .midpoint import DPMSolver2, DPMSolver3, Midpoint
 from .multistep import Multistep, Ramp, RungeKuttaStart, Start
+from .particles import Particles
 from .predictor_corrector import Corrector, Langevin, PredictorCorrector, SongLangevin
 from .reverse_diffusion import ReverseDiffusion
 from .runge_kutta import RungeKutta
@@ -66,4 +67,5 @@ __all__ = [
     "DORMAND_PRINCE_8",
     "TSITOURAS",
     "ScipyODE",
+    "Particles",
 ]

@@ -92,16 +92,24 @@ class Run(ABC):
 
         The state is in float32 at least, and is rounded to the dtypes of `x` where it is yielded.
         """
-        progress = self.init(tuple(map(working, x)), noise)
-        while True:
+        for progress in self.walk(x, noise):
             yield progress.t, tuple(entry.to(original.dtype) for entry, original in zip(progress.x, x))
-            if self.finished(progress):
-                return
-            progress = self.step(progress)
 
     def __call__(self, x: State, noise: StepNoise | None = None) -> State:
         """The state at the end."""
         return deque(self.trajectory(x, noise), maxlen=1).pop()[1]
+
+    def walk(self, x: State, noise: StepNoise | None = None) -> Iterator[Progress]:
+        """Yields the progress before the first step and after every step, with the state in float32 at least."""
+        progress = self.init(tuple(map(working, x)), noise)
+        yield progress
+        while not self.finished(progress):
+            progress = self.step(progress)
+            yield progress
+
+    def outcome(self, progress: Progress) -> dict[str, Tensor]:
+        """What a finished run has found beside the state, by name: fields of :class:`sde.Samples`, of shape (B,)."""
+        return {}
 
 
 class Solver(ABC):
@@ -136,6 +144,11 @@ class Solver(ABC):
     def draws(self) -> bool:
         """Whether it draws noise even where the dynamics has none."""
         return False
+
+    @property
+    def population(self) -> int:
+        """The states that it moves for each sample; with more than one it starts from states of shape (B, n, \\*)."""
+        return 1
 
     @abstractmethod
     def prepare(self, dynamics: Any, start: float, stop: float) -> Run:

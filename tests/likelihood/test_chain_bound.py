@@ -20,9 +20,10 @@ from sde.denoisers import Denoiser
 from sde.exact import Empirical, Gaussian, Mixture, Uniform
 from sde.grids import Explicit, Grid, LogSNR
 from sde.likelihood.bounds import continuous_bound
-from sde.likelihood.chain_bound import chain_bound, decoder_variance, step_divergence
+from sde.likelihood.chain_bound import chain_bound
 from sde.likelihood.decoder import log_decoder
 from sde.noise import Noise
+from sde.objective.bounds import decoder_variance, step_divergence
 from sde.processes import SDE, VE, VP, ChainSDE, DiscreteChain
 from sde.shapes import expand
 from sde.solvers import Ancestral

@@ -18,6 +18,7 @@ from sde.processes import (
     Cosine,
     DiscreteChain,
     KarrasVE,
+    LearnedVP,
     RectifiedFlow,
     SubVP,
     propose_beta_max,
@@ -25,6 +26,16 @@ from sde.processes import (
 )
 from sde.sampling import sample
 from sde.solvers import UniPC
+
+
+def learned(seed: int = 0, **settings: float) -> LearnedVP:
+    """A learned schedule that training has moved."""
+    process, generator = LearnedVP(**settings), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in process.interior.values():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return process.requires_grad_(False)
+
 
 LEAVES: dict[str, SDE] = {
     "VP": VP(),
@@ -34,6 +45,7 @@ LEAVES: dict[str, SDE] = {
     "Cosine": Cosine(),
     "KarrasVE": KarrasVE(),
     "RectifiedFlow": RectifiedFlow(),
+    "LearnedVP": learned(),
 }
 
 
@@ -45,7 +57,7 @@ def process(request: pytest.FixtureRequest) -> SDE:
 
 def times(process: SDE, n: int = 401) -> Tensor:
     """Times over the whole interval, denser near t_min, in float64."""
-    t = torch.logspace(math.log10(process.t_min), math.log10(process.t_max), n, dtype=torch.float64)
+    t = torch.logspace(math.log10(max(process.t_min, 1e-5)), math.log10(process.t_max), n, dtype=torch.float64)
     return t.clamp(process.t_min, process.t_max)
 
 

@@ -21,7 +21,7 @@ import sde
 from sde.data import DataSet, Scaling, Split
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
-from sde.instantiate import build, find
+from sde.instantiate import build, describe, find
 from sde.training.run import assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -64,7 +64,7 @@ def test_these_are_the_configs() -> None:
         "sample",
         "train",
     ]
-    first = ["augmentation", "data", "denoiser", "density", "dequantise", "experiment", "grid", "network"]
+    first = ["augmentation", "data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
     assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
 
 
@@ -72,6 +72,9 @@ def test_these_are_the_configs() -> None:
 def test_sde(leaf: str) -> None:
     process = build(composed("train", f"sde={leaf}")["sde"])
     kinds = {"vp": sde.VP(), "ve": sde.VE(), "subvp": sde.SubVP()}
+    if leaf == "learned":
+        assert describe(process) == describe(sde.LearnedVP())
+        return
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
@@ -86,7 +89,10 @@ VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for 
 
 @pytest.mark.parametrize(
     ("leaf", "process"),
-    [*((leaf, "vp") for leaf in leaves("denoiser")), *(("noise", sde) for sde in leaves("sde") if sde != "vp")],
+    [
+        *((leaf, "vp") for leaf in leaves("denoiser") if leaf != "learned_variance"),
+        *(("noise", sde) for sde in leaves("sde") if sde != "vp"),
+    ],
 )
 def test_denoiser_and_sde(leaf: str, process: str) -> None:
     """The defaults of every file are the library's own, and a fresh network answers finite readings."""
@@ -160,7 +166,8 @@ def test_density(leaf: str) -> None:
 
 @pytest.mark.parametrize("leaf", leaves("objective"))
 def test_objective(leaf: str) -> None:
-    process = "ddpm" if leaf == "ddpm" else "vp"
+    chains = dict.fromkeys(("ddpm", "chain_bound", "hybrid"), "ddpm")
+    process = {**chains, "learned_schedule": "learned"}.get(leaf, "vp")
     config = composed("train", f"objective={leaf}", f"sde={process}", "network=mlp", "network.width=8")
     denoiser, _ = assemble(config, VECTORS)
     loss = build(config["objective"])(denoiser, torch.ones(2, 5), torch.tensor([0.1, 0.9]), torch.ones(2, 5))
@@ -239,6 +246,27 @@ def test_grid(leaf: str) -> None:
     grid = build(composed("sample", "solver=heun", f"grid@solver.grid={leaf}")["solver"]).grid
     assert type(grid).__name__.lower() == leaf.replace("_", "")
     assert len(grid.times(sde.VP(), 5, 1.0, 1e-3)) == 6
+
+
+@pytest.mark.parametrize("leaf", leaves("guidance"))
+def test_guidance(leaf: str, tmp_path: Path) -> None:
+    """The model itself as its reference, and as its own classifier: what is guided is sampled from."""
+    tree = composed("train", "network=mlp", "network.width=8", "network.classes=10", "conditional=true")
+    labelled = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(9, 5), torch.arange(9)) for _ in range(2)))
+    denoiser, _ = assemble(tree, labelled)
+    sde.save(tmp_path / "a.pt", sde.Model(denoiser.eval(), Scaling.identity(), (5,), 10))
+    given = {
+        "autoguidance": [f"guidance.reference.path={tmp_path / 'a.pt'}"],
+        "classifier": ["guidance.log_prob={_target_: sde.shapes.sum_event}"],
+        "composed": ["guidance.weights={label: 2.0}"],
+    }
+    config = composed("sample", f"guidance={leaf}", *given.get(leaf, []))
+    if leaf == "classifier":
+        config["guidance"]["log_prob"] = lambda x_t, t: -x_t.square().sum(1)
+    guided = build(config["guidance"], inner=denoiser)
+    assert isinstance(guided, sde.guidance.Guidance)
+    condition = {"label": torch.tensor(3)}
+    assert sde.sample(guided, (2, 5), solver=sde.solvers.Heun(2), condition=condition).x.isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("trace"))

@@ -1,0 +1,122 @@
+r"""Measurements :math:`y = A(x_0) + \sigma z`: an operator, what it gave, and the noise."""
+
+from __future__ import annotations
+
+__all__ = ["Measurement"]
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from ..shapes import float64, recordable, sum_event
+from .operator import Operator, check_adjoint
+
+
+class Measurement:
+    r"""A measurement of a batch, :math:`y = A(x_0) + \sigma z`, in the units and the range of the denoiser.
+
+    Args:
+        operator: the operator A.
+        y: the measurements, with shape (B, \*m), or (1, \*m) for all samples. What the operator does not measure does
+            not count, whatever it holds.
+        noise: the standard deviation :math:`\sigma` in the units of y, not negative, of shape () or (B,).
+
+    Raises:
+        ValueError: if y is not real and finite where it is measured (the first such index is named), the noise is
+            negative or of another shape, the operator's adjoint is not one, or the operator changes dtype or device.
+    """
+
+    def __init__(self, operator: Operator, y: Tensor, noise: Tensor | float) -> None:
+        if not y.is_floating_point() or y.ndim < 2 or y.numel() == 0:
+            raise ValueError(f"Measurement: expected real y of shape (B, ...), got {y.dtype} {tuple(y.shape)}")
+        self.operator, self.noise = operator, recordable(float64(noise)).to(y)
+        if self.noise.ndim > 1 or (self.noise.ndim and len(self.noise) != len(y)):
+            raise ValueError(
+                f"Measurement: expected noise as a number or of shape ({len(y)},), got {tuple(self.noise.shape)}"
+            )
+        if not bool(((self.noise >= 0) & self.noise.isfinite()).all()):
+            raise ValueError(f"Measurement: expected a finite noise >= 0, a standard deviation, got {noise}")
+        rows = operator.measured(y)
+        rows = y.new_ones(1, *(1,) * (y.ndim - 1), dtype=torch.bool) if rows is None else rows
+        try:
+            broken = ~(y.isfinite() | ~rows)
+        except RuntimeError:
+            raise ValueError(
+                f"Measurement: y of shape {tuple(y.shape)} does not fit a mask of shape {tuple(rows.shape)}"
+            ) from None
+        if broken.shape != y.shape:
+            raise ValueError(f"Measurement: y of shape {tuple(y.shape)} does not fit a mask of {tuple(rows.shape)}")
+        if bool(broken.any()):
+            first = tuple(broken.nonzero()[0].tolist())
+            raise ValueError(f"Measurement: y{[*first]} is {y[first].item()}: expected a finite number")
+        self.y = torch.where(rows, recordable(y), 0.0)
+        self.count = rows.expand(len(rows), *y.shape[1:]).flatten(1).sum(1)  # measured entries, (1,) or (B,)
+        if not operator.trusted and operator.linear:
+            event = operator.adjoint(self.y[:1])
+            seen = operator(event)
+            if (event.dtype, event.device, seen.dtype, seen.device) != (y.dtype, y.device) * 2:
+                raise ValueError(
+                    f"Measurement: expected an operator that keeps {y.dtype} on {y.device}, got {seen.dtype} on "
+                    f"{seen.device}, and {event.dtype} on {event.device} from its adjoint"
+                )
+            error = check_adjoint(operator, event.shape, dtype=y.dtype, device=str(y.device))
+            if not error < 1e3 * torch.finfo(y.dtype).eps:
+                raise ValueError(
+                    f"Measurement: the adjoint of {type(operator).__name__} is none: <Ax, y> and <x, A^T y> differ by "
+                    f"{error:.3g} of |Ax| |y|; give the transpose, not a pseudo-inverse"
+                )
+
+    def select(self, index: Tensor) -> Measurement:
+        """The measurements of some samples of the batch; indices may repeat."""
+        other = copy.copy(self)
+        other.operator = self.operator.select(index)
+        for name in ("y", "noise", "count"):
+            value = getattr(self, name)
+            if value.ndim and len(value) > 1:
+                setattr(other, name, value[index.to(value.device)])
+        return other
+
+    def check(self, x: Tensor) -> None:
+        """Refuses data that the operator does not map to the likes of y.
+
+        Args:
+            x: data or states, with shape (B, \\*).
+        """
+        seen = self.operator(x)
+        if seen.shape[1:] != self.y.shape[1:] or len(self.y) not in (1, len(x)):
+            raise ValueError(
+                f"y of shape {tuple(self.y.shape)} does not fit: {type(self.operator).__name__} gives "
+                f"{tuple(seen.shape)} for data of shape {tuple(x.shape)}"
+            )
+        if seen.dtype != x.dtype or seen.device != x.device:
+            raise ValueError(
+                f"expected an operator that keeps {x.dtype} on {x.device}, got {seen.dtype} on {seen.device}"
+            )
+
+    def residual(self, x0: Tensor) -> Tensor:
+        r""":math:`y - A(x_0)`, with shape (B, \*m); 0 where nothing is measured."""
+        return self.y.to(x0) - self.operator(x0)
+
+    def misfit(self, x0: Tensor) -> Tensor:
+        r"""The root mean square of the residual in units of the noise, with shape (B,): about 1 for a fitting draw."""
+        residual = self.residual(x0)
+        mean = sum_event(residual.square()) / self.count.to(residual)
+        return mean.sqrt() / self.noise.to(residual)
+
+    def log_likelihood(self, x0: Tensor, variance: Tensor | float = 0.0) -> Tensor:
+        r"""The logarithm of :math:`\mathcal N(y; A x_0, v A A^T + \sigma^2 I)`, in nats, with shape (B,).
+
+        It is the likelihood of y where the data is normal around `x0` with the variance v in every direction. Of an
+        operator without a decomposition the determinant is that at v = 0.
+
+        Args:
+            x0: data, with shape (B, \*).
+            variance: v, of shape () or (B,).
+        """
+        residual, noise = self.residual(x0), self.noise.to(x0)
+        count = self.count.to(residual.device, torch.float64)
+        square = sum_event((residual * self.operator.solve(residual, variance, noise)).double())
+        log_det = self.operator.log_det(x0, count, variance, noise)
+        return -0.5 * (square + log_det + count * math.log(2.0 * math.pi))
