@@ -71,6 +71,8 @@ def test_streams_keep_their_numbers() -> None:
         "DIRECTION": 23,
         "SPLIT": 24,
         "AUGMENT": 32,
+        "CONDITION": 41,
+        "TEXT": 42,
     }
 
 

@@ -91,7 +91,7 @@ def test_splits_from_folders(tmp_path: Path) -> None:
         ({"test": "test"}, "train=None.*test='test'"),
         ({"train": "train", "valid": "val", "holdout": 1}, "valid='val'.*holdout=1"),
         ({"train": "train", "test": "none"}, "none does not exist"),
-        ({"train": "train/a", "folder_labels": True}, r"train/a: the image '1\.png' lies in no folder"),
+        ({"train": "train/a", "folder_labels": True}, r"train/a: the file '1\.png' lies in no folder"),
     ):
         with pytest.raises((ValueError, NotADirectoryError), match=message):
             images(tmp_path, **wrong)  # type: ignore[arg-type]
