@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,11 @@ from support.published import idx, tar, write_faces
 
 import sde
 from sde.data import DataSet, Scaling, Split
+from sde.evaluation import save_classifier
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
 from sde.instantiate import build, describe, find
+from sde.metrics.features import ClassifierNetwork, Features
 from sde.training.run import assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -54,19 +57,25 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 def test_these_are_the_configs() -> None:
     assert TOPS == [
+        "augment",
         "bounds",
         "compare",
         "convert",
         "demo",
         "dequantiser_training",
         "diagnose",
+        "edit",
+        "evaluate",
+        "feature_classifier",
         "likelihood",
         "paired",
         "sample",
         "train",
+        "translate",
     ]
-    first = ["augmentation", "data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
-    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
+    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
+    more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
+    assert [*first, *more] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -76,6 +85,7 @@ def test_sde(leaf: str) -> None:
     if leaf == "learned":
         assert describe(process) == describe(sde.LearnedVP())
         return
+    kinds |= {"bridge": sde.Bridge(sde.VP(0.1, 2.0)), "brownian_bridge": sde.Bridge()}
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
@@ -91,7 +101,7 @@ VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for 
 @pytest.mark.parametrize(
     ("leaf", "process"),
     [
-        *((leaf, "vp") for leaf in leaves("denoiser") if leaf != "learned_variance"),
+        *((leaf, "vp") for leaf in leaves("denoiser") if leaf not in ("learned_variance", "quantised")),
         *(("noise", sde) for sde in leaves("sde") if sde != "vp"),
     ],
 )
@@ -165,6 +175,26 @@ def test_density(leaf: str) -> None:
     )
     assert nats.shape == (2,)
     assert nats.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("features"))
+def test_features(leaf: str, tmp_path: Path) -> None:
+    """Every file has a key for every argument; those that need no other package are built."""
+    tree = OmegaConf.to_container(OmegaConf.load(CONFIGS / "features" / f"{leaf}.yaml"))
+    assert isinstance(tree, dict)
+    parameters = inspect.signature(find(tree["_target_"])).parameters
+    assert tree.keys() - {"_target_"} == parameters.keys() - {"device"}
+    path = tmp_path / "a.pt"
+    if leaf == "classifier":
+        save_classifier(path, ClassifierNetwork((3,), 2, width=8))
+    elif leaf == "program":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3)), str(path))
+    elif leaf != "raw":
+        return
+    features = build({**tree, **({"path": str(path)} if "path" in tree else {})})
+    assert isinstance(features, Features)
 
 
 @pytest.mark.parametrize("leaf", leaves("objective"))
@@ -253,6 +283,7 @@ def test_solver(leaf: str) -> None:
     steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
@@ -307,7 +338,8 @@ def test_every_key_is_explained_in_the_help(top: str) -> None:
     text = (CONFIGS / f"{top}.yaml").read_text()
     explained = set(re.findall(r"^ {8}(\w+) {2,}\w", text, re.MULTILINE))
     keys = composed(top).keys()
-    by_group = {g for g in GROUPS if re.search(rf"^  - {g}(@\S+)?:", text, re.MULTILINE)}
+    groups = re.findall(r"^  - (\w+)(?:@(\w+))?:", text, re.MULTILINE)
+    by_group = {name for pair in groups for name in pair if name}
     assert keys - explained - by_group == set()
     assert explained <= keys | by_group
 
