@@ -88,9 +88,10 @@ def file_splits(
         inside = names if root == "." else [f"{root}/{name}" for name in names]
         named = Named() if known is None else known.of(inside)
         if classes is not None:
-            labels = torch.tensor([classes.index(file.split("/")[0]) for file in names], device="cpu")
+            number = {name: i for i, name in enumerate(classes)}
+            labels = torch.tensor([number[file.split("/")[0]] for file in names], device="cpu")
             named = replace(named, labels=labels, classes=classes)
-        source = Files(path, np.asarray(inside), decode, named)
+        source = Files.of(path, inside, decode, named)
         sources[split] = source if source.nbytes > memory * 2**30 else source.in_memory()
     if test is None:
         sources["train"], sources["test"] = split_off(sources["train"], test_fraction, seed=seed)
@@ -116,15 +117,20 @@ class Files(Source):
 
     Args:
         path: the folder.
-        files: the paths of the files relative to it, with shape (N,).
+        files: the paths of the files relative to it, as the system stores them, bytes with shape (N,).
         decode: the function from a file to its values.
         named: labels and other conditions.
     """
 
     path: Path
-    files: NDArray[np.str_]
+    files: NDArray[np.bytes_]
     decode: Decoder
     named: Named = Named()
+
+    @classmethod
+    def of(cls, path: Path, files: Sequence[str], decode: Decoder, named: Named) -> Files:
+        """The samples in files with these paths relative to a folder."""
+        return cls(path, np.array([os.fsencode(file) for file in files]), decode, named)
 
     def __post_init__(self) -> None:
         check_labels_of(self.named.labels, len(self))
@@ -146,7 +152,7 @@ class Files(Source):
 
     def __getitem__(self, index: Tensor) -> Item:
         positions = index.tolist()
-        values = self._values([str(self.files[i]) for i in positions])
+        values = self._values([self._name(i) for i in positions])
         condition = {} if self.labels is None else {"label": self.labels[index]}
         condition |= {name: value[index] for name, value in self.named.condition.items()}
         if (others := self.named.images) is not None:
@@ -166,19 +172,23 @@ class Files(Source):
         return Split(values, labels, condition, self.classes, self.captions)
 
     def describe(self, position: int) -> str:
-        return str(self.path / str(self.files[position]))
+        return str(self.path / self._name(position))
 
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the names of all files, the content of some, and the settings; not of damage to the others."""
-        texts = [str(self.decode), *map(str, self.files), *(self.captions or ()), *(self.named.images or ())]
+        texts = [str(self.decode), *(self.captions or ()), *(self.named.images or ())]
         tensors = [self.named.labels, *(value for _, value in sorted(self.named.condition.items()))]
         parts = ["\n".join(texts).encode(), *(t.numpy().tobytes() for t in tensors if t is not None)]
-        return digest_of([*parts, *((self.path / str(self.files[i])).read_bytes() for i in evenly(len(self)))])
+        some = ((self.path / self._name(i)).read_bytes() for i in evenly(len(self)).tolist())
+        return digest_of([b"\n".join(self.files.tolist()), *parts, *some])
 
     @cached_property
     def _example(self) -> NDArray[Any]:
-        return self.decode(self.path / str(self.files[0]))
+        return self.decode(self.path / self._name(0))
+
+    def _name(self, position: int) -> str:
+        return os.fsdecode(self.files[position])
 
     def _values(self, files: Sequence[str]) -> Tensor:
         first = self._example
@@ -187,7 +197,7 @@ class Files(Source):
             values = self.decode(self.path / file)
             if values.shape != first.shape:
                 sizes = ("x".join(map(str, each.shape[1:])) for each in (first, values))
-                one, other = (f"{self.path / name} is {size}" for name, size in zip((str(self.files[0]), file), sizes))
+                one, other = (f"{self.path / name} is {size}" for name, size in zip((self._name(0), file), sizes))
                 raise UnreadableSample(f"expected samples of one size, but {one} and {other}: {self.decode.advice}")
             result[row] = values
         return torch.from_numpy(result)

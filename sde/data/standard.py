@@ -179,7 +179,7 @@ def celeba(
             table = torch.tensor([known[name] for name in files], device="cpu")
             labels, others = (None, table) if label is None else (table[:, 0], table[:, 1:])
             named = Named(labels, None, {"embedding": others.float()} if attributes else {})
-        source = Files(path, np.asarray([f"img_align_celeba/{name}" for name in files]), pixels, named)
+        source = Files.of(path, [f"img_align_celeba/{name}" for name in files], pixels, named)
         splits[split] = source if source.nbytes > memory * 2**30 else source.in_memory()
     return DataSet("celeba", Scaling.interval(256, low, high), splits["train"], splits["test"], splits["valid"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def test_a_stream_has_the_samples_of_the_whole(folder: Path, kind: str) -> None:
     assert images(folder, memory=0, **{**settings, "size": 5}).fingerprint != stream.fingerprint
     copied = pickle.loads(pickle.dumps(stream))
     assert torch.equal(copied.train[torch.arange(3)][0], whole.train[torch.arange(3)][0])
+
+
+def test_names_of_any_kind(tmp_path: Path) -> None:
+    """Beyond ASCII, and those that are no text at all."""
+    for i, name in enumerate(("ä – ö.png", "b.png", os.fsdecode(b"c\xff.png"))):
+        save(tmp_path / name, i)
+    data = images(tmp_path, memory=0, test_fraction=0.4)
+    whole = images(tmp_path, test_fraction=0.4)
+    assert torch.equal(data.train[torch.arange(2)][0], whole.train[torch.arange(2)][0])
+    assert len(data.fingerprint) == 64
 
 
 def test_splits_from_folders(tmp_path: Path) -> None:
