@@ -16,10 +16,12 @@ from faults import unknown_key
 from sde.data import DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
+from sde.evaluation.restoration_tasks import Task
 from sde.guidance import Guidance
 from sde.instantiate import check
 from sde.instantiate.annotations import Limit, check_value, shown
 from sde.likelihood.dequantisation import Dequantiser
+from sde.measurement import PosteriorDenoiser
 from sde.networks.network import Network
 from sde.objective import Objective
 from sde.processes import SDE
@@ -151,6 +153,23 @@ class Sample(Job):
     guidance: Guidance | None = None
 
 
+class Restore(DataJob):
+    """`restore.py`."""
+
+    task: Task
+    method: PosteriorDenoiser
+    solver: Solver
+    split: Literal["train", "test", "valid"]
+    n: Count | None
+    repeats: Count
+    batch_size: Count
+    pilot: Count
+    rank: Whole
+    world: Count
+    out: File | None
+    shown: Whole
+
+
 class Compare(Job):
     """`compare.py`."""
 
@@ -241,6 +260,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "diagnose": Diagnose,
     "likelihood": Likelihood,
     "paired": Paired,
+    "restore": Restore,
     "sample": Sample,
     "train": Train,
 }

@@ -4,15 +4,25 @@ __all__ = [
     "BatchPlan",
     "BoundDensity",
     "BoundsScorer",
+    "Colourise",
+    "CompressedSensing",
+    "Deblur",
+    "Denoise",
     "Density",
     "FlowDensity",
     "FlowScorer",
+    "FourierSampling",
+    "Inpaint",
     "JobSetup",
     "Paired",
+    "RestorationScorer",
     "Shard",
+    "SuperResolution",
+    "Task",
     "against_flow",
     "bounds_job",
     "budget_report",
+    "calibration",
     "flow_scorer",
     "forecast",
     "join",
@@ -20,6 +30,8 @@ __all__ = [
     "load_dequantiser",
     "paired",
     "report",
+    "restoration_job",
+    "restoration_report",
     "save_dequantiser",
     "summarise",
     "summarise_measures",
@@ -37,5 +49,16 @@ from .job_setup import JobSetup
 from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
 from .plots import against_flow
+from .restoration_job import RestorationScorer, calibration, restoration_job, restoration_report
+from .restoration_tasks import (
+    Colourise,
+    CompressedSensing,
+    Deblur,
+    Denoise,
+    FourierSampling,
+    Inpaint,
+    SuperResolution,
+    Task,
+)
 from .sharding import BatchPlan, Shard
 from .summary import join, summarise

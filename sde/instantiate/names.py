@@ -27,6 +27,7 @@ MODEL_ROOMS = (
 VALUE_ROOMS = (
     *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
     "sde.evaluation.dequantiser_training",
+    "sde.evaluation.restoration_tasks",
 )
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.

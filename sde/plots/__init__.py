@@ -14,6 +14,7 @@ __all__ = [
     "save_diagnostics",
     "save_likelihoods",
     "save_losses",
+    "save_restorations",
     "save_samples",
     "trajectory",
     "typicality",
@@ -21,4 +22,5 @@ __all__ = [
 
 from .likelihoods import bits_histogram, diagnostics, save_diagnostics, save_likelihoods, typicality
 from .losses import losses, save_losses
+from .restorations import save_restorations
 from .samples import density, image_grid, samples, save_samples, trajectory

@@ -60,11 +60,12 @@ def test_these_are_the_configs() -> None:
         "diagnose",
         "likelihood",
         "paired",
+        "restore",
         "sample",
         "train",
     ]
-    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
-    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
+    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "method", "network"]
+    assert [*first, "objective", "optimizer", "sde", "solver", "task", "trace"] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -204,8 +205,26 @@ def test_solver(leaf: str) -> None:
     adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
     steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
-    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    d: sde.Denoiser = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    if leaf == "particles":
+        d = sde.measurement.DiffPIR(d, sde.Measurement(sde.measurement.Identity(), torch.zeros(2, 2), 1.0))
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("task"))
+def test_task(leaf: str) -> None:
+    tree = composed("restore", f"task={leaf}")["task"]
+    assert tree.keys() - {"_target_"} == inspect.signature(find(tree["_target_"])).parameters.keys()
+    y = build(tree).operator((3, 4, 4), torch.arange(2), 0)(torch.zeros(2, 3, 4, 4))
+    assert len(y) == 2
+
+
+@pytest.mark.parametrize("leaf", leaves("method"))
+def test_method(leaf: str) -> None:
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    y = sde.Measurement(sde.measurement.Identity(), torch.zeros(2, 2), 1.0)
+    guided = build(composed("restore", f"method={leaf}")["method"], inner=d, measurement=y)
+    assert guided.score(torch.zeros(2, 2), torch.tensor(0.5)).isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("grid"))
