@@ -1,6 +1,7 @@
 """Evaluation: a model over a whole data set, in jobs that are sharded, resumed and forecast."""
 
 __all__ = [
+    "Augmentation",
     "BatchPlan",
     "BoundDensity",
     "BoundsScorer",
@@ -16,6 +17,9 @@ __all__ = [
     "JobSetup",
     "Paired",
     "RestorationScorer",
+    "Quality",
+    "QualityCheck",
+    "QualityJob",
     "Shard",
     "SuperResolution",
     "Task",
@@ -27,11 +31,15 @@ __all__ = [
     "forecast",
     "join",
     "likelihood_jobs",
+    "load_classifier",
     "load_dequantiser",
     "paired",
+    "quality_job",
+    "quality_table",
     "report",
     "restoration_job",
     "restoration_report",
+    "save_classifier",
     "save_dequantiser",
     "summarise",
     "summarise_measures",
@@ -39,8 +47,10 @@ __all__ = [
     "waiting",
 ]
 
+from .augmentation import Augmentation
 from .bounds_job import BoundsScorer, bounds_job
 from .bounds_table import summarise_measures, table
+from .classifier_file import load_classifier, save_classifier
 from .dequantiser_file import load_dequantiser, save_dequantiser
 from .dequantiser_training import BoundDensity, Density, FlowDensity
 from .forecast import forecast
@@ -49,6 +59,11 @@ from .job_setup import JobSetup
 from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
 from .plots import against_flow
+from .quality import Quality
+from .quality_check import QualityCheck
+from .quality_job import QualityJob
+from .quality_setup import quality_job
+from .quality_table import quality_table
 from .restoration_job import RestorationScorer, calibration, restoration_job, restoration_report
 from .restoration_tasks import (
     Colourise,

@@ -29,6 +29,7 @@ from ..metrics.fidelity import psnr, ssim
 from ..model import Model
 from ..model.restoration import Method
 from ..noise import repeat_key
+from ..shapes import as_tensor
 from ..solvers import Solver
 from .job import Job, Scorer
 from .job_setup import JobSetup
@@ -112,7 +113,7 @@ class RestorationScorer(Scorer):
             "vjps": r.vjps[:, 0],
             "x": x.to(self.split.extent.dtype),
         }
-        return {name: torch.as_tensor(column).cpu().numpy() for name, column in columns.items()}
+        return {name: as_tensor(column).cpu().numpy() for name, column in columns.items()}
 
 
 def _similarity(x: Tensor, truth: Tensor, extent: float) -> Tensor:
@@ -121,7 +122,7 @@ def _similarity(x: Tensor, truth: Tensor, extent: float) -> Tensor:
         return torch.full((len(x),), math.nan, dtype=torch.float64, device="cpu")
     side = min(11, *x.shape[2:])
     found = ssim(x.double(), truth.double(), data_range=extent, window=side - 1 + side % 2).per_item
-    return torch.as_tensor(found)
+    return as_tensor(found)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,16 @@ __all__ = [
     "density",
     "diagnostics",
     "image_grid",
+    "histograms",
     "losses",
+    "measures",
+    "neighbours",
     "samples",
     "save_diagnostics",
     "save_likelihoods",
     "save_losses",
     "save_restorations",
+    "save_neighbours",
     "save_samples",
     "trajectory",
     "typicality",
@@ -22,5 +26,6 @@ __all__ = [
 
 from .likelihoods import bits_histogram, diagnostics, save_diagnostics, save_likelihoods, typicality
 from .losses import losses, save_losses
+from .quality import histograms, measures, neighbours, save_neighbours
 from .restorations import save_restorations
 from .samples import density, image_grid, samples, save_samples, trajectory
