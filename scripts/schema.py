@@ -22,9 +22,11 @@ from keys import (
 from sde.data import Augmentation, DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
+from sde.evaluation.restoration_tasks import Task
 from sde.guidance import Guidance
 from sde.instantiate.annotations import Limit
 from sde.likelihood.dequantisation import Dequantiser
+from sde.measurement import PosteriorDenoiser
 from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
@@ -158,6 +160,23 @@ class Sample(Conditional):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Restore(DataJob):
+    """`restore.py`."""
+
+    task: Task
+    method: PosteriorDenoiser
+    solver: Solver
+    split: Literal["train", "test", "valid"]
+    n: Count | None
+    repeats: Count
+    batch_size: Count
+    pilot: Count
+    rank: Whole
+    world: Count
+    out: File | None
+    shown: Whole
 
 
 class Edit(DataJob, Conditional):
@@ -357,6 +376,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
+    "restore": Restore,
     "sample": Sample,
     "train": Train,
     "translate": Translate,

@@ -69,13 +69,26 @@ def test_these_are_the_configs() -> None:
         "feature_classifier",
         "likelihood",
         "paired",
+        "restore",
         "sample",
         "train",
         "translate",
     ]
     first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
-    more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
-    assert [*first, *more] == GROUPS
+    more = [
+        "grid",
+        "guidance",
+        "logger",
+        "method",
+        "network",
+        "objective",
+        "optimizer",
+        "ranks",
+        "sde",
+        "solver",
+        "task",
+    ]
+    assert [*first, *more, "trace"] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -285,6 +298,22 @@ def test_solver(leaf: str) -> None:
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
     d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("task"))
+def test_task(leaf: str) -> None:
+    tree = composed("restore", f"task={leaf}")["task"]
+    assert tree.keys() - {"_target_"} == inspect.signature(find(tree["_target_"])).parameters.keys()
+    y = build(tree).operator((3, 4, 4), torch.arange(2), 0)(torch.zeros(2, 3, 4, 4))
+    assert len(y) == 2
+
+
+@pytest.mark.parametrize("leaf", leaves("method"))
+def test_method(leaf: str) -> None:
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    y = sde.Measurement(sde.measurement.Identity(), torch.zeros(2, 2), 1.0)
+    guided = build(composed("restore", f"method={leaf}")["method"], inner=d, measurement=y)
+    assert guided.score(torch.zeros(2, 2), torch.tensor(0.5)).isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("grid"))
