@@ -1,11 +1,15 @@
 """Solvers and time grids designed for a model by a pilot run."""
 
 __all__ = [
+    "Choice",
     "EqualError",
     "Gradient",
     "Pilot",
+    "PilotRows",
     "Tuning",
+    "choose_solver",
     "load_grid",
+    "pilot_rows",
     "save_grid",
     "tune_grid",
     "tune_particles",
@@ -15,6 +19,7 @@ __all__ = [
 from .cache import load_grid, save_grid
 from .equal_error import EqualError
 from .gradient import Gradient
+from .likelihood import Choice, PilotRows, choose_solver, pilot_rows
 from .particles import tune_particles
 from .pilot import Pilot, Tuning
 from .tune import tune_grid
