@@ -98,6 +98,8 @@ class Likelihood(Batched):
     """`likelihood.py`."""
 
     pilot: Count | None
+    error: Positive | None
+    error_per_image: Positive | None
     budget: Whole
     dry_run: bool
     ood: str | DataSet | None
