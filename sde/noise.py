@@ -52,6 +52,7 @@ class Stream(enum.IntEnum):
     PERMUTATION = 22
     DIRECTION = 23
     SPLIT = 24
+    NETWORK = 31
     CONDITION = 41
     TEXT = 42
 

@@ -66,8 +66,20 @@ def test_these_are_the_configs() -> None:
         "train",
         "translate",
     ]
-    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
-    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
+    first = [
+        "data",
+        "decay",
+        "denoiser",
+        "density",
+        "dequantise",
+        "encoder",
+        "experiment",
+        "grid",
+        "guidance",
+        "logger",
+        "network",
+    ]
+    assert [*first, "objective", "optimizer", "ranks", "sde", "solver", "trace"] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -208,7 +220,9 @@ def test_solver(leaf: str) -> None:
     adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
     steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
-    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    d: sde.Denoiser = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    if leaf == "particles":
+        d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
@@ -217,6 +231,17 @@ def test_grid(leaf: str) -> None:
     grid = build(composed("sample", "solver=heun", f"grid@solver.grid={leaf}")["solver"]).grid
     assert type(grid).__name__.lower() == leaf.replace("_", "")
     assert len(grid.times(sde.VP(), 5, 1.0, 1e-3)) == 6
+
+
+@pytest.mark.parametrize("leaf", leaves("encoder"))
+def test_encoder(leaf: str) -> None:
+    given = ["encoder.path=nowhere"] if leaf == "transformers" else []
+    encoder = build(composed("train", f"encoder={leaf}", *given)["encoder"])
+    if leaf == "transformers":
+        with pytest.raises(ValueError, match="no directory of a text model"):
+            encoder(["a seven"])
+    else:
+        assert encoder(["a seven"])[0].shape[2] == 32
 
 
 @pytest.mark.parametrize("leaf", leaves("guidance"))
@@ -263,7 +288,8 @@ def test_every_key_is_explained_in_the_help(top: str) -> None:
     text = (CONFIGS / f"{top}.yaml").read_text()
     explained = set(re.findall(r"^ {8}(\w+) {2,}\w", text, re.MULTILINE))
     keys = composed(top).keys()
-    by_group = {g for g in GROUPS if re.search(rf"^  - {g}(@\S+)?:", text, re.MULTILINE)}
+    groups = re.findall(r"^  - (\w+)(?:@(\w+))?:", text, re.MULTILINE)
+    by_group = {name for pair in groups for name in pair if name}
     assert keys - explained - by_group == set()
     assert explained <= keys | by_group
 
