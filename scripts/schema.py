@@ -7,13 +7,13 @@ refused. A key whose annotation is a class of the library has a tree for :func:`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from faults import unknown_key
+from kinds import Count, Device, Directory, File, Fraction, Metric, Picture, Positive, Results, Seed, Whole
 
-from sde.data import DataSet
+from sde.data import Augmentation, DataSet
 from sde.data.captions import Encoder
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
@@ -21,37 +21,13 @@ from sde.guidance import Guidance
 from sde.instantiate import check
 from sde.instantiate.annotations import Limit, check_value, shown
 from sde.likelihood.dequantisation import Dequantiser
+from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
 from sde.processes import SDE
-from sde.runtime import choose_device
 from sde.solvers import Solver
-from sde.storage.files import check_writable
 from sde.trace import Trace
 from sde.training import Decay, Execution, Logger, Ranks
-
-Count = Annotated[int, Limit(">=", 1)]
-Whole = Annotated[int, Limit(">=", 0)]
-Positive = Annotated[float, Limit(">", 0)]
-Fraction = Annotated[float, Limit(">=", 0), Limit("<", 1)]
-Seed = Annotated[int, Limit(">=", -(2**63)), Limit("<", 2**63)]  # the range of torch.manual_seed
-Device = Annotated[str, choose_device]
-
-
-@dataclass(frozen=True)
-class Output:
-    """A file that is written at the end, with one of these suffixes if there are any, or a directory."""
-
-    suffixes: tuple[str, ...] = ()
-    directory: bool = False
-
-    def __call__(self, path: str) -> None:
-        check_writable(path, self.suffixes, directory=self.directory)
-
-
-File = Annotated[str, Output()]
-Picture = Annotated[str, Output((".png",))]
-Directory = Annotated[str, Output(directory=True)]
 
 
 class Keys:
@@ -236,6 +212,51 @@ class Convert(Keys):
     sde: SDE | None = None
 
 
+class Evaluate(Keys):
+    """`evaluate.py`."""
+
+    trust: list[str]
+    samples: str | list[str] | None
+    restored: str | list[str] | None
+    reference: str | None
+    split: Literal["train", "test", "valid"]
+    array: str
+    levels: Annotated[int, Limit(">=", 2)] | None
+    n: Count | None
+    metrics: list[Metric]
+    groups: Annotated[int, Limit(">=", 2)]
+    permutations: Whole
+    data_range: Positive | None
+    seed: Seed
+    ema: str | None
+    batch_size: Count
+    cache: Directory
+    rank: Whole
+    world: Count
+    device: Device
+    out: Results | None
+    overwrite: bool
+    features: Features
+    solver: Solver
+    data: DataSet | None = None
+
+
+class FeatureClassifier(Keys):
+    """`feature_classifier.py`."""
+
+    trust: list[str]
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Annotated[int, Limit(">=", 8)]
+    features: Count
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet
+
+
 class Paired(Keys):
     """`paired.py`."""
 
@@ -301,6 +322,7 @@ class Train(Keys):
     loggers: dict[str, Logger]
     data: DataSet
     encoder: Encoder | None = None
+    augmentation: Augmentation | None = None
 
 
 SCHEMAS: dict[str, type[Keys]] = {
@@ -312,6 +334,8 @@ SCHEMAS: dict[str, type[Keys]] = {
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
     "edit": Edit,
+    "evaluate": Evaluate,
+    "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,

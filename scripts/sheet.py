@@ -43,5 +43,7 @@ class Sheet:
         self.picture.parent.mkdir(parents=True, exist_ok=True)
         save_samples(self.picture, shown, scaling, settings=self.settings, model=model, columns=columns)
         arrays["settings"] = json.dumps(self.settings)
+        if scaling.levels is not None:
+            arrays["levels"] = np.array([scaling.levels])
         write_atomically(self.values, lambda file: np.savez_compressed(file, **arrays))
         return f"wrote {self.picture} and {self.values}"

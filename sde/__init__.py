@@ -19,6 +19,7 @@ __all__ = [
     "Wrapper",
     "Measurement",
     "LearnedVarianceDenoiser",
+    "QuantisedDenoiser",
     "Clip",
     "DynamicThreshold",
     "MatchedLevel",
@@ -61,6 +62,7 @@ __all__ = [
     "sample",
     "tune_grid",
     "tune_particles",
+    "tune_solver",
     "Exact",
     "ExactTrace",
     "Hutchinson",
@@ -116,6 +118,7 @@ from .denoisers import (
     NoisePrediction,
     Parametrisation,
     Prediction,
+    QuantisedDenoiser,
     ScaledScorePrediction,
     ScorePrediction,
     TimeLevel,
@@ -145,7 +148,7 @@ from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
-from .tuning import tune_grid, tune_particles
+from .tuning import tune_grid, tune_particles, tune_solver
 from .version import __version__
 
 # The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.

@@ -31,7 +31,9 @@ MODEL_ROOMS = (
 VALUE_ROOMS = (
     *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
     *(f"sde.training.{name}" for name in ("execution", "optimizers", "ranks", "schedules")),
+    "sde.data.augmentation",
     "sde.evaluation.dequantiser_training",
+    "sde.metrics.features.raw",
 )
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.

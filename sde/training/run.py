@@ -50,7 +50,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     is `conditional`) are filled in if the config does not give them.
 
     Args:
-        config: the trees `sde`, `network`, `denoiser` and `encoder`, `conditional`, `condition_dropout` and `trust`.
+        config: the trees `sde`, `network`, `denoiser` and, if there are some, `encoder` and `augmentation`;
+            `conditional`, `condition_dropout` and `trust`.
         data: the data set.
 
     Raises:
@@ -68,6 +69,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     for key in parameters & facts.keys():
         if network_tree.get(key) is None:
             network_tree[key] = facts[key]
+    if (length := _vector_length(config)) and not network_tree.get("augment"):
+        network_tree["augment"] = length
     tree = public(
         {
             "process": config["sde"],
@@ -87,6 +90,12 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
         raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
     tree["dropout"] = dropouts(denoiser, list(given), config.get("condition_dropout"))
     return denoiser, tree
+
+
+def _vector_length(config: Mapping[str, Any]) -> int:
+    """The length of the vectors that the network gets from the augmentation."""
+    tree = config.get("augmentation")
+    return build(tree, trust=config.get("trust") or ()).length if tree else 0
 
 
 def _check_classes(data: DataSet, classes: int) -> None:
@@ -218,7 +227,7 @@ class Run:
             optimizer = build(config["optimizer"], params=[p for p in loss.parameters() if p.requires_grad])
             settings = {key: config[key] for key in ("warmup", "clip", "seed", "accumulate", "max_skipped")}
             settings |= {key: build(config[key], trust=trust) for key in ("decay", "execution", "ranks")}
-            names = self._model["dropout"]
+            names = self._model["dropout"] | ({"augment": 0.0} if _vector_length(config) else {})
             averages = self._averages(denoiser)
             training = Training(
                 denoiser, batches, data.scaling, self.objective, optimizer, averages, conditions=names, **settings
@@ -368,5 +377,8 @@ class Run:
 
     def _batches(self, split: str) -> Batches:
         """The batches of a split."""
-        reading = {key: self._settings[key] for key in ("workers", "unreadable")}
-        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)
+        config = self._settings
+        reading: dict[str, Any] = {key: config[key] for key in ("workers", "unreadable")}
+        if tree := config["augmentation"]:
+            reading["augmentation"] = build(tree, trust=config.get("trust") or ())
+        return Batches(self.data.split(split), config["batch_size"], seed=config["seed"], **reading)

@@ -1,4 +1,4 @@
-"""Tuned time grids: times optimised for a model and a solver by a pilot run."""
+"""Solvers and time grids designed for a model by a pilot run."""
 
 __all__ = [
     "EqualError",
@@ -11,6 +11,7 @@ __all__ = [
     "save_variance",
     "tune_grid",
     "tune_particles",
+    "tune_solver",
 ]
 
 from .cache import load_grid, load_variance, save_grid, save_variance
@@ -19,3 +20,4 @@ from .gradient import Gradient
 from .particles import tune_particles
 from .pilot import Pilot, Tuning
 from .tune import tune_grid
+from .tune_solver import tune_solver

@@ -31,6 +31,8 @@ COMMANDS = {
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
     "edit": ("edit", ["ckpt=x"]),
+    "evaluate": ("evaluate", ["samples=x"]),
+    "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
     "sample": ("sample", ["ckpt=x"]),
@@ -38,8 +40,9 @@ COMMANDS = {
     "translate": ("translate", ["source=x", "target=y"]),
 }
 
-# The scripts that take conditions.
+# The scripts that take conditions, and those whose config names no packages to trust.
 CONDITIONAL = ("edit", "sample")
+PLAIN = ("convert", "demo", "paired")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -51,6 +54,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "components",
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
+            "evaluate": "groups batch_size world",
+            "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
             "augment": "per_class batch_size",
@@ -64,16 +69,18 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         "abc null -1",
         {
             "bounds": "rank",
+            "evaluate": "permutations rank",
             "likelihood": "budget rank",
             "train": "warmup workers unreadable preview.n max_skipped levels",
-            **dict.fromkeys(("edit", "sample", "translate"), "first"),
-        },
+        }
+        | dict.fromkeys(("edit", "sample", "translate"), "first"),
     ),
     (
         "1.5 0 None",
         {
             "bounds": "n steps",
             "dequantise": "n",
+            "evaluate": "n levels",
             "likelihood": "n pilot",
             "sample": "pilot",
             "train": "keep score_every sample_every",
@@ -81,7 +88,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys([name for name in COMMANDS if name not in ("convert", "demo", "paired", "translate")], "seed"),
+        dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "translate")], "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
     ("abc 1.5 -0.1", {"train": "condition_dropout"}),
@@ -89,18 +96,20 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
     ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
     ("1.5 [1]", dict.fromkeys(CONDITIONAL, "image")),
-    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
+    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
     ("0.1 null [0.3] [a]", {"train": "posthoc"}),
     ("null -1 256", {"train": "requeue_status"}),
     ("null", {"train": "loggers"}),
-    ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
+    ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
     (
         "no null",
         {
             "convert": "overwrite",
             "dequantise": "overwrite",
             "diagnose": "overwrite",
+            "evaluate": "overwrite",
+            "feature_classifier": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
             "edit": "denoise overwrite",
@@ -110,7 +119,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "0.999",
-        dict.fromkeys([name for name in COMMANDS if name not in ("convert", "demo", "paired", "train")], "ema"),
+        dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "feature_classifier", "train")], "ema"),
     ),
     (
         "2024 null",
@@ -121,6 +130,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "run_dir samples",
             "dequantise": "ckpt device",
             "diagnose": "ckpt device",
+            "evaluate": "array cache device",
+            "feature_classifier": "device",
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
@@ -138,6 +149,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "convert": "out settings",
             "dequantise": "out",
             "diagnose": "out",
+            "evaluate": "samples restored reference out",
+            "feature_classifier": "out",
             "likelihood": "out ood",
             "sample": "out",
             "augment": "out",
@@ -145,16 +158,17 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "translate": "out",
         },
     ),
-    ("dev", dict.fromkeys(("bounds", "diagnose", "edit", "likelihood", "translate"), "split")),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "edit", "evaluate", "likelihood", "translate"), "split")),
     ("0 1.5 null", {"edit": "strength"}),
     ("0 1.5", {"augment": "strength"}),
     ("-1 1 null", {"augment": "copies"}),
     ("abc 1.5", {"translate": "label"}),
     (
         "nothing [1]",
-        dict.fromkeys([name for name in COMMANDS if name not in ("convert", "demo", "paired")], "trust"),
+        dict.fromkeys([name for name in COMMANDS if name not in PLAIN], "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
+    ("frechet [frechet,fid]", {"evaluate": "metrics"}),
     ("[heun,3]", {"compare": "solvers grids"}),
     ("many [5,0] 1.5", {"compare": "calls"}),
     ("many [0.1,0]", {"compare": "tolerances"}),
@@ -201,6 +215,8 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("likelihood", "solver.rtol=tight", "solver.rtol='tight'", "a number"),
     ("likelihood", "solver.on_failure=skip", "solver.on_failure='skip'", "raise or mark"),
     ("likelihood", "trace.probes=0", "trace:", "probes"),
+    ("evaluate", "features.block=0", "features:", "block=0"),
+    ("evaluate", "out=a.png", "out:", ".h5"),
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
 ]
