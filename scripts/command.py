@@ -18,9 +18,10 @@ import torch
 from faults import CONFIGS, line_of, line_of_composition
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from keys import check_keys
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from schema import SCHEMAS, check_keys
+from schema import SCHEMAS
 from tqdm import tqdm
 from yaml import YAMLError
 

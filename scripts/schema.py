@@ -1,25 +1,30 @@
-"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work.
-
-A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
-refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.
-"""
+"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
-from faults import unknown_key
-from kinds import Count, Device, Directory, File, Fraction, Metric, Picture, Positive, Results, Seed, Whole
+from keys import (
+    Count,
+    Device,
+    Directory,
+    File,
+    Fraction,
+    Keys,
+    Picture,
+    Positive,
+    Results,
+    Seed,
+    Whole,
+)
 
 from sde.data import Augmentation, DataSet
 from sde.data.captions import Encoder
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.guidance import Guidance
-from sde.instantiate import check
-from sde.instantiate.annotations import Limit, check_value, shown
+from sde.instantiate.annotations import Limit
 from sde.likelihood.dequantisation import Dequantiser
 from sde.metrics.features import Features
 from sde.networks.network import Network
@@ -29,9 +34,26 @@ from sde.solvers import Solver
 from sde.trace import Trace
 from sde.training import Decay, Execution, Logger, Ranks
 
-
-class Keys:
-    """The base of the classes that describe a config."""
+# The measures of `evaluate.py`: those of sets, and those of restorations.
+Metric = Literal[
+    "frechet",
+    "kernel",
+    "mmd",
+    "energy",
+    "precision_recall",
+    "sliced_wasserstein",
+    "classifier_test",
+    "inception_score",
+    "memorisation",
+    "columns",
+    "correlations",
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "perceptual",
+    "log_spectral",
+    "stft",
+]
 
 
 class Job(Keys):
@@ -342,34 +364,3 @@ SCHEMAS: dict[str, type[Keys]] = {
     "train": Train,
     "translate": Translate,
 }
-
-# Examples of the arguments of trees that the library fills in.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "network": {"channels": 1, "features": 1, "rank": 1},
-    "optimizer": {"params": [torch.zeros(1, device="cpu")]},
-}
-
-
-def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", trust: Any = ()) -> None:
-    """Checks a config before any work: its keys and their values.
-
-    Raises:
-        ValueError: for the first mistake, with its key.
-    """
-    annotations = get_type_hints(schema, include_extras=True)
-    for key in tree:
-        if key not in annotations:
-            raise ValueError(unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in annotations]))
-    for key, annotation in annotations.items():
-        name, value = f"{prefix}{key}", tree.get(key)
-        if key not in tree:
-            if not hasattr(schema, key):
-                raise ValueError(f"{name} is missing: give {name}=...")
-        elif isinstance(annotation, type) and issubclass(annotation, Keys):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(get_type_hints(annotation))}")
-            check_keys(annotation, value, f"{name}.", trust)
-        else:
-            check_value(name, value, annotation)
-            trust = value if key == "trust" else trust
-            check(value, name, trust=trust, **EXAMPLES.get(key, {}))

@@ -267,9 +267,8 @@ def test_solver(leaf: str) -> None:
     adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
     steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
-    d: sde.Denoiser = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
-    if leaf == "particles":
-        d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
