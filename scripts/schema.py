@@ -20,6 +20,7 @@ from keys import (
 )
 
 from sde.data import Augmentation, DataSet
+from sde.data.captions import Encoder
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.evaluation.restoration_tasks import Task
@@ -341,7 +342,8 @@ class Train(Keys):
     ema: Fraction | dict[str, Fraction]
     posthoc: list[Annotated[float, Limit(">", 0), Limit("<", 0.288)]]
     posthoc_every: Count
-    conditional: bool
+    conditional: bool | list[str]
+    condition_dropout: Fraction | dict[str, Fraction] | None
     log_every: Count
     validate_every: Count
     levels: Whole
@@ -362,6 +364,7 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    encoder: Encoder | None = None
     augmentation: Augmentation | None = None
 
 

@@ -74,21 +74,10 @@ def test_these_are_the_configs() -> None:
         "train",
         "translate",
     ]
-    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
-    more = [
-        "grid",
-        "guidance",
-        "logger",
-        "method",
-        "network",
-        "objective",
-        "optimizer",
-        "ranks",
-        "sde",
-        "solver",
-        "task",
-    ]
-    assert [*first, *more, "trace"] == GROUPS
+    groups = (
+        "augmentation data decay denoiser density dequantise encoder experiment features grid guidance logger method"
+    )
+    assert f"{groups} network objective optimizer ranks sde solver task trace".split() == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -321,6 +310,17 @@ def test_grid(leaf: str) -> None:
     grid = build(composed("sample", "solver=heun", f"grid@solver.grid={leaf}")["solver"]).grid
     assert type(grid).__name__.lower() == leaf.replace("_", "")
     assert len(grid.times(sde.VP(), 5, 1.0, 1e-3)) == 6
+
+
+@pytest.mark.parametrize("leaf", leaves("encoder"))
+def test_encoder(leaf: str) -> None:
+    given = ["encoder.path=nowhere"] if leaf == "transformers" else []
+    encoder = build(composed("train", f"encoder={leaf}", *given)["encoder"])
+    if leaf == "transformers":
+        with pytest.raises(ValueError, match="no directory of a text model"):
+            encoder(["a seven"])
+    else:
+        assert encoder(["a seven"])[0].shape[2] == 32
 
 
 @pytest.mark.parametrize("leaf", leaves("guidance"))
