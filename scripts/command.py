@@ -58,7 +58,7 @@ def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[
         def run(config: DictConfig) -> None:
             keep_memory()
             try:
-                if "world" not in config and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+                if not {"world", "ranks"} & config.keys() and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
                     raise ValueError(f"this command runs in one process, got WORLD_SIZE={world}: start it by python")
                 missing = sorted(OmegaConf.missing_keys(config))
                 if missing:
@@ -151,6 +151,8 @@ def bar(total: float | None, done: int = 0, unit: str = "step", every: float | N
         unit: what is counted.
         every: the seconds between two lines, :data:`EVERY` by default; `refresh` writes one at once.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return tqdm(total=total, initial=done, disable=True)
     if sys.stderr.isatty():
         return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
     every = EVERY if every is None else every

@@ -28,10 +28,12 @@ from sde.runtime import choose_device
 from sde.solvers import Solver
 from sde.storage.files import check_writable
 from sde.trace import Trace
+from sde.training import Decay, Execution, Logger, Ranks
 
 Count = Annotated[int, Limit(">=", 1)]
 Whole = Annotated[int, Limit(">=", 0)]
 Positive = Annotated[float, Limit(">", 0)]
+Fraction = Annotated[float, Limit(">=", 0), Limit("<", 1)]
 Seed = Annotated[int, Limit(">=", -(2**63)), Limit("<", 2**63)]  # the range of torch.manual_seed
 Device = Annotated[str, choose_device]
 
@@ -285,19 +287,32 @@ class Train(Keys):
     seed: Seed
     device: Device
     warmup: Whole
+    accumulate: Count
     clip: Positive
-    ema: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    max_skipped: Whole
+    ema: Fraction | dict[str, Fraction]
+    posthoc: list[Annotated[float, Limit(">", 0), Limit("<", 0.288)]]
+    posthoc_every: Count
     conditional: bool
     log_every: Count
     validate_every: Count
+    levels: Whole
+    sample_every: Count | None
+    score_every: Count | None
+    score_n: Count
     save_every: Count
     keep: Count | None
+    requeue_status: Annotated[int, Limit(">=", 0), Limit("<", 256)]
     preview: Preview
     sde: SDE
     network: Network
     denoiser: Denoiser
     objective: Objective
     optimizer: torch.optim.Optimizer
+    decay: Decay
+    execution: Execution
+    ranks: Ranks
+    loggers: dict[str, Logger]
     data: DataSet
 
 

@@ -53,6 +53,7 @@ class Stream(enum.IntEnum):
     DIRECTION = 23
     SPLIT = 24
     HALF = 25
+    NETWORK = 31
     CONDITION = 41
     TEXT = 42
 

@@ -71,6 +71,7 @@ def test_streams_keep_their_numbers() -> None:
         "DIRECTION": 23,
         "SPLIT": 24,
         "HALF": 25,
+        "NETWORK": 31,
         "CONDITION": 41,
         "TEXT": 42,
     }

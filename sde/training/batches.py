@@ -8,24 +8,23 @@ position of an iterable cannot be restored.
 
 from __future__ import annotations
 
-__all__ = ["Batch", "BatchSource", "Batches", "Iterated", "to_model"]
+__all__ = ["Batch", "BatchSource", "Batches", "to_model"]
 
 import copy
 import itertools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import Scaling, Source, Split, UnreadableSample
 from ..data.dataset import check_labels
 from ..noise import Noise, Stream
-from ..shapes import as_tensor, check_condition, check_count
+from ..shapes import check_condition, check_count
 from .workers import loaded
 
 
@@ -48,6 +47,13 @@ class Batch:
     counter: Tensor
     null: bool = True
     replaced: tuple[tuple[int, str], ...] = ()
+
+    def rows(self, first: int, count: int) -> Batch:
+        """Consecutive rows."""
+        place = slice(first, first + count)
+        condition = {name: value[place] if value.ndim else value for name, value in self.condition.items()}
+        index, counter = self.index[place], self.counter[place]
+        return replace(self, values=self.values[place], condition=condition, index=index, counter=counter)
 
 
 class BatchSource(ABC):
@@ -75,6 +81,19 @@ class BatchSource(ABC):
     @abstractmethod
     def epoch(self) -> Iterator[Batch]:
         """Every sample once; the last batch may be smaller."""
+
+    @abstractmethod
+    def shard(self, rank: int, world: int) -> BatchSource:
+        """The batches of one of several processes: consecutive rows of every batch, and every `world`-th batch of an
+        epoch."""
+
+    def state(self, number: int) -> Any:
+        """What the batch of a number, the next one to be taken, depends on beside the number; None for nothing."""
+        return None
+
+    def restore(self, state: Any, number: int) -> None:
+        """Goes on with the batch of a number, in a state that was saved."""
+        return
 
 
 @dataclass(eq=False)
@@ -245,66 +264,6 @@ class Batches(BatchSource):
                     raise UnreadableSample(f"more than unreadable={self.unreadable} samples cannot be read: {reason}")
                 warnings.warn(f"another sample takes the place of one that cannot be read: {reason}", stacklevel=4)
         return batch
-
-
-class Iterated(BatchSource):
-    """The batches of an iterable, such as a torch DataLoader, which is started again when it is exhausted.
-
-    Args:
-        batches: tensors with shape (B, *), or pairs of such a tensor and a condition: labels, or named tensors, whose
-            `label` may be the one that means "no label".
-        seed: the seed of the dequantisation.
-    """
-
-    def __init__(self, batches: Iterable[Any], *, seed: int = 0) -> None:
-        if isinstance(batches, Tensor | np.ndarray) or not isinstance(batches, Iterable):
-            raise ValueError(
-                f"expected an iterable of batches, such as a DataLoader, got a {type(batches).__name__}: for data in "
-                "memory give sde.Batches(data, size), of a tensor or a split such as sde.data.digits().train"
-            )
-        self.noise = Noise(seed)
-        self._batches = batches
-        self._iterator: Iterator[Any] = iter(())  # a DataLoader draws a seed when it is started
-        self._latest: tuple[int, Batch] | None = None
-
-    def __getitem__(self, number: int) -> Batch:
-        if self._latest is None or self._latest[0] != number:
-            self._latest = number, _parsed(self._next(), number)
-        return self._latest[1]
-
-    @property
-    def whole(self) -> None:
-        return None
-
-    def epoch(self) -> Iterator[Batch]:
-        yield from (_parsed(batch, number) for number, batch in enumerate(self._batches))
-
-    def _next(self) -> Any:
-        for _ in range(2):
-            for batch in self._iterator:
-                return batch
-            self._iterator = iter(self._batches)
-        raise ValueError(
-            "the batches are exhausted and do not start again: expected a DataLoader, a list or an endless iterator"
-        )
-
-
-def _parsed(batch: Any, number: int) -> Batch:
-    """A batch of an iterable; its keys are the place in the batch and the number of the batch."""
-    parts = batch if isinstance(batch, tuple | list) else [batch]
-    if len(parts) not in (1, 2):
-        raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(parts)} parts")
-    values, condition = as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
-    if values.ndim < 2 or len(values) == 0:
-        raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
-    null = condition is None or isinstance(condition, Mapping)
-    if not null:
-        label = as_tensor(condition)
-        condition = {"label": label if label.is_floating_point() else label.long()}
-    named = {name: as_tensor(value) for name, value in (condition or {}).items()}
-    check_condition(named, len(values))
-    index = torch.arange(len(values), device=values.device)
-    return Batch(values, named, index, torch.full_like(index, number), null)
 
 
 def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:

@@ -53,7 +53,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
-            "train": "steps batch_size log_every validate_every save_every",
+            "train": "steps batch_size log_every validate_every save_every accumulate score_n posthoc_every",
         },
     ),
     ("1 null", {"diagnose": "times"}),
@@ -64,7 +64,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "evaluate": "permutations rank",
             "likelihood": "budget rank",
             "sample": "first",
-            "train": "warmup workers unreadable preview.n",
+            "train": "warmup workers unreadable preview.n max_skipped levels",
         },
     ),
     (
@@ -75,7 +75,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "evaluate": "n levels",
             "likelihood": "n pilot",
             "sample": "pilot",
-            "train": "keep",
+            "train": "keep score_every sample_every",
         },
     ),
     (
@@ -85,6 +85,9 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("null 0.5", {"train": "preview.seed"}),
     ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
+    ("0.1 null [0.3] [a]", {"train": "posthoc"}),
+    ("null -1 256", {"train": "requeue_status"}),
+    ("null", {"train": "loggers"}),
     ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
     (
         "no null",
