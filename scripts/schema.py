@@ -55,8 +55,8 @@ Results = Annotated[str, Output((".h5",))]
 Directory = Annotated[str, Output(directory=True)]
 
 
-# The measures of `evaluate.py`: those of sets, and those of restorations.
-Metric = Literal[
+# The measures of `evaluate.py`: those of sets, and with them those of restorations.
+SetMetric = Literal[
     "frechet",
     "kernel",
     "mmd",
@@ -68,13 +68,8 @@ Metric = Literal[
     "memorisation",
     "columns",
     "correlations",
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "perceptual",
-    "log_spectral",
-    "stft",
 ]
+Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
 
 
 class Keys:
@@ -267,6 +262,16 @@ class Preview(Keys):
     solver: Solver
 
 
+class Evaluated(Keys):
+    """`evaluate` of `train.py`."""
+
+    metrics: list[SetMetric]
+    n: Annotated[int, Limit(">=", 2)]
+    items: Annotated[int, Limit(">=", 2)]
+    seed: Seed
+    features: Features
+
+
 class Demo(Keys):
     """`demo.py`."""
 
@@ -300,10 +305,12 @@ class Train(Keys):
     sample_every: Count | None
     score_every: Count | None
     score_n: Count
+    evaluate_every: Count | None
     save_every: Count
     keep: Count | None
     requeue_status: Annotated[int, Limit(">=", 0), Limit("<", 256)]
     preview: Preview
+    evaluate: Evaluated
     sde: SDE
     network: Network
     denoiser: Denoiser
