@@ -36,8 +36,8 @@ from sde.solvers import Solver
 from sde.trace import Trace
 from sde.training import Decay, Execution, Logger, Ranks
 
-# The measures of `evaluate.py`: those of sets, and those of restorations.
-Metric = Literal[
+# The measures of `evaluate.py`: those of sets, and with them those of restorations.
+SetMetric = Literal[
     "frechet",
     "kernel",
     "mmd",
@@ -49,13 +49,8 @@ Metric = Literal[
     "memorisation",
     "columns",
     "correlations",
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "perceptual",
-    "log_spectral",
-    "stft",
 ]
+Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
 
 
 class Job(Keys):
@@ -316,6 +311,16 @@ class Preview(Keys):
     solver: Solver
 
 
+class Evaluated(Keys):
+    """`evaluate` of `train.py`."""
+
+    metrics: list[SetMetric]
+    n: Annotated[int, Limit(">=", 2)]
+    items: Annotated[int, Limit(">=", 2)]
+    seed: Seed
+    features: Features
+
+
 class Demo(Keys):
     """`demo.py`."""
 
@@ -350,10 +355,12 @@ class Train(Keys):
     sample_every: Count | None
     score_every: Count | None
     score_n: Count
+    evaluate_every: Count | None
     save_every: Count
     keep: Count | None
     requeue_status: Annotated[int, Limit(">=", 0), Limit("<", 256)]
     preview: Preview
+    evaluate: Evaluated
     sde: SDE
     network: Network
     denoiser: Denoiser

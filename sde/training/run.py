@@ -338,11 +338,16 @@ class Run:
             line |= {"step": step, **self.valid_losses(training)}
         if due("score_every"):
             line |= {"step": step, "bits_per_dim": self.bits_per_dim(training)}
-        for logger in self._loggers if line else ():
-            logger.scalars(step, {name: value for name, value in line.items() if name != "step"})
+        if line:
+            self.scalars(step, {name: value for name, value in line.items() if name != "step"})
         if due("posthoc_every"):
             self.save_averages(training)
         return line
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers of a step, beside those of :meth:`log`."""
+        for logger in self._loggers:
+            logger.scalars(step, values)
 
     def picture(self, step: int, path: Path) -> None:
         """Logs a picture of samples."""
