@@ -27,7 +27,7 @@ from ..sampling import encode, recording, sample
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
-from ..tuning import load_grid, save_grid, tune_grid
+from ..tuning import PilotRows, choose_solver, load_grid, pilot_rows, save_grid, tune_grid
 from .editing import Editing
 from .restoring import Restoring
 
@@ -198,6 +198,8 @@ class Model(Editing, Restoring):
         condition: Mapping[str, Tensor] | None = None,
         prior: Any = None,
         atol: float | None = None,
+        error: float | None = None,
+        error_per_image: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
         guided: bool = False,
@@ -216,12 +218,22 @@ class Model(Editing, Restoring):
             index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
             repeat: the number of the draw of dequantisation noise and probes.
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
+            error, error_per_image: in place of `solver` and `atol`, the errors of the integration to accept in
+                bits/dim, of the mean and of a sample. A pilot on some of the rows then chooses the solver
+                (:func:`sde.tuning.choose_solver`); for fewer than 64 rows it is the adaptive one.
         """
         condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         flow["guided"] = guided
         with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
+            if error is not None or error_per_image is not None:
+                if solver is not None or atol is not None:
+                    raise ValueError(f"log_prob: error= chooses the solver, got solver={solver}, atol={atol} as well")
+                how: dict[str, Any] = {"error": error, "error_per_image": error_per_image, "guided": guided}
+                rows = pilot_rows(PilotRows(s.x.detach(), s.keys, dict(condition or {})))
+                choice = choose_solver(self.denoiser, *rows, len(x), trace=trace, seed=seed, **how)
+                flow |= {"solver": choice.solver, "atol": choice.atol}
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
             log_weight = s.log_weight.to(r.nats)
             return replace(r, nats=r.nats + log_weight, log_weight=log_weight)
@@ -238,6 +250,8 @@ class Model(Editing, Restoring):
         condition: Mapping[str, Tensor] | None = None,
         prior: Any = None,
         atol: float | None = None,
+        error: float | None = None,
+        error_per_image: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
         guided: bool = False,
@@ -245,6 +259,7 @@ class Model(Editing, Restoring):
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
         draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        flow |= {"error": error, "error_per_image": error_per_image}
         nats = self.log_prob(x, differentiable=differentiable, guided=guided, **draw, **flow).nats
         return nats_to_bits(nats, math.prod(self.shape))
 
