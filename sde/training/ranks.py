@@ -61,7 +61,9 @@ def group(device: str, *, minutes: float = 30.0) -> Iterator[str]:
         torch.cuda.set_device(choose_device(device))
     # Gloo beside NCCL, for what lies on the CPU.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    # Gloo may fail to connect, or wait for ever: an error soon lets torchrun start the ranks again.
+    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes))
     try:
         yield device
     finally:
