@@ -1,59 +1,37 @@
-"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work.
-
-A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
-refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.
-"""
+"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
-from faults import unknown_key
+from keys import (
+    Count,
+    Device,
+    Directory,
+    File,
+    Fraction,
+    Keys,
+    Picture,
+    Positive,
+    Results,
+    Seed,
+    Whole,
+)
 
-from sde.data import DataSet
+from sde.data import Augmentation, DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.guidance import Guidance
-from sde.instantiate import check
-from sde.instantiate.annotations import Limit, check_value, shown
+from sde.instantiate.annotations import Limit
 from sde.likelihood.dequantisation import Dequantiser
 from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
 from sde.processes import SDE
-from sde.runtime import choose_device
 from sde.solvers import Solver
-from sde.storage.files import check_writable
 from sde.trace import Trace
 from sde.training import Decay, Execution, Logger, Ranks
-
-Count = Annotated[int, Limit(">=", 1)]
-Whole = Annotated[int, Limit(">=", 0)]
-Positive = Annotated[float, Limit(">", 0)]
-Fraction = Annotated[float, Limit(">=", 0), Limit("<", 1)]
-Seed = Annotated[int, Limit(">=", -(2**63)), Limit("<", 2**63)]  # the range of torch.manual_seed
-Device = Annotated[str, choose_device]
-
-
-@dataclass(frozen=True)
-class Output:
-    """A file that is written at the end, with one of these suffixes if there are any, or a directory."""
-
-    suffixes: tuple[str, ...] = ()
-    directory: bool = False
-
-    def __call__(self, path: str) -> None:
-        check_writable(path, self.suffixes, directory=self.directory)
-
-
-File = Annotated[str, Output()]
-Picture = Annotated[str, Output((".png",))]
-Results = Annotated[str, Output((".h5",))]
-Directory = Annotated[str, Output(directory=True)]
-
 
 # The measures of `evaluate.py`: those of sets, and with them those of restorations.
 SetMetric = Literal[
@@ -70,10 +48,6 @@ SetMetric = Literal[
     "correlations",
 ]
 Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
-
-
-class Keys:
-    """The base of the classes that describe a config."""
 
 
 class Job(Keys):
@@ -158,7 +132,16 @@ class Dequantise(DataJob):
     density: Density
 
 
-class Sample(Job):
+class Conditional(Job):
+    """What the scripts take that draw from models with conditions."""
+
+    label: int | list[int] | None
+    embedding: list[float] | list[list[float]] | None
+    prompt: str | list[str] | None
+    image: str | None
+
+
+class Sample(Conditional):
     """`sample.py`."""
 
     n: Count
@@ -170,6 +153,50 @@ class Sample(Job):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Edit(DataJob, Conditional):
+    """`edit.py`."""
+
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)]
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+
+
+class Augment(DataJob):
+    """`augment.py`."""
+
+    per_class: Count
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)] | None
+    copies: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    batch_size: Count
+    out: File | None
+    solver: Solver
+    guidance: Guidance | None = None
+
+
+class Translate(Keys):
+    """`translate.py`."""
+
+    trust: list[str]
+    source: str
+    target: str
+    ema: str | None
+    device: Device
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    label: int | list[int] | None
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+    data: DataSet | None = None
 
 
 class Compare(Job):
@@ -321,50 +348,23 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    augmentation: Augmentation | None = None
 
 
 SCHEMAS: dict[str, type[Keys]] = {
+    "augment": Augment,
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "edit": Edit,
     "evaluate": Evaluate,
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,
     "train": Train,
+    "translate": Translate,
 }
-
-# Examples of the arguments of trees that the library fills in.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "network": {"channels": 1, "features": 1, "rank": 1},
-    "optimizer": {"params": [torch.zeros(1, device="cpu")]},
-}
-
-
-def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", trust: Any = ()) -> None:
-    """Checks a config before any work: its keys and their values.
-
-    Raises:
-        ValueError: for the first mistake, with its key.
-    """
-    annotations = get_type_hints(schema, include_extras=True)
-    for key in tree:
-        if key not in annotations:
-            raise ValueError(unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in annotations]))
-    for key, annotation in annotations.items():
-        name, value = f"{prefix}{key}", tree.get(key)
-        if key not in tree:
-            if not hasattr(schema, key):
-                raise ValueError(f"{name} is missing: give {name}=...")
-        elif isinstance(annotation, type) and issubclass(annotation, Keys):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(get_type_hints(annotation))}")
-            check_keys(annotation, value, f"{name}.", trust)
-        else:
-            check_value(name, value, annotation)
-            trust = value if key == "trust" else trust
-            check(value, name, trust=trust, **EXAMPLES.get(key, {}))

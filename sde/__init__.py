@@ -19,6 +19,7 @@ __all__ = [
     "Wrapper",
     "Measurement",
     "LearnedVarianceDenoiser",
+    "QuantisedDenoiser",
     "Clip",
     "DynamicThreshold",
     "MatchedLevel",
@@ -32,6 +33,7 @@ __all__ = [
     "ErrorBudget",
     "error_budget",
     "Model",
+    "Restored",
     "load",
     "save",
     "EMA",
@@ -45,6 +47,8 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Bridge",
+    "Brownian",
     "ChainSDE",
     "Cosine",
     "DiscreteChain",
@@ -58,6 +62,7 @@ __all__ = [
     "sample",
     "tune_grid",
     "tune_particles",
+    "tune_solver",
     "Exact",
     "ExactTrace",
     "Hutchinson",
@@ -113,6 +118,7 @@ from .denoisers import (
     NoisePrediction,
     Parametrisation,
     Prediction,
+    QuantisedDenoiser,
     ScaledScorePrediction,
     ScorePrediction,
     TimeLevel,
@@ -122,14 +128,27 @@ from .denoisers import (
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
-from .model import Model, load, save
+from .model import Model, Restored, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
+from .processes import (
+    SDE,
+    VE,
+    VP,
+    Bridge,
+    Brownian,
+    ChainSDE,
+    Cosine,
+    DiscreteChain,
+    KarrasVE,
+    LearnedVP,
+    RectifiedFlow,
+    SubVP,
+)
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
-from .tuning import tune_grid, tune_particles
+from .tuning import tune_grid, tune_particles, tune_solver
 from .version import __version__
 
 # The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.

@@ -56,6 +56,7 @@ class Stream(enum.IntEnum):
     NETWORK = 31
     CONDITION = 41
     TEXT = 42
+    AUGMENT = 51
 
 
 def _signed(value: int) -> int:

@@ -74,6 +74,7 @@ def test_streams_keep_their_numbers() -> None:
         "NETWORK": 31,
         "CONDITION": 41,
         "TEXT": 42,
+        "AUGMENT": 51,
     }
 
 

@@ -1,6 +1,7 @@
 """Evaluation: a model over a whole data set, in jobs that are sharded, resumed and forecast."""
 
 __all__ = [
+    "Augmentation",
     "BatchPlan",
     "BoundDensity",
     "BoundsScorer",
@@ -34,6 +35,7 @@ __all__ = [
     "waiting",
 ]
 
+from .augmentation import Augmentation
 from .bounds_job import BoundsScorer, bounds_job
 from .bounds_table import summarise_measures, table
 from .classifier_file import load_classifier, save_classifier

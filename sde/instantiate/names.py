@@ -31,6 +31,7 @@ MODEL_ROOMS = (
 VALUE_ROOMS = (
     *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
     *(f"sde.training.{name}" for name in ("execution", "optimizers", "ranks", "schedules")),
+    "sde.data.augmentation",
     "sde.evaluation.dequantiser_training",
     "sde.metrics.features.raw",
 )

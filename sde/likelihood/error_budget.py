@@ -51,7 +51,7 @@ from ..grids import Explicit
 from ..noise import sample_index
 from ..processes import SDE
 from ..shapes import check_count, event_dims, float64, sum_event
-from ..solvers import FixedStep, GridSteps, Solver
+from ..solvers import GridSteps, Solver
 from ..trace import Trace
 from .flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
 
@@ -195,7 +195,7 @@ def error_budget(
     again["guided"], denoiser = True, denoiser.select(rows)  # the result has been computed
     calls = COST * int(result.nfe.max())
     finer = solver.finer(calls) or default_solver().finer(calls) if finer is None else finer
-    again["atol"] = None if isinstance(finer, FixedStep) or atol is None else atol / 10.0
+    again["atol"] = None if finer.fixed or atol is None else atol / 10.0
     y = x[rows].detach().double()
     fine = log_prob(denoiser, y, solver=finer, progress=_part(progress, 0.0), **again).nats
     change = _truncation(denoiser, y, fine, {**again, "solver": finer, "progress": _part(progress, 0.5)})
@@ -205,7 +205,7 @@ def error_budget(
     return ErrorBudget(
         probes=half_width(result.standard_error.double(), estimates),
         dequantisation=None if draws is None else half_width(draws.std(0) / math.sqrt(len(draws)), len(draws)),
-        solver=_solver_width(nats - weight, fine, rows, 0.5 if isinstance(finer, FixedStep) else 0.9),
+        solver=_solver_width(nats - weight, fine, rows, 0.5 if finer.fixed else 0.9),
         rows=rows,
         mean=mean(nats if draws is None else draws.mean(0)),
         prior_mismatch=math.nan if prior is not None else _prior_mismatch(denoiser.process, x.detach().double()),

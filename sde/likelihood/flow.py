@@ -38,7 +38,7 @@ from ..noise import Noise, sample_index
 from ..processes import SDE
 from ..sampling import evaluating, recording, travelled
 from ..shapes import event_dims, recordable, working
-from ..solvers import FixedStep, RungeKutta, Solver
+from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
 #: The default tolerance of the log-density of a sample in a step of an adaptive solver, in bits/dim.
@@ -96,10 +96,10 @@ def tolerance(solver: Solver, dims: int, atol: float | None = None) -> float | N
     """
     if atol is None:
         bits = min(TOLERANCE, solver.atol)
-        return None if isinstance(solver, FixedStep) else bits * dims * math.log(2.0)
+        return None if solver.fixed else bits * dims * math.log(2.0)
     if not atol > 0.0:
         raise ValueError(f"expected atol > 0 nats, or None for {TOLERANCE} bits/dim, got atol={atol}")
-    if isinstance(solver, FixedStep):
+    if solver.fixed:
         raise ValueError(
             f"{type(solver).__name__} takes fixed steps and controls no error, so atol={atol} would have no effect: "
             "use atol=None, or an adaptive solver such as RungeKutta"

@@ -29,10 +29,11 @@ from ..solvers import GridSteps, Solver
 from ..trace import Trace
 from ..tuning import load_grid, save_grid, tune_grid
 from .editing import Editing
+from .restoring import Restoring
 
 
 @dataclass(frozen=True)
-class Model(Editing):
+class Model(Editing, Restoring):
     """A trained model.
 
     Attributes:

@@ -7,6 +7,7 @@ from .base import FixedStep, GridSteps, OneStep, Progress, Run, Solver, Step, li
 from .coordinates import Arcsinh, LogNoise, Variable
 from .ddim import DDIM
 from .deis import DEIS
+from .designed import Designed
 from .dpm_solver_pp import DPMSolverPP, DPMSolverPP2S
 from .euler import Euler
 from .euler_maruyama import EulerMaruyama
@@ -53,6 +54,7 @@ __all__ = [
     "UniPC",
     "DEIS",
     "AdamsBashforth",
+    "Designed",
     "Multistep",
     "Ramp",
     "RungeKuttaStart",

@@ -122,12 +122,14 @@ class Solver(ABC):
         needs: the kind of dynamics that it needs.
         serves_noise: whether it serves a dynamics with noise.
         serves_log_density: whether it moves every entry of a state, the log-density included.
+        fixed: whether its steps are the same whatever the state, so that it has no tolerances.
         atol: the absolute tolerance of a step; infinite for a method without one.
     """
 
     needs: ClassVar[type] = Dynamics
     serves_noise: ClassVar[bool] = False
     serves_log_density: ClassVar[bool] = True
+    fixed: ClassVar[bool] = False
     atol: float = math.inf
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -258,6 +260,8 @@ Step = Callable[[int, State, Any, StepNoise | None], tuple[State, Any]]
 
 class FixedStep(Solver):
     """A method on a time grid that is the same for all samples."""
+
+    fixed = True
 
     @abstractmethod
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:

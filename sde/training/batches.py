@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Scaling, Source, Split, UnreadableSample
+from ..data import Augmentation, Scaling, Source, Split, UnreadableSample
 from ..data.dataset import check_labels
 from ..noise import Noise, Stream
 from ..shapes import check_condition, check_count
@@ -39,6 +39,7 @@ class Batch:
         counter: the second ones.
         null: whether a `label` may be the one that means "no label"; the labels of data are classes.
         replaced: samples that could not be read, by their positions, and why; others took their places.
+        augmentation: the change of the samples, which :func:`to_model` makes; the keys determine it.
     """
 
     values: Tensor
@@ -47,6 +48,7 @@ class Batch:
     counter: Tensor
     null: bool = True
     replaced: tuple[tuple[int, str], ...] = ()
+    augmentation: Augmentation | None = None
 
     def rows(self, first: int, count: int) -> Batch:
         """Consecutive rows."""
@@ -106,6 +108,7 @@ class _Reader:
     noise: Noise
     null: bool
     unreadable: int
+    augmentation: Augmentation | None
     first: int = 0  # the first row of the batch that is read, and their number
     rows: int | None = None
     _epoch: tuple[int, Tensor] | None = field(default=None, init=False)
@@ -113,14 +116,14 @@ class _Reader:
     def batch(self, number: int) -> Batch:
         rows = self.size if self.rows is None else self.rows
         start = number * self.size + self.first
-        return self._read(torch.arange(start, start + rows, device="cpu"))
+        return self._read(torch.arange(start, start + rows, device="cpu"), self.augmentation)
 
     def part(self, number: int) -> Batch:
         """Part `number` of an epoch."""
         stop = min((number + 1) * self.size, len(self.data))
         return self._read(torch.arange(number * self.size, stop, device="cpu"))
 
-    def _read(self, places: Tensor) -> Batch:
+    def _read(self, places: Tensor, augmentation: Augmentation | None = None) -> Batch:
         epochs, index = places // len(self.data), torch.empty_like(places)
         for epoch in epochs.unique().tolist():
             here = epochs == epoch
@@ -135,7 +138,18 @@ class _Reader:
             values, condition = self.data[index]
         if self.null:
             condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
-        return Batch(values, condition, index, epochs, self.null, replaced)
+        condition = self.with_vectors(condition, index, epochs, augmentation)
+        return Batch(values, condition, index, epochs, self.null, replaced, augmentation)
+
+    def with_vectors(
+        self, condition: dict[str, Tensor], index: Tensor, counter: Tensor, augmentation: Augmentation | None = None
+    ) -> dict[str, Tensor]:
+        """The conditions with the vectors of the changes, where the network takes them; without a change, zeros."""
+        if self.augmentation is None or not self.augmentation.length:
+            return condition
+        changes = self.augmentation.draw(self.noise, index, counter)
+        changes = torch.zeros_like(changes) if augmentation is None else changes
+        return {**condition, "augment": self.augmentation.vector(changes)}
 
     def _readable(self, index: Tensor) -> tuple[Tensor, tuple[tuple[int, str], ...]]:
         """The positions with the next one that can be read in place of each that cannot, and those that cannot."""
@@ -174,6 +188,8 @@ class Batches(BatchSource):
             same.
         unreadable: the number of samples that may turn out unreadable in the course of a run. The next sample takes
             the place of such a one, and a warning names it. By default the first one is an error.
+        augmentation: a change of the samples, drawn anew in every epoch. If it has vectors, they are the condition
+            `augment`. Passes by :meth:`epoch`, for validation, leave the samples as they are.
 
     Raises:
         ValueError: if a number is out of range, there is no sample, or a condition is neither a scalar nor of leading
@@ -189,6 +205,7 @@ class Batches(BatchSource):
         seed: int = 0,
         workers: int = 0,
         unreadable: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         source = data if isinstance(data, Source) else Split(data)
         self.data, self.size, self.noise, self.null = source, size, Noise(seed), condition is not None
@@ -198,7 +215,7 @@ class Batches(BatchSource):
         check_count("Batches", "unreadable", unreadable, 0)
         check_condition(condition or {}, len(source))
         self.workers, self.unreadable = workers, unreadable
-        self._reader = _Reader(source, dict(condition or {}), size, self.noise, self.null, unreadable)
+        self._reader = _Reader(source, dict(condition or {}), size, self.noise, self.null, unreadable, augmentation)
         self._parts = range(-(-len(source) // size))  # of an epoch
         self._latest: tuple[int, Batch] | None = None
         self._ahead: tuple[int, Iterator[Batch]] | None = None  # the next number of the workers, and their batches
@@ -239,8 +256,8 @@ class Batches(BatchSource):
             return None
         values, condition = item
         index = torch.arange(len(self.data), device="cpu")
-        condition = self._reader.condition if self.null else condition
-        return Batch(values, condition, index, torch.zeros_like(index), self.null)
+        counter, condition = torch.zeros_like(index), self._reader.condition if self.null else condition
+        return Batch(values, self._reader.with_vectors(condition, index, counter), index, counter, self.null)
 
     @property
     def condition(self) -> dict[str, Tensor]:
@@ -267,7 +284,7 @@ class Batches(BatchSource):
 
 
 def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:
-    """The values of a batch in the model's range, with shape (B, *); discrete ones with fresh uniform noise.
+    """The values of a batch in the model's range, with shape (B, *); discrete ones with fresh uniform noise, augmented.
 
     Args:
         batch: the batch, in data units with a scaling, and in the model's range without one.
@@ -285,8 +302,14 @@ def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.d
                 f"the batches contain {values.dtype} values: give scaling=, such as sde.data.Scaling.interval(256) for "
                 "images of 8 bits, or floats in the model's range"
             )
-        return values.to(dtype)
+        return _augmented(values.to(dtype), batch, noise)
     u = None
     if scaling.levels is not None:
         u = noise.uniform(Stream.DEQUANTISE, batch.index, batch.counter, values.shape[1:], torch.float64)
-    return scaling.to_model(values, u, dtype=dtype)
+    return _augmented(scaling.to_model(values, u, dtype=dtype), batch, noise)
+
+
+def _augmented(x0: Tensor, batch: Batch, noise: Noise) -> Tensor:
+    if batch.augmentation is None:
+        return x0
+    return batch.augmentation.apply(x0, batch.augmentation.draw(noise, batch.index, batch.counter))

@@ -49,7 +49,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     `conditional`) are filled in if the config does not give them.
 
     Args:
-        config: the trees `sde`, `network` and `denoiser`, `conditional` and `trust`.
+        config: the trees `sde`, `network`, `denoiser` and, if there is one, `augmentation`; `conditional` and `trust`.
         data: the data set.
 
     Raises:
@@ -65,6 +65,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
         if network_tree.get(key) is None:
             network_tree[key] = facts[key]
+    if (length := _vector_length(config)) and not network_tree.get("augment"):
+        network_tree["augment"] = length
     tree = public(
         {
             "process": config["sde"],
@@ -82,6 +84,12 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     elif denoiser.classes is not None:
         raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
     return denoiser, tree
+
+
+def _vector_length(config: Mapping[str, Any]) -> int:
+    """The length of the vectors that the network gets from the augmentation."""
+    tree = config.get("augmentation")
+    return build(tree, trust=config.get("trust") or ()).length if tree else 0
 
 
 def _check_classes(data: DataSet, classes: int) -> None:
@@ -209,7 +217,7 @@ class Run:
             optimizer = build(config["optimizer"], params=[p for p in loss.parameters() if p.requires_grad])
             settings = {key: config[key] for key in ("warmup", "clip", "seed", "accumulate", "max_skipped")}
             settings |= {key: build(config[key], trust=trust) for key in ("decay", "execution", "ranks")}
-            names = ["label"] if config["conditional"] else []
+            names = [*(["label"] if config["conditional"] else []), *(["augment"] if _vector_length(config) else [])]
             averages = self._averages(denoiser)
             training = Training(
                 denoiser, batches, data.scaling, self.objective, optimizer, averages, conditions=names, **settings
@@ -356,5 +364,8 @@ class Run:
 
     def _batches(self, split: str) -> Batches:
         """The batches of a split."""
-        reading = {key: self._settings[key] for key in ("workers", "unreadable")}
-        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)
+        config = self._settings
+        reading: dict[str, Any] = {key: config[key] for key in ("workers", "unreadable")}
+        if tree := config["augmentation"]:
+            reading["augmentation"] = build(tree, trust=config.get("trust") or ())
+        return Batches(self.data.split(split), config["batch_size"], seed=config["seed"], **reading)

@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "score_every": None,
     "score_n": 32,
     "loggers": {},
+    "augmentation": None,
 }
 
 

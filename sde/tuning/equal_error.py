@@ -54,6 +54,7 @@ class EqualError(Tuning):
         state, memory, predictions = pilot.begin, None, []
         with torch.no_grad():
             for k in range(self.points):
+                pilot.check_time()
                 noise = pilot.dynamics.predict(Prediction.NOISE, state, points[k])[0]
                 predictions.append(noise.flatten().double())
                 state, memory = step(k, state, memory, None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 __all__ = ["Gradient"]
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
 from ..shapes import float64
 from .equal_error import EqualError
-from .pilot import Pilot, Tuning, within
+from .pilot import OutOfTime, Pilot, Tuning, within
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Gradient(Tuning):
             )
 
     def times(self, pilot: Pilot) -> Tensor:
-        descents = [_Descent(pilot, times, error) for times, error in self._standard_grids(pilot)[: self.starts]]
+        grids = self._standard_grids(pilot)
+        descents = [_Descent(pilot, times, error) for times, error in grids[: self.starts]]
         if pilot.solver.steps == 1:
             return descents[0].best
         first = math.ceil(self.iterations / 4)
@@ -65,9 +65,16 @@ class Gradient(Tuning):
         high, low = max(pilot.start, pilot.stop), min(pilot.start, pilot.stop)
         grids: list[Grid] = [pilot.solver.grid, LogSNR(), Karras(), Quadratic(), Uniform()]
         candidates = [grid.times(process, steps, high, low) for grid in dict.fromkeys(grids)]
-        candidates.append(EqualError(self.order, max(100, 4 * self.order)).times(pilot))
-        with torch.no_grad():
-            errors = [pilot.run(times).item() for times in candidates]
+        errors = list[float]()
+        try:
+            with torch.no_grad():
+                errors += [pilot.run(candidates[0]).item()]
+                candidates.append(EqualError(self.order, max(100, 4 * self.order)).times(pilot))
+                for times in candidates[1:]:
+                    errors.append(pilot.run(times).item())
+        except OutOfTime:
+            if not errors:
+                return [(candidates[0], math.inf)]
         finite = sorted((error, i) for i, error in enumerate(errors) if math.isfinite(error))
         if not finite:
             raise FloatingPointError("no standard grid gives finite results: check the denoiser or use more steps")
@@ -100,11 +107,14 @@ class _Descent:
         stalled, rounds = 0, math.ceil(iterations / 4)
         for k in range(rounds):
             previous = self.error
-            with torch.enable_grad():
-                self.optimiser.step(self._objective)
+            try:
+                with torch.enable_grad():
+                    self.optimiser.step(self._objective)
+            except OutOfTime:
+                break
             report((k + 1) / rounds)
             stalled = stalled + 1 if self.error > previous * (1.0 - 1e-3) else 0
-            if time.monotonic() > self.pilot.deadline or stalled == 3:
+            if stalled == 3:
                 break
 
     def _objective(self) -> Tensor:

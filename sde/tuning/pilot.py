@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Pilot", "Tuning", "within"]
+__all__ = ["OutOfTime", "Pilot", "Tuning", "within"]
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..dynamics import Semilinear, State
 from ..solvers import GridSteps
+
+
+class OutOfTime(Exception):
+    """The time for tuning is used up."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,26 @@ class Pilot:
     progress: Callable[[float], object] = lambda done: None
 
     def run(self, times: Tensor) -> Tensor:
-        """The mean square error on a grid of decreasing times, differentiable in these times."""
+        """The mean square error on a grid of decreasing times, differentiable in these times.
+
+        Raises:
+            OutOfTime: after the deadline.
+        """
         points = times if self.start > self.stop else times.flip(0)
         step = self.solver.method(self.dynamics, points)
         state, memory = self.begin, None
         for k in range(len(points) - 1):
+            self.check_time()
             if times.requires_grad:
                 state, memory = checkpoint(step, k, state, memory, None, use_reentrant=False)
             else:
                 state, memory = step(k, state, memory, None)
         return self.loss(state)
+
+    def check_time(self) -> None:
+        """Raises :class:`OutOfTime` after the deadline."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
 
 
 class Tuning(ABC):

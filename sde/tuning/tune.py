@@ -4,25 +4,23 @@ from __future__ import annotations
 
 __all__ = ["tune_grid"]
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..denoisers import Conditioned, Denoiser
-from ..dynamics import Reverse, Semilinear, State
+from ..denoisers import Denoiser
+from ..dynamics import State
 from ..grids import Explicit
-from ..likelihood.flow import DensityFlow, last_state
-from ..noise import Noise, Stream, repeat_key
-from ..sampling import evaluating, recording, state_like
-from ..shapes import event_dims, float64
-from ..solvers import GridSteps, RungeKutta
+from ..sampling import evaluating, recording
+from ..solvers import GridSteps
 from ..trace import Trace
 from .gradient import Gradient
 from .pilot import Pilot, Tuning
+from .reference import frozen, pilot_flow, solved
 
 
 def tune_grid(
@@ -57,7 +55,8 @@ def tune_grid(
         tuning: the method of tuning; :class:`Gradient` by default.
         tolerance: rtol and atol of the accurate solution; by default 1e-8 in float64 and 1e-5 in float32.
         seed: the seed of the pilot run.
-        seconds: the time after which tuning stops; it makes at least one iteration.
+        seconds: the time for all of it, the accurate solution included: samples that are not solved in half of it are
+            left out.
         progress: called with the fraction of the work that is done: a quarter is the accurate solution.
         dtype: the dtype of the state; by default that of the denoiser, or that of the data for likelihoods.
 
@@ -67,9 +66,6 @@ def tune_grid(
     Raises:
         ValueError: if the solver is stochastic or has no fixed steps, or unless exactly one of shape and data is set.
     """
-    if (shape is None) == (data is None):
-        number = "neither" if data is None else "both"
-        raise ValueError(f"tune_grid needs either shape=(B, ...) for sampling or data= for likelihoods, got {number}")
     if not isinstance(solver, GridSteps):
         raise ValueError(f"tune_grid needs a solver with steps and a grid, got {type(solver).__name__}")
     if solver.eta != 0.0 or solver.draws:
@@ -77,48 +73,34 @@ def tune_grid(
             "tune_grid needs a deterministic solver, because it compares with the exact flow from the same initial "
             f"state, got {solver}"
         )
-    process, deadline = denoiser.process, math.inf if seconds is None else time.monotonic() + seconds
-    with recording(False), evaluating(denoiser), _frozen(denoiser):
-        if data is None:
-            assert shape is not None
-            reference = state_like(denoiser)
-            index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
-            z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
-            end = float64(process.t_max)
-            begin: State = (process.prior_var(end).sqrt().item() * z,)
-            dynamics: Semilinear = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
-            start, stop = process.t_max, process.t_min
-        else:
-            flow = DensityFlow(denoiser, data.to(dtype or data.dtype), trace, seed=seed, condition=condition)
-            begin, dynamics, start, stop = flow.start, flow.dynamics, process.t_min, process.t_max
-        solver.bind(dynamics, start, stop)
-        tolerance = tolerance or (1e-8 if begin[0].dtype == torch.float64 else 1e-5)
-        report = (lambda done: None) if progress is None else progress
-        states = RungeKutta(rtol=tolerance, atol=tolerance).trajectory(dynamics, begin, None, start, stop)
-        truth = last_state(states, process, start, stop, lambda done: report(0.25 * done))
+    begun = time.monotonic()
+    deadline, half = (math.inf if seconds is None else begun + part * seconds for part in (1.0, 0.5))
+    report = (lambda done: None) if progress is None else progress
+    with recording(False), evaluating(denoiser), frozen(denoiser):
+        flow = pilot_flow(denoiser, shape, data, trace=trace, condition=condition, seed=seed, dtype=dtype)
+        solver.bind(flow.dynamics, flow.start, flow.stop)
+        tolerance = tolerance or (1e-8 if flow.begin[0].dtype == torch.float64 else 1e-5)
+        flow = solved(flow, tolerance, half, progress=lambda done: report(0.25 * done))
+        if not len(flow):
+            warnings.warn(
+                f"tune_grid: no pilot sample was solved in seconds={seconds}; the grid is not tuned", stacklevel=2
+            )
+            times = solver.grid.times(denoiser.process, solver.steps, denoiser.process.t_max, denoiser.process.t_min)
+            return Explicit(times.tolist())
 
         def loss(state: State) -> Tensor:
-            if len(state) == 1:
-                return (state[0] - truth[0]).double().square().mean()
-            # The error of log p, the log-density of the prior at the latent minus the change, in nats per dimension.
-            nats, exact = (process.prior_log_prob(latent) - change.mean(1) for latent, change in (state, truth))
-            return ((nats - exact).double() / event_dims(state[0])).square().mean()
+            return flow.errors(state).square().mean()
 
-        times = (tuning or Gradient()).times(
-            Pilot(dynamics, solver, begin, start, stop, loss, deadline, lambda done: report(0.25 + 0.75 * done))
+        pilot = Pilot(
+            flow.dynamics,
+            solver,
+            flow.begin,
+            flow.start,
+            flow.stop,
+            loss,
+            deadline,
+            lambda done: report(0.25 + 0.75 * done),
         )
+        times = (tuning or Gradient()).times(pilot)
         report(1.0)
     return Explicit(times.tolist())
-
-
-@contextlib.contextmanager
-def _frozen(denoiser: Denoiser) -> Iterator[None]:
-    """Turns off gradients with respect to the parameters, which tuning does not need."""
-    trainable = [p for p in denoiser.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)

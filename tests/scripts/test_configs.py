@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
+from support.published import idx, tar, write_faces
 
 import sde
 from sde.data import DataSet, Scaling, Split
@@ -55,33 +56,25 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 def test_these_are_the_configs() -> None:
     assert TOPS == [
+        "augment",
         "bounds",
         "compare",
         "convert",
         "demo",
         "dequantiser_training",
         "diagnose",
+        "edit",
         "evaluate",
         "feature_classifier",
         "likelihood",
         "paired",
         "sample",
         "train",
+        "translate",
     ]
-    first = [
-        "data",
-        "decay",
-        "denoiser",
-        "density",
-        "dequantise",
-        "experiment",
-        "features",
-        "grid",
-        "guidance",
-        "logger",
-        "network",
-    ]
-    assert [*first, "objective", "optimizer", "ranks", "sde", "solver", "trace"] == GROUPS
+    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
+    more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
+    assert [*first, *more] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -91,6 +84,7 @@ def test_sde(leaf: str) -> None:
     if leaf == "learned":
         assert describe(process) == describe(sde.LearnedVP())
         return
+    kinds |= {"bridge": sde.Bridge(sde.VP(0.1, 2.0)), "brownian_bridge": sde.Bridge()}
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
@@ -106,7 +100,7 @@ VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for 
 @pytest.mark.parametrize(
     ("leaf", "process"),
     [
-        *((leaf, "vp") for leaf in leaves("denoiser") if leaf != "learned_variance"),
+        *((leaf, "vp") for leaf in leaves("denoiser") if leaf not in ("learned_variance", "quantised")),
         *(("noise", sde) for sde in leaves("sde") if sde != "vp"),
     ],
 )
@@ -132,12 +126,28 @@ def test_network(leaf: str) -> None:
     assert facts.items() <= tree["network"].items()
 
 
-@pytest.mark.parametrize("leaf", sorted({*leaves("data")} - {"mnist"}))
+# The sources of data that need a path.
+PATHS = ("arrays", "celeba", "huggingface", "images")
+
+
+@pytest.mark.parametrize("leaf", leaves("data"))
 def test_a_source_of_data_has_a_key_for_every_argument(leaf: str) -> None:
-    """All but the name of the data set; `mnist` fixes those that do not differ."""
-    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in ("arrays", "images") else []))["data"]
+    """All but the name of the data set."""
+    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in PATHS else []))["data"]
     parameters = inspect.signature(find(tree.pop("_target_"))).parameters
     assert tree.keys() == parameters.keys() - {"name"}
+
+
+@pytest.mark.parametrize("leaf", leaves("augmentation"))
+def test_augmentation(leaf: str) -> None:
+    """The defaults of the files are the library's, and the network is made for the vectors of the changes."""
+    config = composed("train", f"augmentation={leaf}", "network.width=8", "network.multipliers=[1,1]")
+    rule = build(config["augmentation"])
+    assert rule == type(rule)()
+    denoiser, tree = assemble(config, IMAGES)
+    assert tree["network"].get("augment", 0) == rule.length
+    batch = sde.Batches(IMAGES.train, 2, augmentation=rule)[0]
+    assert denoiser(torch.ones(2, 3, 6, 6), torch.tensor(0.5), **batch.condition).isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("dequantise"))
@@ -217,19 +227,35 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         for i in range(4):
             Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
         overrides += [f"data.path={tmp_path}", "data.test_fraction=0.25"]
+    if leaf == "huggingface":
+        datasets = pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
+        rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 4})
+        datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path))
+        overrides += [f"data.path={tmp_path}", "data.size=4"]
+    if leaf == "celeba":
+        overrides += [f"data.path={write_faces(tmp_path)}", "data.size=8"]
+    if leaf == "cifar10":
+        parts = [np.zeros((300, 3073), np.uint8)] * 6
+        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(tar(parts))
+        overrides += [f"data.path={tmp_path}"]
+    if leaf == "fashion_mnist":
+        for name, n in (("train", 1100), ("t10k", 3)):
+            (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(np.zeros((n, 4, 5), np.uint8)))
+            (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(np.zeros(n, np.uint8)))
+        overrides += [f"data.path={tmp_path}"]
     if leaf in {"arrays", "mnist"}:
         x, y = np.zeros((1100, 4, 5), np.uint8), np.zeros(1100, np.int64)
         np.savez(tmp_path / "a.npz", x_train=x, x_test=x[:3], y_train=y, y_test=y[:3])
         overrides += [f"data.path={tmp_path / 'a.npz'}"]
     data = build(composed("train", *overrides)["data"])
     assert isinstance(data, DataSet)
-    assert data.name == {"images": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
+    assert data.name == {"images": tmp_path.name, "huggingface": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
     # The data of a likelihood job is given by the same files.
     assert composed("likelihood", *overrides)["data"] == composed("train", *overrides)["data"]
 
 
 def test_a_path_that_is_not_given_is_missing() -> None:
-    for leaf in ("images", "arrays", "mnist"):
+    for leaf in PATHS:
         assert OmegaConf.missing_keys(compose("train", overrides=[f"data={leaf}", "run_dir=x"])) == {"data.path"}
 
 
@@ -242,6 +268,7 @@ def test_solver(leaf: str) -> None:
     steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 

@@ -23,21 +23,26 @@ CONFIGS = SCRIPTS.parent / "configs"
 
 # The config of each script, with what a command has to give.
 COMMANDS = {
+    "augment": ("augment", ["ckpt=x"]),
     "bounds": ("bounds", ["ckpt=x"]),
     "compare": ("compare", []),
     "convert": ("convert", ["source=x"]),
     "demo": ("demo", []),
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
+    "edit": ("edit", ["ckpt=x"]),
     "evaluate": ("evaluate", ["samples=x"]),
     "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
     "sample": ("sample", ["ckpt=x"]),
     "train": ("train", ["run_dir=run"]),
+    "translate": ("translate", ["source=x", "target=y"]),
 }
 
-TRUSTING = ("bounds", "compare", "dequantise", "diagnose", "evaluate", "feature_classifier", "likelihood", "sample")
+# The scripts that take conditions, and those whose config names no packages to trust.
+CONDITIONAL = ("edit", "sample")
+PLAIN = ("convert", "demo", "paired")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -53,6 +58,9 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
+            "augment": "per_class batch_size",
+            "edit": "n",
+            "translate": "n",
             "train": "steps batch_size log_every validate_every save_every accumulate score_n posthoc_every",
         },
     ),
@@ -63,9 +71,9 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "bounds": "rank",
             "evaluate": "permutations rank",
             "likelihood": "budget rank",
-            "sample": "first",
             "train": "warmup workers unreadable preview.n max_skipped levels",
-        },
+        }
+        | dict.fromkeys(("edit", "sample", "translate"), "first"),
     ),
     (
         "1.5 0 None",
@@ -80,9 +88,13 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys((*TRUSTING, "train"), "seed"),
+        dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "translate")], "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
+    ("abc 1.5", dict.fromkeys(CONDITIONAL, "label")),
+    ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
+    ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
+    ("1.5 [1]", dict.fromkeys(CONDITIONAL, "image")),
     ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
     ("0.1 null [0.3] [a]", {"train": "posthoc"}),
@@ -99,12 +111,14 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "feature_classifier": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
+            "edit": "denoise overwrite",
+            "translate": "denoise overwrite",
             "train": "conditional",
         },
     ),
     (
         "0.999",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "evaluate", "likelihood", "sample"), "ema"),
+        dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "feature_classifier", "train")], "ema"),
     ),
     (
         "2024 null",
@@ -120,6 +134,9 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
+            "augment": "ckpt device",
+            "edit": "ckpt device",
+            "translate": "source target device",
             "train": "run_dir device",
         },
     ),
@@ -135,12 +152,19 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "feature_classifier": "out",
             "likelihood": "out ood",
             "sample": "out",
+            "augment": "out",
+            "edit": "out",
+            "translate": "out",
         },
     ),
-    ("dev", dict.fromkeys(("bounds", "diagnose", "evaluate", "likelihood"), "split")),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "edit", "evaluate", "likelihood", "translate"), "split")),
+    ("0 1.5 null", {"edit": "strength"}),
+    ("0 1.5", {"augment": "strength"}),
+    ("-1 1 null", {"augment": "copies"}),
+    ("abc 1.5", {"translate": "label"}),
     (
         "nothing [1]",
-        dict.fromkeys((*TRUSTING, "train"), "trust"),
+        dict.fromkeys([name for name in COMMANDS if name not in PLAIN], "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
     ("frechet [frechet,fid]", {"evaluate": "metrics"}),
@@ -261,7 +285,7 @@ def test_wrong_values(program: Program, script: str, tmp_path: Path, monkeypatch
     cases = [case for case in table() if case[0] == script]
     for _, override, beginning, word in [
         *cases,
-        ("", "+label=7", "label ", "condition"),
+        *([] if script in (*CONDITIONAL, "translate") else [("", "+label=7", "label ", "condition")]),
         ("", "+see=7", "see ", "--help"),
     ]:
         result = program(script, override)
@@ -275,7 +299,7 @@ def test_the_table_has_every_key(program: Program) -> None:
     """No key of a script is without a wrong value, and none of the schema is missing in the configs."""
     cases = list(table())
     assert len(cases) >= 60
-    schema = importlib.import_module("schema")  # the fixture has put it on the path
+    schema, module = (importlib.import_module(name) for name in ("schema", "keys"))  # put on the path by the fixture
     for script, (name, keys) in COMMANDS.items():
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             tree = compose(name, keys)
@@ -283,11 +307,11 @@ def test_the_table_has_every_key(program: Program) -> None:
         groups = {key for key in tree if OmegaConf.is_config(tree._get_node(key)) and "_target_" in tree[key]}
         assert tree.keys() - tested - groups == set()
         plain = OmegaConf.to_container(tree, resolve=True)
-        schema.check_keys(schema.SCHEMAS[name], plain)
+        module.check_keys(schema.SCHEMAS[name], plain)
         for key in plain if script in {"sample", "paired"} else ():
             shorter = {k: v for k, v in plain.items() if k != key}
             with pytest.raises(ValueError, match=f"^{key} is missing"):
-                schema.check_keys(schema.SCHEMAS[name], shorter)
+                module.check_keys(schema.SCHEMAS[name], shorter)
 
 
 @pytest.mark.slow
@@ -297,7 +321,7 @@ def test_the_table_has_every_key(program: Program) -> None:
         ("train", "optimizer.lr=fast", "optimizer.lr='fast'"),
         ("train", "stepz=3", "did you mean steps?"),
         ("sample", "n=1.5", "n=1.5"),
-        ("sample", "+label=7", "condition"),
+        ("likelihood", "+label=7", "condition"),
         ("likelihood", "budget=-1", "budget=-1"),
         ("paired", "column=null", "column=null"),
     ],

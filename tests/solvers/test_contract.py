@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -31,6 +32,7 @@ from sde.solvers import (
     AdaptiveSDE,
     Ancestral,
     Arcsinh,
+    Designed,
     DPMSolver2,
     DPMSolver3,
     DPMSolverPP,
@@ -68,6 +70,7 @@ class Case:
         calls: network calls for N steps, or None where the error decides.
         semilinear: whether it needs the drift in parts.
         alone: whether a sample's result does not depend on its batch mates.
+        fitted: for a solver that belongs to its end points, the one for others: (start, stop, steps) -> solver.
     """
 
     solver: Solver
@@ -76,6 +79,21 @@ class Case:
     calls: int | None
     semilinear: bool
     alone: bool = True
+    fitted: Callable[[float, float, int], Solver] | None = None
+
+    def between(self, start: float, stop: float, steps: int = N) -> Solver:
+        """The solver for a run between two times, with so many steps if it has a number of steps."""
+        if self.fitted is not None:
+            return self.fitted(start, stop, steps)
+        return replace(self.solver, steps=steps) if self.calls is not None and steps != N else self.solver
+
+
+def designed(start: float, stop: float, steps: int = N, *, density: bool = False) -> Designed:
+    """The numbers of UniPC, with the network conditioned on slightly other times."""
+    plain = Designed.of(UniPC(steps), VP(), start, stop)
+    times = [t + 1e-3 / steps * (u - t) for t, u in itertools.pairwise(plain.times)]
+    weights = [0.01] * steps if density else None
+    return replace(plain, conditioning=times, scales=[1.0 - 1e-4 / steps] * steps, density=weights)
 
 
 SOLVERS: dict[str, Case] = {
@@ -103,6 +121,8 @@ SOLVERS: dict[str, Case] = {
     "UniPC": Case(UniPC(N), (0.0,), True, N, True),
     "UniPC(Arcsinh)": Case(UniPC(N, 3, RungeKuttaStart(), variable=Arcsinh()), (0.0,), True, N + 6, True),
     "DEIS": Case(DEIS(N), (0.0, 0.5, 1.0), True, N, True),
+    "Designed": Case(designed(1.0, 1e-5), (0.0,), True, N, True, fitted=designed),
+    "Designed(density)": Case(designed(1.0, 1e-5, density=True), (0.0,), True, N, True, fitted=designed),
     "AdamsBashforth": Case(AdamsBashforth(N, 2), (0.0,), True, N, False),
     "RungeKutta(Tsitouras)": Case(RungeKutta(TSITOURAS), (0.0,), True, None, False),
     "RungeKutta(DP8)": Case(RungeKutta(DORMAND_PRINCE_8), (0.0,), True, None, False),
@@ -279,10 +299,10 @@ def test_a_drift_with_noise_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", FLOWING)
 def test_encoding_is_served(name: str) -> None:
     """Along the flow of a Gaussian: each coordinate keeps its place, in standard deviations of the marginal."""
-    process, solver = VP(), SOLVERS[name].solver
+    process, case = VP(), SOLVERS[name]
     variance, quantile = torch.tensor([0.5, 2.0], dtype=torch.float64), torch.tensor([[1.0, -0.5]]).double()
     d = Gaussian(torch.zeros(2, dtype=torch.float64), variance.diag()).denoiser(process)
-    finer = replace(solver, steps=200) if SOLVERS[name].calls is not None else solver
+    finer = case.between(process.t_min, process.t_max, 200)
     t = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
     start, stop = (process.alpha(t)[:, None].square() * variance + process.var(t)[:, None]).sqrt() * quantile
     torch.testing.assert_close(encode(d, start[None], solver=finer), stop[None], rtol=0.0, atol=0.1)
@@ -394,7 +414,8 @@ def test_a_trajectory_runs_from_start_to_stop(mixture: Mixture, case: Case) -> N
     before = x.clone()
     dynamics = Reverse(mixture.denoiser(process), case.etas[-1])
     start, stop = 0.9 * process.t_max, 2.0 * process.t_min
-    path = list(case.solver.trajectory(dynamics, (x,), keyed(3), start, stop))
+    solver = case.between(start, stop)
+    path = list(solver.trajectory(dynamics, (x,), keyed(3), start, stop))
     assert all(t.shape == (3,) and t.dtype == torch.float64 for t, _ in path)
     assert all(state.shape == x.shape and state.dtype == x.dtype for _, (state,) in path)
     assert path[0][0].tolist() == [start] * 3
@@ -403,7 +424,7 @@ def test_a_trajectory_runs_from_start_to_stop(mixture: Mixture, case: Case) -> N
         assert bool((later <= earlier).all())
     assert torch.equal(path[0][1][0], before)
     assert torch.equal(x, before)
-    assert torch.equal(case.solver(dynamics, (x,), keyed(3), start, stop)[0], path[-1][1][0])
+    assert torch.equal(solver(dynamics, (x,), keyed(3), start, stop)[0], path[-1][1][0])
     assert case.calls is None or len(path) == N + 1
 
 

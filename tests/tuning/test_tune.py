@@ -125,9 +125,9 @@ def test_a_network_in_float32_is_tuned_and_left_as_it_was() -> None:
 def test_tuning_stops_after_its_time(mixture: Mixture) -> None:
     """When the time is up after a few iterations, the best grid so far is returned."""
     start = time.monotonic()
-    grid = tune_grid(mixture.denoiser(VP()), (4, 2), DEIS(5), tuning=Gradient(10**6), seconds=0.01)
+    grid = tune_grid(mixture.denoiser(VP()), (4, 2), DEIS(5), tuning=Gradient(10**6), seconds=2.0)
     assert len(grid.points) == 6
-    assert time.monotonic() - start < 60.0
+    assert time.monotonic() - start < 3.0
 
 
 def test_the_same_seed_gives_the_same_grid(mixture: Mixture) -> None:

@@ -1,0 +1,211 @@
+r"""Levenberg and Marquardt's method for the numbers of a solver, with one step of the solver in memory.
+
+With the errors :math:`e_b \in \mathbb R^m` of sample b and their mean square :math:`s_b`, the objective is
+
+.. math:: \frac1B \sum_b \rho(s_b) + \text{prior}, \qquad \rho(s) = c \log(1 + s / c) .
+
+A few samples start near the border between two modes, where the flow multiplies every error; the mean of the squares
+would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, ten times the median at the
+start. Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
+
+**Gauss and Newton's matrix by probes.** :math:`J_b^\top v` for one vector v costs one pass backwards through the solver
+for all samples, and gives a gradient for each of them apart. With random signs v the mean of :math:`J_b^\top v v^\top
+J_b` is :math:`J_b^\top J_b`, so that
+
+.. math:: H = \frac{2}{B m} \sum_b w_b\, (J_b^\top v_b) (J_b^\top v_b)^\top
+
+is estimated from B products at the cost of a second gradient; for a single error, as that of a log-density, it is
+exact. A pass backwards computes every step again from its stored state, with the graph of this step alone.
+
+Levenberg 1944; Marquardt 1963; Nocedal and Wright, Numerical Optimization, 2006, section 10.3; Cauchy's loss: Barron
+2019, https://arxiv.org/abs/1701.03077.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Descent", "gradients", "run"]
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Semilinear, State
+from ..shapes import expand
+from ..solvers.designed import advance, predict
+from .design import Design, Numbers
+from .pilot import OutOfTime
+from .reference import PilotFlow
+
+ROBUST = 10.0
+
+
+def run(flow: PilotFlow, numbers: Numbers, deadline: float) -> tuple[list[State], list[State]]:
+    """The states of all steps and the predictions, without gradients."""
+    change, weights, _, factors, density = (entry.tolist() for entry in numbers)
+    states, predictions = [flow.begin], list[State]()
+    with torch.no_grad():
+        for k, t in enumerate(numbers.inputs.unbind()):
+            if time.monotonic() > deadline:
+                raise OutOfTime
+            predictions.append(predict(flow.dynamics, states[-1], t, factors[k]))
+            row = weights[k][: k + 1]
+            states.append(advance(flow.dynamics, states[-1], predictions, change[k], row, density[k]))
+    return states, predictions
+
+
+def gradients(
+    flow: PilotFlow,
+    numbers: Numbers,
+    states: list[State],
+    predictions: list[State],
+    directions: list[State],
+    deadline: float,
+) -> Tensor:
+    """The gradients of the products of final states with some directions, by the numbers, for every sample.
+
+    Returns:
+        Float64 with shape (M, B, K), K being the numbers of the steps in one row.
+    """
+    b, n = len(flow), len(predictions)
+    adjoints = [list(direction) for direction in directions]
+    later = [[[torch.zeros_like(entry) for entry in p] for p in predictions] for _ in directions]
+    parts = [[torch.zeros(b, *e.shape, dtype=torch.float64, device="cpu") for e in numbers] for _ in directions]
+    for k in reversed(range(n)):
+        if time.monotonic() > deadline:
+            raise OutOfTime
+        with torch.enable_grad():
+            state = _leaves(states[k])
+            change, row, t, factor, density = (
+                (v[k, : k + 1] if v.ndim > 1 else v[k]).expand(b, *v[k, : k + 1].shape if v.ndim > 1 else ()).clone()
+                for v in numbers
+            )
+            for value in (change, row, t, factor, density):
+                value.requires_grad_()
+            older = [_leaves(p) for p in predictions[:k]]
+            newest = predict(flow.dynamics, state, t, expand(factor, state[0]))
+            # A step is linear in its predictions: the graph of the call is left out of it, and follows by its own.
+            last = _leaves(newest)
+            moved = _advance(flow.dynamics, state, [*older, last], change, row, density)
+        for i, adjoint in enumerate(adjoints):
+            wanted = [*state, *last, *(entry for p in older for entry in p), change, row, density]
+            found = _grad(moved, wanted, adjoint, retain=i < len(adjoints) - 1)
+            size = len(state)
+            through, received, found = found[:size], found[size : 2 * size], found[2 * size :]
+            for p in range(k):
+                for entry in range(size):
+                    later[i][p][entry] += found[p * size + entry]
+            *_, d_change, d_row, d_density = found
+            received = [a + c for a, c in zip(received, later[i][k])]
+            more = _grad(newest, [*state, t, factor], received, retain=i < len(adjoints) - 1)
+            adjoints[i] = [a + c for a, c in zip(through, more[:size])]
+            for kind, value in zip((0, 2, 3, 4), (d_change, more[size], more[size + 1], d_density)):
+                parts[i][kind][:, k] = value.double().cpu()
+            parts[i][1][:, k, : k + 1] = d_row.double().cpu()
+    return torch.stack([torch.cat([entry.flatten(1) for entry in part], 1) for part in parts])
+
+
+def _leaves(state: State) -> State:
+    return tuple(entry.detach().requires_grad_() for entry in state)
+
+
+def _grad(outputs: State, inputs: list[Tensor], adjoint: list[Tensor], retain: bool) -> list[Tensor]:
+    pairs = [(out, a) for out, a in zip(outputs, adjoint) if out.requires_grad]
+    outs, grads_out = zip(*pairs)
+    grads = torch.autograd.grad(outs, inputs, grads_out, retain_graph=retain, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads)]
+
+
+def _advance(
+    dynamics: Semilinear, state: State, predictions: list[State], change: Tensor, row: Tensor, density: Tensor
+) -> State:
+    """:func:`advance` with numbers of shape (B,), one for each sample."""
+    moved = dynamics.propagate(state, change)
+    still = [dynamics.rate(p, 0.0) for p in predictions]
+    rate = dynamics.rate(predictions[-1], density)
+    terms = [[expand(w, entry) * entry for entry in p] for w, p in zip(row.unbind(1), still)]
+    alone = [a - c for a, c in zip(rate, still[-1])]
+    return tuple(m + a + sum(entries) for m, a, *entries in zip(moved, alone, *terms))
+
+
+@dataclass
+class Descent:
+    """Levenberg and Marquardt's iteration on a pilot.
+
+    Args:
+        design: the map from parameters to numbers.
+        flow: the solved pilot.
+        deadline: when to stop, by `time.monotonic`; :class:`OutOfTime` is raised then.
+        generator: for the probes.
+        prior: the strengths of the prior on the parameters, relative to the objective; its centre is 0.
+    """
+
+    design: Design
+    flow: PilotFlow
+    deadline: float
+    generator: torch.Generator
+    prior: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64, device="cpu"))
+    damping: float = 1e-2
+
+    def begin(self, parameters: Tensor) -> None:
+        """Starts from some parameters."""
+        self.parameters, self.numbers = parameters, self.design.numbers(parameters)[2]
+        self.states, self.predictions = run(self.flow, self.numbers, self.deadline)
+        self.squares = self._squares(self.states[-1])
+        self.corner = ROBUST * self.squares.median().item()
+
+    def value(self, squares: Tensor) -> float:
+        """The objective without the prior; infinite where a sample is not finite."""
+        value = (self.corner * torch.log1p(squares / self.corner)).mean().item() if self.corner else 0.0
+        return value if math.isfinite(value) else math.inf
+
+    def held_out(self, flow: PilotFlow) -> float:
+        """The objective of the present parameters on another pilot."""
+        return self.value(flow.errors(run(flow, self.numbers, self.deadline)[0][-1]).square().mean(1))
+
+    def step(self, free: Tensor) -> float:
+        """One iteration over the parameters where the mask `free` is true; returns the relative gain."""
+        flow = self.flow
+        with torch.enable_grad():
+            end = _leaves(self.states[-1])
+            errors = flow.errors(end)
+            v = torch.randint(2, errors.shape, generator=self.generator, dtype=torch.float64, device="cpu") * 2.0 - 1.0
+            products = [(errors * u.to(errors)).sum() for u in (errors.detach(), v)]
+            directions = [torch.autograd.grad(product, end, retain_graph=True) for product in products]
+        self.numbers, jacobian = self.design.jacobian(self.parameters)
+        gradient = gradients(flow, self.numbers, self.states, self.predictions, directions, self.deadline)
+        gradient = gradient @ jacobian[:, free]
+        w = (1.0 / (1.0 + self.squares / self.corner)).cpu()[:, None]
+        scale, value = 2.0 / errors.numel(), self.value(self.squares)
+        prior = value * self.prior.expand(len(free))[free]
+        slope = scale * (w * gradient[0]).sum(0) + 2.0 * prior * self.parameters[free]
+        h = scale * (w * gradient[1]).T @ gradient[1]
+        if not bool(slope.isfinite().all() and h.isfinite().all()):
+            return 0.0
+        before = value + float((prior * self.parameters[free].square()).sum())
+        for _ in range(6):
+            diagonal = self.damping * (h.diagonal() + 1e-12 * h.diagonal().max() + 1e-300) + 2.0 * prior
+            move = -torch.linalg.lstsq(h + diagonal.diag(), slope[:, None]).solution[:, 0]
+            trial = self.parameters.clone()
+            trial[free] += move
+            try:
+                numbers = self.design.numbers(trial)[2]
+                states, predictions = run(flow, numbers, self.deadline)
+                squares = self._squares(states[-1])
+                after = self.value(squares) + float((prior * trial[free].square()).sum())
+            except ValueError:  # two times that are equal
+                after = math.inf
+            if after < before:
+                expected = -float(slope @ move + 0.5 * move @ (h @ move) + (prior * move.square()).sum())
+                ratio = (before - after) / expected
+                self.damping = max(self.damping * (0.3 if ratio > 0.75 else 1.0 if ratio > 0.25 else 3.0), 1e-9)
+                self.parameters, self.numbers, self.squares = trial, numbers, squares
+                self.states, self.predictions = states, predictions
+                return 1.0 - after / before
+            self.damping *= 5.0
+        return 0.0
+
+    def _squares(self, state: State) -> Tensor:
+        return self.flow.errors(state).square().mean(1)
