@@ -20,11 +20,14 @@ from keys import (
 )
 
 from sde.data import Augmentation, DataSet
+from sde.data.captions import Encoder
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
+from sde.evaluation.restoration_tasks import Task
 from sde.guidance import Guidance
 from sde.instantiate.annotations import Limit
 from sde.likelihood.dequantisation import Dequantiser
+from sde.measurement import PosteriorDenoiser
 from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
@@ -91,6 +94,8 @@ class Likelihood(Batched):
     """`likelihood.py`."""
 
     pilot: Count | None
+    error: Positive | None
+    error_per_image: Positive | None
     budget: Whole
     dry_run: bool
     ood: str | DataSet | None
@@ -153,6 +158,23 @@ class Sample(Conditional):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Restore(DataJob):
+    """`restore.py`."""
+
+    task: Task
+    method: PosteriorDenoiser
+    solver: Solver
+    split: Literal["train", "test", "valid"]
+    n: Count | None
+    repeats: Count
+    batch_size: Count
+    pilot: Count
+    rank: Whole
+    world: Count
+    out: File | None
+    shown: Whole
 
 
 class Edit(DataJob, Conditional):
@@ -325,7 +347,8 @@ class Train(Keys):
     ema: Fraction | dict[str, Fraction]
     posthoc: list[Annotated[float, Limit(">", 0), Limit("<", 0.288)]]
     posthoc_every: Count
-    conditional: bool
+    conditional: bool | list[str]
+    condition_dropout: Fraction | dict[str, Fraction] | None
     log_every: Count
     validate_every: Count
     levels: Whole
@@ -348,6 +371,7 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    encoder: Encoder | None = None
     augmentation: Augmentation | None = None
 
 
@@ -364,6 +388,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
+    "restore": Restore,
     "sample": Sample,
     "train": Train,
     "translate": Translate,

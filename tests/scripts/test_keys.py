@@ -91,6 +91,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "translate")], "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
+    ("abc 1.5 -0.1", {"train": "condition_dropout"}),
     ("abc 1.5", dict.fromkeys(CONDITIONAL, "label")),
     ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
     ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
