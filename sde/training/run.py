@@ -338,11 +338,16 @@ class Run:
             line |= {"step": step, **self.valid_losses(training)}
         if due("score_every"):
             line |= {"step": step, "bits_per_dim": self.bits_per_dim(training)}
-        for logger in self._loggers if line else ():
-            logger.scalars(step, {name: value for name, value in line.items() if name != "step"})
+        if line:
+            self.scalars(step, {name: value for name, value in line.items() if name != "step"})
         if due("posthoc_every"):
             self.save_averages(training)
         return line
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers of a step, beside those of :meth:`log`."""
+        for logger in self._loggers:
+            logger.scalars(step, values)
 
     def picture(self, step: int, path: Path) -> None:
         """Logs a picture of samples."""
@@ -361,7 +366,8 @@ class Run:
     def valid_losses(self, training: Training) -> dict[str, float]:
         """:meth:`valid_loss`, and the same by noise level."""
         found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
-        levels = {f"valid_loss_{k}": value for k, value in enumerate(found.levels, start=1)}
+        # A level of few samples may have none.
+        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(found.levels, start=1) if not math.isnan(loss)}
         return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
     def bits_per_dim(self, training: Training) -> float:

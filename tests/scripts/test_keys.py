@@ -83,7 +83,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "evaluate": "n levels",
             "likelihood": "n pilot",
             "sample": "pilot",
-            "train": "keep score_every sample_every",
+            "train": "keep score_every sample_every evaluate_every",
         },
     ),
     (
@@ -195,6 +195,9 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("train", "data.holdout=None", "data.holdout='None'", "data.holdout=null"),
     ("train", "preview=5", "preview=5", "n, seed, solver"),
     ("train", "+preview.m=5", "preview.m ", "did you mean preview.n?"),
+    ("train", "evaluate.n=1", "evaluate.n=1", ">= 2"),
+    ("train", "evaluate.metrics=[psnr]", "evaluate.metrics=", "frechet"),
+    ("train", "evaluate.features=raw", "evaluate.features='raw'", "a Features"),
     ("train", "preview.solver.steps=0", "preview.solver:", "steps=0"),
     ("train", "sde._target_=sde.SDE", "sde:", "SDE"),
     ("train", "preview.solver._target_=sde.solvers.Huen", "preview.solver:", "'sde.solvers.Huen'"),
