@@ -42,7 +42,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def group(device: str, *, minutes: float = 60.0) -> Iterator[str]:
+def group(device: str, *, minutes: float = 30.0) -> Iterator[str]:
     """The process group of the ranks that torchrun has started, or none for one process.
 
     Args:
@@ -61,7 +61,9 @@ def group(device: str, *, minutes: float = 60.0) -> Iterator[str]:
         torch.cuda.set_device(choose_device(device))
     # Gloo beside NCCL, for what lies on the CPU.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    # Gloo may fail to connect, or wait for ever: an error soon lets torchrun start the ranks again.
+    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes))
     try:
         yield device
     finally:
@@ -231,6 +233,8 @@ class FSDP2(Ranks):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        if not all(p.is_contiguous() for p in module.parameters()):
+            raise ValueError("ranks=fsdp2 needs contiguous weights: leave out channels_last, or take ranks=ddp")
         device = next(module.parameters()).device.type
         mesh, numbers = init_device_mesh(device, (size(),)), set(_numbers(module))
         for part in (*blocks(module), module):

@@ -377,7 +377,7 @@ class Run:
         model, n = training.model(classes=self._model["classes"]), min(self._settings["score_n"], len(split))
         index = torch.arange(rank(), n, size(), device="cpu")
         values, condition = split[index]
-        condition = {name: condition[name] for name in training.conditions or ()}
+        condition = {name: condition[name] for name in training.conditions or () if name in condition}
         bits = [model.bits_per_dim(values, index=index, condition=condition).sum().item()] if len(index) else [0.0]
         return total(torch.tensor(bits, dtype=torch.float64, device="cpu")).item() / n
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sde
 from sde.training import DDP, FSDP2, Ranks, Training
+from sde.training.fingerprints import of_code
 from sde.training.ranks import agree, anywhere, together
 
 KINDS = {"DDP": DDP(), "FSDP2": FSDP2()}
@@ -243,3 +247,18 @@ def test_the_death_of_a_rank_is_an_error_of_the_others() -> None:
     start = time.monotonic()
     assert on_ranks(2, left_alone, killed=1) == ["alone"]
     assert time.monotonic() - start < 30
+
+
+def test_the_digest_of_the_code_is_that_of_the_files_of_the_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of the user's own counts, a module of torch is known by torch's version."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for factor in (1, 1, 2):
+        (tmp_path / "own_network.py").write_text(f"import torch\nclass Own(torch.nn.Linear):\n    factor = {factor}\n")
+        sys.modules.pop("own_network", None)
+        importlib.invalidate_caches()
+        found.append(of_code(importlib.import_module("own_network").Own(1, 1)))
+    assert found[0] == found[1] != found[2]
+    assert of_code(nn.Linear(1, 1)) == of_code(nn.SiLU())
