@@ -7,7 +7,7 @@ from typing import Any
 
 from command import command, show, swept, track
 
-from sde.evaluation import JobSetup, budget_report, forecast, likelihood_jobs, report, waiting
+from sde.evaluation import JobSetup, budget_report, forecast, likelihood_jobs, report, waiting, with_accuracy
 from sde.evaluation.job_setup import RESUMABLE_KEYS
 from sde.plots import save_likelihoods
 
@@ -16,8 +16,8 @@ from sde.plots import save_likelihoods
 def main(config: dict[str, Any]) -> None:
     setup = JobSetup.load(config, swept("split", *RESUMABLE_KEYS, "budget", "dry_run"))
     with track("pilot run") as progress:
-        jobs = likelihood_jobs(setup, progress=progress)
-    for remark in setup.remarks():
+        jobs = with_accuracy(setup, likelihood_jobs(setup, progress=progress), progress)
+    for remark in (*setup.remarks(), *filter(None, [jobs[0].metadata.get("chosen")])):
         print(remark)
     if config["dry_run"]:
         for job in jobs:

@@ -20,6 +20,7 @@ from keys import (
 )
 
 from sde.data import Augmentation, DataSet
+from sde.data.captions import Encoder
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.evaluation.restoration_tasks import Task
@@ -35,8 +36,8 @@ from sde.solvers import Solver
 from sde.trace import Trace
 from sde.training import Decay, Execution, Logger, Ranks
 
-# The measures of `evaluate.py`: those of sets, and those of restorations.
-Metric = Literal[
+# The measures of `evaluate.py`: those of sets, and with them those of restorations.
+SetMetric = Literal[
     "frechet",
     "kernel",
     "mmd",
@@ -48,13 +49,8 @@ Metric = Literal[
     "memorisation",
     "columns",
     "correlations",
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "perceptual",
-    "log_spectral",
-    "stft",
 ]
+Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
 
 
 class Job(Keys):
@@ -98,6 +94,8 @@ class Likelihood(Batched):
     """`likelihood.py`."""
 
     pilot: Count | None
+    error: Positive | None
+    error_per_image: Positive | None
     budget: Whole
     dry_run: bool
     ood: str | DataSet | None
@@ -315,6 +313,16 @@ class Preview(Keys):
     solver: Solver
 
 
+class Evaluated(Keys):
+    """`evaluate` of `train.py`."""
+
+    metrics: list[SetMetric]
+    n: Annotated[int, Limit(">=", 2)]
+    items: Annotated[int, Limit(">=", 2)]
+    seed: Seed
+    features: Features
+
+
 class Demo(Keys):
     """`demo.py`."""
 
@@ -341,17 +349,20 @@ class Train(Keys):
     ema: Fraction | dict[str, Fraction]
     posthoc: list[Annotated[float, Limit(">", 0), Limit("<", 0.288)]]
     posthoc_every: Count
-    conditional: bool
+    conditional: bool | list[str]
+    condition_dropout: Fraction | dict[str, Fraction] | None
     log_every: Count
     validate_every: Count
     levels: Whole
     sample_every: Count | None
     score_every: Count | None
     score_n: Count
+    evaluate_every: Count | None
     save_every: Count
     keep: Count | None
     requeue_status: Annotated[int, Limit(">=", 0), Limit("<", 256)]
     preview: Preview
+    evaluate: Evaluated
     sde: SDE
     network: Network
     denoiser: Denoiser
@@ -362,6 +373,7 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    encoder: Encoder | None = None
     augmentation: Augmentation | None = None
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "summarise_measures",
     "table",
     "waiting",
+    "with_accuracy",
 ]
 
 from .augmentation import Augmentation
@@ -56,6 +57,7 @@ from .dequantiser_training import BoundDensity, Density, FlowDensity
 from .forecast import forecast
 from .job import waiting
 from .job_setup import JobSetup
+from .likelihood_accuracy import with_accuracy
 from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
 from .plots import against_flow

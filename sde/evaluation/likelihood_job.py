@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "FlowScorer",
+    "accuracy_asked",
     "batch_states",
     "budget_report",
     "check_data",
@@ -141,10 +142,11 @@ def batch_states(
 
 
 def condition_of(model: Model, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The condition of some samples that the model takes: their labels, if it has classes."""
-    if model.classes is None or "label" not in condition:
-        return {}
-    return {"label": condition["label"].to(state_like(model.denoiser).device)}
+    """The conditions of some samples that the model takes: their labels, if it has classes, and others by name."""
+    takes = model.denoiser.takes or {}
+    names = [n for n in condition if n in takes or (n == "label" and model.classes is not None)]
+    device = state_like(model.denoiser).device
+    return {name: condition[name].to(device) for name in names if name != "label" or model.classes is not None}
 
 
 def check_data(model: Model, split: Source) -> None:
@@ -182,6 +184,20 @@ def pinned(setup: JobSetup, scorer: FlowScorer, path: Path) -> tuple[FlowScorer,
     return scorer, {"atol": atol}
 
 
+def accuracy_asked(setup: JobSetup) -> bool:
+    """Whether the config states an `error` or `error_per_image` (:mod:`sde.evaluation.likelihood_accuracy`).
+
+    Raises:
+        ValueError: if it has a solver, a tolerance or a pilot of its own as well.
+    """
+    config = setup.config
+    if config.get("error") is None and config.get("error_per_image") is None:
+        return False
+    if config["pilot"] or config["atol"] not in ("auto", None) or setup.build("solver") != default_solver():
+        raise ValueError("error and error_per_image choose the solver: leave out solver=, atol= and pilot=")
+    return True
+
+
 def _solver_of(scorer: FlowScorer) -> Solver:
     return default_solver() if scorer.solver is None else scorer.solver
 
@@ -201,17 +217,19 @@ def likelihood_jobs(setup: JobSetup, *, progress: Callable[[float], object] | No
     """
     config, out, jobs = setup.config, setup.output(".h5"), list[Job[FlowScorer]]()
     splits = {setup.name: setup.split(config["split"]), **setup.other_data()}
-    key = setup.key("dry_run", "ood", "ood_array", "budget")
+    key, asked = setup.key("dry_run", "ood", "ood_array", "budget"), accuracy_asked(setup)
     metadata = {**setup.metadata, "log_prob_unit": "nats, in the model's range"}
     for name, split in splits.items():
         n = config["n"] if not jobs else config["n"] and min(config["n"], len(split))
         path = out if not jobs else out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5")
-        scorer, atol = pinned(setup, flow_scorer(setup, split), path)
+        scorer = flow_scorer(setup, split)
+        scorer, atol = (scorer, {}) if asked else pinned(setup, scorer, path)
         named: dict[str, Plain] = {**key, **atol, "data": split.fingerprint}
         jobs.append(Job(name, scorer, setup.plan(split, n), path, named, metadata))
     check_count("a job", "budget", config["budget"], 0)
     for job in jobs:
-        job.check(*(["solver"] if config["pilot"] else []))  # which the pilot run finds
+        # Which the pilot run finds.
+        job.check(*(["solver"] if config["pilot"] else []), *(["choice"] if asked else []))
     if config["pilot"]:
         solver = _tuned_solver(setup, jobs[0].scorer, progress)
         tuned: dict[str, Plain] = {"solver": repr(solver)}

@@ -27,7 +27,7 @@ from ..sampling import encode, recording, sample
 from ..shapes import check_condition, check_count, check_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
-from ..tuning import load_grid, save_grid, tune_grid
+from ..tuning import PilotRows, choose_solver, load_grid, pilot_rows, save_grid, tune_grid
 from .editing import Editing
 from .restoring import Restoring
 
@@ -132,7 +132,7 @@ class Model(Editing, Restoring):
             solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
             condition: as in :func:`sde.sample`.
         """
-        return encode(self.denoiser, self._to_model(x), solver=solver, condition=condition)
+        return encode(self.denoiser, self._to_model(x), solver=solver, condition=self._on_device(condition))
 
     def tuned(
         self,
@@ -172,6 +172,7 @@ class Model(Editing, Restoring):
                 condition = self._labelled(condition, 0, pilot)
             else:
                 start = {"data": self._states(data, seed=seed).x, "trace": trace}
+            condition = self._on_device(condition)
             how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
             grid = tune_grid(self.denoiser, solver=solver, **how, **start)
             if directory is not None and save:
@@ -197,6 +198,8 @@ class Model(Editing, Restoring):
         condition: Mapping[str, Tensor] | None = None,
         prior: Any = None,
         atol: float | None = None,
+        error: float | None = None,
+        error_per_image: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
         guided: bool = False,
@@ -215,11 +218,22 @@ class Model(Editing, Restoring):
             index: the positions of the samples in their data set, int64 with shape (B,); 0 to B - 1 by default.
             repeat: the number of the draw of dequantisation noise and probes.
             dequantiser: the noise for discrete data; :class:`sde.likelihood.UniformDequantiser` by default.
+            error, error_per_image: in place of `solver` and `atol`, the errors of the integration to accept in
+                bits/dim, of the mean and of a sample. A pilot on some of the rows then chooses the solver
+                (:func:`sde.tuning.choose_solver`); for fewer than 64 rows it is the adaptive one.
         """
+        condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         flow["guided"] = guided
         with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
+            if error is not None or error_per_image is not None:
+                if solver is not None or atol is not None:
+                    raise ValueError(f"log_prob: error= chooses the solver, got solver={solver}, atol={atol} as well")
+                how: dict[str, Any] = {"error": error, "error_per_image": error_per_image, "guided": guided}
+                rows = pilot_rows(PilotRows(s.x.detach(), s.keys, dict(condition or {})))
+                choice = choose_solver(self.denoiser, *rows, len(x), trace=trace, seed=seed, **how)
+                flow |= {"solver": choice.solver, "atol": choice.atol}
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
             log_weight = s.log_weight.to(r.nats)
             return replace(r, nats=r.nats + log_weight, log_weight=log_weight)
@@ -236,6 +250,8 @@ class Model(Editing, Restoring):
         condition: Mapping[str, Tensor] | None = None,
         prior: Any = None,
         atol: float | None = None,
+        error: float | None = None,
+        error_per_image: float | None = None,
         dequantiser: Dequantiser | None = None,
         differentiable: bool = False,
         guided: bool = False,
@@ -243,6 +259,7 @@ class Model(Editing, Restoring):
         """Bits per dimension of data values, with shape (B,); the arguments are those of :meth:`log_prob`."""
         draw: dict[str, Any] = {"seed": seed, "index": index, "repeat": repeat, "dequantiser": dequantiser}
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        flow |= {"error": error, "error_per_image": error_per_image}
         nats = self.log_prob(x, differentiable=differentiable, guided=guided, **draw, **flow).nats
         return nats_to_bits(nats, math.prod(self.shape))
 
@@ -274,6 +291,7 @@ class Model(Editing, Restoring):
             progress: called while they are solved again, with the fraction that is done.
         """
         check_count("error_budget", "repeats", repeats)
+        condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
         results = [self.log_prob(x, repeat=k, guided=guided, **draw, **flow) for k in range(repeats)]

@@ -1,12 +1,16 @@
 """Solvers and time grids designed for a model by a pilot run."""
 
 __all__ = [
+    "Choice",
     "EqualError",
     "Gradient",
     "Pilot",
+    "PilotRows",
     "Tuning",
+    "choose_solver",
     "load_grid",
     "load_variance",
+    "pilot_rows",
     "save_grid",
     "save_variance",
     "tune_grid",
@@ -17,6 +21,7 @@ __all__ = [
 from .cache import load_grid, load_variance, save_grid, save_variance
 from .equal_error import EqualError
 from .gradient import Gradient
+from .likelihood import Choice, PilotRows, choose_solver, pilot_rows
 from .particles import tune_particles
 from .pilot import Pilot, Tuning
 from .tune import tune_grid

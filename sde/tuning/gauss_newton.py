@@ -5,8 +5,8 @@ With the errors :math:`e_b \in \mathbb R^m` of sample b and their mean square :m
 .. math:: \frac1B \sum_b \rho(s_b) + \text{prior}, \qquad \rho(s) = c \log(1 + s / c) .
 
 A few samples start near the border between two modes, where the flow multiplies every error; the mean of the squares
-would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, ten times the median at the
-start. Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
+would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, ten times the median.
+Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
 
 **Gauss and Newton's matrix by probes.** :math:`J_b^\top v` for one vector v costs one pass backwards through the solver
 for all samples, and gives a gradient for each of them apart. With random signs v the mean of :math:`J_b^\top v v^\top
@@ -42,17 +42,23 @@ from .reference import PilotFlow
 ROBUST = 10.0
 
 
-def run(flow: PilotFlow, numbers: Numbers, deadline: float) -> tuple[list[State], list[State]]:
-    """The states of all steps and the predictions, without gradients."""
+def run(
+    dynamics: Semilinear, begin: State, numbers: Numbers, deadline: float = math.inf
+) -> tuple[list[State], list[State]]:
+    """The states of all steps and the predictions, without gradients.
+
+    Raises:
+        OutOfTime: after the deadline.
+    """
     change, weights, _, factors, density = (entry.tolist() for entry in numbers)
-    states, predictions = [flow.begin], list[State]()
+    states, predictions = [begin], list[State]()
     with torch.no_grad():
         for k, t in enumerate(numbers.inputs.unbind()):
             if time.monotonic() > deadline:
                 raise OutOfTime
-            predictions.append(predict(flow.dynamics, states[-1], t, factors[k]))
+            predictions.append(predict(dynamics, states[-1], t, factors[k]))
             row = weights[k][: k + 1]
-            states.append(advance(flow.dynamics, states[-1], predictions, change[k], row, density[k]))
+            states.append(advance(dynamics, states[-1], predictions, change[k], row, density[k]))
     return states, predictions
 
 
@@ -152,9 +158,13 @@ class Descent:
     def begin(self, parameters: Tensor) -> None:
         """Starts from some parameters."""
         self.parameters, self.numbers = parameters, self.design.numbers(parameters)[2]
-        self.states, self.predictions = run(self.flow, self.numbers, self.deadline)
+        self.states, self.predictions = run(self.flow.dynamics, self.flow.begin, self.numbers, self.deadline)
         self.squares = self._squares(self.states[-1])
-        self.corner = ROBUST * self.squares.median().item()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Sets the corner c of the loss and the damping for the present errors."""
+        self.corner, self.damping = ROBUST * self.squares.median().item(), 1e-2
 
     def value(self, squares: Tensor) -> float:
         """The objective without the prior; infinite where a sample is not finite."""
@@ -163,7 +173,9 @@ class Descent:
 
     def held_out(self, flow: PilotFlow) -> float:
         """The objective of the present parameters on another pilot."""
-        return self.value(flow.errors(run(flow, self.numbers, self.deadline)[0][-1]).square().mean(1))
+        return self.value(
+            flow.errors(run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]).square().mean(1)
+        )
 
     def step(self, free: Tensor) -> float:
         """One iteration over the parameters where the mask `free` is true; returns the relative gain."""
@@ -192,7 +204,7 @@ class Descent:
             trial[free] += move
             try:
                 numbers = self.design.numbers(trial)[2]
-                states, predictions = run(flow, numbers, self.deadline)
+                states, predictions = run(flow.dynamics, flow.begin, numbers, self.deadline)
                 squares = self._squares(states[-1])
                 after = self.value(squares) + float((prior * trial[free].square()).sum())
             except ValueError:  # two times that are equal

@@ -132,7 +132,9 @@ def _designed(
         strengths = [(0.0, times_alone), *((s, torch.ones_like(gaps)) for s in STRENGTHS)]
         for k, (strength, free) in enumerate(strengths):
             descent.prior = strength * (~times_alone).double()
-            descent.damping, before, stalled = 1e-2, least, 0
+            descent.refresh()
+            least = before = descent.held_out(held)
+            best, stalled = (design, descent.parameters), 0
             for i in range(ITERATIONS):
                 stalled = stalled + 1 if descent.step(free) < 5e-3 else 0
                 if (error := descent.held_out(held)) < least:

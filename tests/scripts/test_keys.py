@@ -83,7 +83,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "evaluate": "n levels",
             "likelihood": "n pilot",
             "sample": "pilot",
-            "train": "keep score_every sample_every",
+            "train": "keep score_every sample_every evaluate_every",
         },
     ),
     (
@@ -91,6 +91,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "translate")], "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
+    ("abc 1.5 -0.1", {"train": "condition_dropout"}),
     ("abc 1.5", dict.fromkeys(CONDITIONAL, "label")),
     ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
     ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
@@ -100,7 +101,15 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("0.1 null [0.3] [a]", {"train": "posthoc"}),
     ("null -1 256", {"train": "requeue_status"}),
     ("null", {"train": "loggers"}),
-    ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
+    (
+        "small 0",
+        {
+            "bounds": "atol end",
+            "diagnose": "atol",
+            "evaluate": "data_range",
+            "likelihood": "atol error error_per_image",
+        },
+    ),
     (
         "no null",
         {
@@ -194,6 +203,9 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("train", "data.holdout=None", "data.holdout='None'", "data.holdout=null"),
     ("train", "preview=5", "preview=5", "n, seed, solver"),
     ("train", "+preview.m=5", "preview.m ", "did you mean preview.n?"),
+    ("train", "evaluate.n=1", "evaluate.n=1", ">= 2"),
+    ("train", "evaluate.metrics=[psnr]", "evaluate.metrics=", "frechet"),
+    ("train", "evaluate.features=raw", "evaluate.features='raw'", "a Features"),
     ("train", "preview.solver.steps=0", "preview.solver:", "steps=0"),
     ("train", "sde._target_=sde.SDE", "sde:", "SDE"),
     ("train", "preview.solver._target_=sde.solvers.Huen", "preview.solver:", "'sde.solvers.Huen'"),

@@ -533,3 +533,27 @@ def test_the_jobs_of_a_sweep_have_files_of_their_own(folder: Path) -> None:
     assert {path.name for path in (folder / "run" / "likelihood").glob("*.h5")} == paths.keys()
     for name, steps in paths.items():
         assert read(folder / "run" / "likelihood" / name).columns["nfe"].tolist() == [2 * steps] * 2
+
+
+def test_the_error_chooses_the_solver(folder: Path) -> None:
+    """Before the first row, and once: another process and the same command read the choice from the file."""
+    job = ["ckpt=plane", "device=cpu", "budget=0", "n=20", "repeats=4", "batch_size=10", "out=chosen.h5"]
+    job += ["error=0.2", "error_per_image=0.8"]
+    first = here(folder, "likelihood", *job, "world=2", "rank=0")
+    assert first.code == 0, first.err
+    line = next(line for line in first.out.splitlines() if line.startswith("chosen:"))
+    assert "for the pilot" in line
+    attributes = read(folder / "chosen.h5").attributes
+    assert attributes["chosen"] == line
+    second = here(folder, "likelihood", *job, "world=2", "rank=1")
+    assert second.code == 0, second.err
+    assert line in second.out
+    assert "pilot run part" not in second.out
+    again = here(folder, "likelihood", *job)
+    assert (again.code, line in again.out) == (0, True), again.err
+    nfe = read(folder / "chosen.h5").columns["nfe"]
+    assert len(nfe) == 80
+    assert len(set(nfe.tolist())) == 1  # a designed solver
+    refused(here(folder, "likelihood", *job[:-2], "error=0.1", "error_per_image=0.8"), "chosen.h5")
+    refused(here(folder, "likelihood", *job, "solver=heun", "solver.steps=2"), "leave out solver=")
+    refused(here(folder, "likelihood", *job[:-2], "error=0"), "error")

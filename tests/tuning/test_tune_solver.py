@@ -83,10 +83,10 @@ def test_the_gradients_of_every_number(mixture: Mixture, likelihood: bool) -> No
     v = tuple(torch.randn(e.shape, generator=generator, dtype=torch.float64) for e in flow.begin)
 
     def product(theta: Tensor) -> Tensor:
-        end = run(flow, design.numbers(theta)[2], math.inf)[0][-1]
+        end = run(flow.dynamics, flow.begin, design.numbers(theta)[2])[0][-1]
         return sum((a * e).flatten(1).sum(1) for a, e in zip(v, end))  # type: ignore[return-value]
 
-    states, predictions = run(flow, numbers, math.inf)
+    states, predictions = run(flow.dynamics, flow.begin, numbers)
     (found,) = gradients(flow, numbers, states, predictions, [v], math.inf)
     unit = 1e-5 * torch.eye(len(theta), dtype=torch.float64)
     expected = torch.stack([(product(theta + e) - product(theta - e)) / 2e-5 for e in unit], 1)
@@ -142,6 +142,7 @@ def test_a_network_in_float32_and_its_condition() -> None:
     network = MLP(2, width=16, depth=1)
     nn.init.normal_(network.outlet[2].weight, std=0.3)
     d = Labelled(network, VP()).train()
+    d.takes = None
     label = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
     solver = tune_solver(d, (8, 2), 4, condition={"label": label}, tolerance=1e-2)
     assert {len(part) for part in seen} >= {8, 6, 2}

@@ -1,0 +1,239 @@
+r"""The cheapest solver that holds a likelihood to a stated error, chosen by a short pilot.
+
+The errors are those of the integration, in bits/dim: of the mean over the data, and the root mean square of those of
+single samples. The spread of the probes is not part of them; it is the standard error of each result.
+
+Some rows are solved accurately. On a ladder of step counts the path of UniPC is run for them, and the weights of its
+divergences are fitted: with the contributions :math:`A_{bk} = q_k \nabla \cdot D(x_{bk}) / d` of call k to the density
+of row b and the errors :math:`e_b`, the weights change by the factors :math:`1 + \delta_k` that minimise
+
+.. math:: \sum_b \Big(e_b - \sum_k A_{bk} \delta_k\Big)^2 + \mu \lVert \delta \rVert^2 ,
+
+which takes no more calls. The errors left over are those of leave-one-out, which have a closed form, and they choose
+:math:`\mu`. The first step count that meets both errors is taken if rows that were not fitted confirm it: their root
+mean square error has to be as stated, and their mean within its standard error. The weights are then fitted to all of
+these rows. Else the adaptive solver is taken.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Choice", "PilotRows", "choose_solver", "pilot_rows"]
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..grids import LogSNR
+from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, step_error
+from ..sampling import evaluating, recording
+from ..shapes import event_dims, float64
+from ..solvers import Arcsinh, Designed, RungeKutta, Solver, UniPC
+from ..trace import Trace
+from .design import Design
+from .gauss_newton import run
+
+# The step counts that are tried, and the strengths of the ridge.
+LADDER, RIDGES = (20, 40, 60, 80, 120), (math.inf, 1.0, 1e-1, 1e-2)
+#: The rows that are fitted, the rows that confirm, and the number of rows below which no pilot pays.
+PILOT, CONFIRMED, FEW = 10, 24, 64
+
+
+@dataclass(frozen=True)
+class PilotRows:
+    r"""States whose densities are wanted.
+
+    Attributes:
+        x: the states, with shape (B, \*).
+        index: the keys of their probes, int64 with shape (B,).
+        condition: as in :func:`sde.log_prob`.
+    """
+
+    x: Tensor
+    index: Tensor
+    condition: Mapping[str, Tensor]
+
+    def select(self, places: Tensor) -> PilotRows:
+        """Some of the rows."""
+        condition = {
+            name: value[places] if isinstance(value, Tensor) and value.ndim else value
+            for name, value in self.condition.items()
+        }
+        return PilotRows(self.x[places], self.index[places], condition)
+
+    def joined(self, other: PilotRows) -> PilotRows:
+        """These rows and others."""
+        condition = {
+            name: torch.cat([value, other.condition[name]]) if isinstance(value, Tensor) and value.ndim else value
+            for name, value in self.condition.items()
+        }
+        return PilotRows(torch.cat([self.x, other.x]), torch.cat([self.index, other.index]), condition)
+
+
+def pilot_rows(rows: PilotRows) -> tuple[PilotRows, PilotRows]:
+    """The rows of a batch that a pilot fits and those that confirm it, evenly spread."""
+    places = (
+        torch.linspace(0, len(rows.x) - 1, min(PILOT + CONFIRMED, len(rows.x)), device=rows.x.device).round().long()
+    )
+    number = torch.arange(len(places), device=places.device)
+    fitted = (number + 1) * PILOT // (PILOT + CONFIRMED) > number * PILOT // (PILOT + CONFIRMED)
+    return rows.select(places[fitted]), rows.select(places[~fitted])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A solver with what the pilot measured.
+
+    Attributes:
+        solver: the solver.
+        atol: the absolute tolerance of the log-density in nats, of an adaptive one.
+        reason: why it was taken, in words.
+        calls: the network calls of the pilot, each for one sample.
+        confirmation: those of the confirmation.
+    """
+
+    solver: Solver
+    atol: float | None
+    reason: str
+    calls: int = 0
+    confirmation: int = 0
+
+    def __str__(self) -> str:
+        solver = f"{self.solver.steps} calls" if isinstance(self.solver, Designed) else "the adaptive solver"
+        spent = f"; {self.calls} calls for the pilot and {self.confirmation} for the confirmation" if self.calls else ""
+        return f"chosen: {solver}, {self.reason}{spent}"
+
+    def to_json(self) -> str:
+        """The choice as text, for a file."""
+        numbers = None
+        if isinstance(self.solver, Designed):
+            numbers = {name: getattr(self.solver, name) for name in self.solver.__dataclass_fields__}
+        return json.dumps({**vars(self), "solver": numbers})
+
+    @classmethod
+    def from_json(cls, text: str) -> Choice:
+        """The choice that :meth:`to_json` wrote."""
+        content = json.loads(text)
+        numbers = content.pop("solver")
+        return cls(solver=Designed(**numbers) if numbers else default_solver(), **content)
+
+
+def choose_solver(
+    denoiser: Denoiser,
+    pilot: PilotRows,
+    unseen: PilotRows,
+    rows: int,
+    *,
+    error: float | None = None,
+    error_per_image: float | None = None,
+    trace: Trace | None = None,
+    seed: int = 0,
+    guided: bool = False,
+    progress: Callable[[float], object] | None = None,
+) -> Choice:
+    """The cheapest solver for a likelihood that meets an error; see :mod:`sde.tuning.likelihood`.
+
+    Args:
+        denoiser: the model.
+        pilot: rows to fit, at least 4; 8 are good.
+        unseen: rows that confirm, none of the pilot's.
+        rows: the number of rows that will be scored. For fewer than 64 no pilot pays.
+        error: the error of the mean to accept, in bits/dim; any by default.
+        error_per_image: the root mean square error of a sample to accept, in bits/dim; by default four times `error`.
+        trace, seed, guided: as in :func:`sde.log_prob`.
+        progress: called with the fraction of the work that is done.
+
+    Raises:
+        ValueError: as :func:`sde.likelihood.flow.step_error`.
+    """
+    step = step_error(error, error_per_image)
+    error = math.inf if error is None else error
+    each = 4.0 * error if error_per_image is None else error_per_image
+    report = (lambda done: None) if progress is None else progress
+    bits = event_dims(pilot.x) * math.log(2.0)
+    fallback = Choice(default_solver(), step * bits, f"because no pilot pays for {rows} rows")
+    if rows < FEW or len(pilot.x) < 4 or not len(unseen.x):
+        return fallback
+    path = min(each / 200.0, 1e-3)  # the error of a step of the path that such errors of the log-density allow
+    tight = RungeKutta(rtol=path, atol=path, on_failure="mark")
+    accurate: dict[str, Any] = {"solver": tight, "atol": 0.5 * step * bits}
+
+    def solve(rows: PilotRows, **how: Any) -> LogProb:
+        how |= {"trace": trace, "seed": seed, "guided": guided, "index": rows.index, "condition": rows.condition}
+        return log_prob(denoiser, rows.x, **how)
+
+    exact = solve(pilot, **accurate)
+    calls, process = int(exact.nfe.sum()), denoiser.process
+    report(0.4)
+    few = exact.nats.isfinite()
+    if int(few.sum()) < 4:
+        return replace(fallback, reason="because the pilot failed on most of its rows", calls=calls)
+    data_std = float(pilot.x.double().std() / process.alpha(float64(process.t_min)))
+    for steps in (n for n in LADDER if n < 0.8 * float(exact.nfe.double().mean())):
+        solver, left = _fitted(denoiser, pilot, exact.nats, few, steps, data_std, trace, seed)
+        calls += steps * len(pilot.x)
+        size = float(left.square().mean().sqrt())
+        # With margins for a root mean square and a mean that a few rows estimate.
+        if not (1.2 * size <= each and size / math.sqrt(len(left) + len(unseen.x)) <= 0.5 * error):
+            continue
+        truth, found = solve(unseen, **accurate), solve(unseen, solver=solver)
+        confirmation = int((truth.nfe + found.nfe).sum())
+        good = truth.nats.isfinite()
+        difference = ((found.nats - truth.nats) / bits).double()[good]
+        mean, spread = float(difference.mean()), float(difference.square().mean().sqrt())
+        shown = (
+            f"with errors of {spread:.2g} bits/dim in a sample and {mean:+.2g} in the mean of {len(difference)} rows"
+        )
+        report(1.0)
+        if spread <= each and abs(mean) - float(difference.std()) / math.sqrt(len(difference)) <= error:
+            both, nats = pilot.joined(unseen), torch.cat([exact.nats, truth.nats])
+            solver, _ = _fitted(denoiser, both, nats, torch.cat([few, good]), steps, data_std, trace, seed)
+            confirmation += steps * len(both.x)
+            return Choice(solver, None, f"confirmed on unseen rows, {shown}", calls, confirmation)
+        reason = f"because {steps} calls were not confirmed on unseen rows, {shown}"
+        return replace(fallback, reason=reason, calls=calls, confirmation=confirmation)
+    report(1.0)
+    return replace(fallback, reason="because no fixed number of calls was accurate enough in the pilot", calls=calls)
+
+
+def _fitted(
+    denoiser: Denoiser,
+    rows: PilotRows,
+    exact: Tensor,
+    finite: Tensor,
+    steps: int,
+    data_std: float,
+    trace: Trace | None,
+    seed: int,
+) -> tuple[Designed, Tensor]:
+    """The designed solver with fitted weights of the divergences, and the errors of leave-one-out in bits/dim."""
+    process, dims = denoiser.process, event_dims(rows.x)
+    times = LogSNR().times(process, steps, process.t_min, process.t_max)
+    design = Design(UniPC(steps, 3, variable=Arcsinh(data_std)), process, times, data_std, density=True)
+    parameters = design.start()
+    numbers = design.numbers(parameters)[2]
+    with recording(False), evaluating(denoiser):
+        flow = DensityFlow(denoiser, rows.x, trace, seed=seed, index=rows.index, condition=rows.condition)
+        states, predictions = run(flow.dynamics, flow.start, numbers)
+    latent, change = states[-1]
+    nats = process.prior_log_prob(latent) - change.mean(1)
+    error = ((nats - exact).double() / dims)[finite].cpu()
+    divergences = torch.stack([p[1].double().mean(1) for p in predictions], 1)[finite].cpu()
+    a = divergences * numbers.density / dims
+    kernel, one = a @ a.T, torch.eye(len(a), dtype=torch.float64, device="cpu")
+    fits = []
+    for ridge in RIDGES:
+        inverse = one if math.isinf(ridge) else torch.linalg.inv(kernel + ridge * kernel.diagonal().mean() * one)
+        hat = 0.0 * kernel if math.isinf(ridge) else kernel @ inverse
+        left = (error - hat @ error) / (1.0 - hat.diagonal())
+        tilt = 0.0 * a[0] if math.isinf(ridge) else a.T @ (inverse @ error)
+        fits.append((float(left.square().mean()), tilt, left))
+    _, tilt, left = min(fits, key=lambda fit: fit[0])
+    parameters[design.kinds()[4]] = tilt
+    origin = f"likelihoods of {type(denoiser).__name__}, from {len(a)} pilot rows"
+    return design.solver(parameters, origin), left / math.log(2.0)

@@ -1,0 +1,128 @@
+"""Likelihoods at a stated error: what is chosen holds it on other rows, or it is the adaptive solver, and says so."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde
+from sde.exact import Mixture
+from sde.likelihood.flow import step_error
+from sde.noise import Noise, Stream
+from sde.processes import SDE, VE, VP
+from sde.solvers import Designed, RungeKutta
+from sde.tuning import Choice, PilotRows, choose_solver, pilot_rows
+from sde.tuning.likelihood import CONFIRMED, PILOT
+
+
+@pytest.fixture(scope="module")
+def gentle() -> Mixture:
+    """Two modes that overlap, so that no sample has an error far above the others'."""
+    means = torch.tensor([[-0.6, 0.3], [0.5, -0.2]], dtype=torch.float64)
+    return Mixture(torch.tensor([0.6, 0.4]).double(), means, 0.3 * torch.eye(2, dtype=torch.float64).expand(2, 2, 2))
+
+
+def rows(mixture: Mixture, process: SDE, n: int, seed: int) -> PilotRows:
+    x = mixture.at(process, process.t_min).sample(n, generator=Noise(seed).generator(Stream.PERTURB, 0))
+    return PilotRows(x, torch.arange(n), {})
+
+
+def errors(mixture: Mixture, process: SDE, choice: Choice, x: Tensor) -> Tensor:
+    """Of other rows, in bits/dim, against a tight solution with the same probes."""
+    d, how = mixture.denoiser(process), {"seed": 3}
+    nats = sde.log_prob(d, x, solver=choice.solver, atol=choice.atol, **how).nats  # type: ignore[arg-type]
+    exact = sde.log_prob(d, x, solver=RungeKutta(rtol=1e-5, atol=1e-5), atol=1e-4, **how).nats  # type: ignore[arg-type]
+    return (nats - exact) / (x.shape[1] * math.log(2.0))
+
+
+def choose(mixture: Mixture, process: SDE, seed: int = 0, n: int = 1000, **error: Any) -> Choice:
+    fitted, unseen = (rows(mixture, process, size, 2 * seed + i) for i, size in enumerate((PILOT, CONFIRMED)))
+    return choose_solver(mixture.denoiser(process), fitted, unseen, n, **error)
+
+
+def test_what_is_chosen_holds_the_error(gentle: Mixture) -> None:
+    choice = choose(gentle, VP(), error=4e-3, error_per_image=1.6e-2)
+    assert isinstance(choice.solver, Designed)
+    assert choice.solver.steps <= 64
+    assert "confirmed on unseen rows" in str(choice)
+    assert choice.calls > 0
+    assert choice.confirmation > 0
+    left = errors(gentle, VP(), choice, rows(gentle, VP(), 24, 99).x)
+    assert float(left.square().mean().sqrt()) < 1.6e-2
+    assert abs(float(left.mean())) < 4e-3
+    assert Choice.from_json(choice.to_json()) == choice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [VP(), VE()], ids=repr)
+def test_errors_are_as_stated_in_95_of_100_cases(gentle: Mixture, process: SDE) -> None:
+    """In at least 38 of 40 pilots; the errors of 64 other rows each. All seeds are fixed."""
+    held, x = 0, rows(gentle, process, 64, 99).x
+    for seed in range(40):
+        left = errors(gentle, process, choose(gentle, process, seed, error=4e-3, error_per_image=1.6e-2), x)
+        held += float(left.square().mean().sqrt()) <= 1.6e-2 and abs(float(left.mean())) <= 4e-3
+    assert held >= 38
+
+
+def test_where_no_pilot_pays(mixture: Mixture) -> None:
+    """For a few rows, and for errors that no number of calls on the ladder meets: the adaptive solver."""
+    few = choose(mixture, VP(), n=63, error=1e-3)
+    assert isinstance(few.solver, RungeKutta)
+    assert few.calls == 0
+    assert "63 rows" in str(few)
+    assert few.atol == pytest.approx(step_error(1e-3, None) * 2.0 * math.log(2.0))
+    assert Choice.from_json(few.to_json()) == few
+    tight = choose(mixture, VP(), error=1e-3)
+    assert isinstance(tight.solver, RungeKutta)
+    assert "accurate enough" in str(tight) or "not confirmed" in str(tight)
+
+
+def test_rows_that_are_unlike_the_pilot_go_back_to_the_adaptive_solver(gentle: Mixture) -> None:
+    """The unseen rows are far from the data: what fits the pilot fails there, and the choice says so."""
+    process = VP()
+    fitted, unseen = rows(gentle, process, PILOT, 0), rows(gentle, process, CONFIRMED, 1)
+    far = PilotRows(6.0 * unseen.x, unseen.index, {})
+    choice = choose_solver(gentle.denoiser(process), fitted, far, 1000, error=4e-3, error_per_image=1.6e-2)
+    assert isinstance(choice.solver, RungeKutta)
+    assert "not confirmed on unseen rows" in str(choice)
+    assert choice.confirmation > 0
+
+
+def test_what_is_refused(mixture: Mixture) -> None:
+    for given in ({}, {"error": 0.0}, {"error": 1e-3, "error_per_image": -1.0}, {"error_per_image": math.nan}):
+        with pytest.raises(ValueError, match="expected error > 0 or error_per_image > 0"):
+            choose(mixture, VP(), **given)
+    d, x = mixture.denoiser(VP()), torch.zeros(2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"either atol= or error="):
+        sde.log_prob(d, x, atol=1e-3, error=1e-3)
+
+
+def test_a_log_density_within_an_error(mixture: Mixture) -> None:
+    """Without a pilot: the adaptive solver takes more calls for a smaller error."""
+    d, x = mixture.denoiser(VP()), rows(mixture, VP(), 4, 0).x
+    loose, tight = (sde.log_prob(d, x, error_per_image=e).nfe.sum() for e in (1e-1, 1e-3))
+    assert int(loose) < int(tight)
+
+
+def test_the_rows_of_a_pilot_keep_their_conditions() -> None:
+    label = torch.arange(100)
+    fitted, unseen = pilot_rows(PilotRows(label[:, None].double(), label, {"label": label, "scale": torch.tensor(2.0)}))
+    assert (len(fitted.x), len(unseen.x)) == (PILOT, CONFIRMED)
+    for part in (fitted, unseen):
+        assert torch.equal(part.x[:, 0].long(), part.index)
+        assert torch.equal(part.condition["label"], part.index)
+        assert part.condition["scale"].ndim == 0
+    assert not set(fitted.index.tolist()) & set(unseen.index.tolist())
+
+
+def test_a_model_takes_the_errors(gentle: Mixture) -> None:
+    model = sde.Model(gentle.denoiser(VP()), sde.data.Scaling(1.0, 0.0), (2,))
+    x = rows(gentle, VP(), 64, 5).x
+    r = model.log_prob(x, error=4e-3, error_per_image=1.6e-2)
+    assert len(set(r.nfe.tolist())) == 1  # the same calls for all: no adaptive solver
+    with pytest.raises(ValueError, match="error= chooses the solver"):
+        model.log_prob(x, error=2e-2, solver=RungeKutta())
