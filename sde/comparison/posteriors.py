@@ -72,19 +72,20 @@ def posterior_problem(dims: int, noise: float, seed: int) -> PosteriorProblem:
         seed: the seed.
     """
     g = Noise(seed).generator(Stream.MEASUREMENT, dims)
-    draw: dict[str, Any] = {"generator": g, "dtype": torch.float64, "device": "cpu"}
-    weights = 0.5 + torch.rand(5, **draw)
+    uniform = partial(torch.rand, generator=g, dtype=torch.float64, device="cpu")
+    normal = partial(torch.randn, generator=g, dtype=torch.float64, device="cpu")
+    weights = 0.5 + uniform(5)
     weights = weights / weights.sum()
-    means, basis = torch.randn(5, dims, **draw), torch.linalg.qr(torch.randn(5, dims, dims, **draw))[0]
-    eigenvalues = torch.exp(math.log(0.01) + math.log(60.0) * torch.rand(5, dims, **draw))  # from 0.01 to 0.6
+    means, basis = normal(5, dims), torch.linalg.qr(normal(5, dims, dims))[0]
+    eigenvalues = torch.exp(math.log(0.01) + math.log(60.0) * uniform(5, dims))  # from 0.01 to 0.6
     covs = (basis * eigenvalues[:, None]) @ basis.mT
     means = means - weights @ means
     variance = float((weights[:, None] * (means.square() + covs.diagonal(dim1=1, dim2=2))).sum(0).mean())
     prior = Mixture(weights, means / math.sqrt(variance), covs / variance)
-    A = torch.randn(dims // 2, dims, **draw) / math.sqrt(dims)
+    A = normal(dims // 2, dims) / math.sqrt(dims)
     best: tuple[float, Tensor, Mixture] | None = None
     for _ in range(16):
-        y = A @ prior.sample(1, generator=g)[0] + noise * torch.randn(len(A), **draw)
+        y = A @ prior.sample(1, generator=g)[0] + noise * normal(len(A))
         posterior = prior.posterior(A=A, y=y, noise=noise)
         entropy = float(torch.special.entr(posterior.weights).sum())
         if best is None or entropy > best[0]:
