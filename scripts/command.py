@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import numpy as np
+import torch
 from faults import CONFIGS, line_of, line_of_composition
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from keys import check_keys
 from omegaconf import DictConfig, OmegaConf
-from schema import SCHEMAS, check_keys
+from PIL import Image
+from schema import SCHEMAS
 from tqdm import tqdm
 from yaml import YAMLError
 
@@ -58,7 +62,7 @@ def command(name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[
         def run(config: DictConfig) -> None:
             keep_memory()
             try:
-                if "world" not in config and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+                if not {"world", "ranks"} & config.keys() and (world := os.environ.get("WORLD_SIZE", "1")) != "1":
                     raise ValueError(f"this command runs in one process, got WORLD_SIZE={world}: start it by python")
                 missing = sorted(OmegaConf.missing_keys(config))
                 if missing:
@@ -151,6 +155,8 @@ def bar(total: float | None, done: int = 0, unit: str = "step", every: float | N
         unit: what is counted.
         every: the seconds between two lines, :data:`EVERY` by default; `refresh` writes one at once.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return tqdm(total=total, initial=done, disable=True)
     if sys.stderr.isatty():
         return tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True)
     every = EVERY if every is None else every
@@ -173,6 +179,25 @@ def draw(model: Any, n: int, **settings: Any) -> Any:
     """Samples of a model (:meth:`sde.Model.sample`) with a progress bar."""
     with bar(n, unit="sample") as shown:
         return model.sample(n, progress=lambda done: shown.update(round(done * n) - shown.n), **settings)
+
+
+def conditions(model: Any, config: dict[str, Any], n: int, first: int = 0) -> dict[str, Any]:
+    """The condition of n samples by the keys `label`, `embedding`, `prompt`, `image` (:meth:`sde.Model.condition`)."""
+    given = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
+    if given["image"] is not None:
+        given["image"] = image_of(Path(given["image"]))
+    return dict(model.condition(n, first=first, **given))
+
+
+def image_of(path: Path) -> Any:
+    """The image condition in a file: the array of an `.npy` file, or a picture with its pixels in [-1, 1], channels
+    first, as :func:`sde.data.images` gives it."""
+    if path.suffix.lower() == ".npy":
+        return torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB" if picture.mode not in ("1", "L", "I;16") else "L"), np.float32)
+    values = torch.from_numpy((pixels + 0.5) / 128.0 - 1.0)
+    return values[None] if values.ndim == 2 else values.movedim(2, 0)
 
 
 def show(states: Generator[Any, None, None], unit: str) -> None:

@@ -17,8 +17,8 @@ from sde.instantiate.annotations import nearest
 # Absolute, because Hydra looks beside the module that defines the function, not beside the script.
 CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
 
-# Keys that users ask for and that no script has yet.
-NOT_YET = {"label": "conditions cannot be given on the command line yet; in Python, sde.sample takes condition="}
+# Keys that users ask for and that only some scripts have.
+NOT_YET = {"label": "sample.py and edit.py take it; for other work, methods in Python take condition="}
 
 # What the allocators of torch say where they raise a plain RuntimeError.
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import command, draw, track, variant
+from command import command, conditions, draw, track, variant
+from sheet import Sheet
 
 import sde
-from sde.evaluation.outputs import IRRELEVANT_KEYS, check_replaceable, relevant
+from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 from sde.instantiate import build
-from sde.plots import save_samples
 from sde.runtime import choose_device
 from sde.storage.checkpoint import resolve, run_directory
-from sde.storage.files import sha256, write_atomically
+from sde.storage.files import sha256
 
 # The keys that the end of a default name leaves out: it has them in other words, or samples do not depend on them.
 TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
@@ -34,20 +32,22 @@ def main(config: dict[str, Any]) -> None:
     if config["pilot"]:
         with track("pilot run") as progress:
             solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)
+    condition = conditions(model, config, n, first)
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
-    out = Path(config["out"] or run_directory(path) / "samples" / name)
-    values = out.with_suffix(".npz")
     tuned = {"tuned": repr(solver)} if config["pilot"] else {}
     settings = relevant(config, "batch_size", "pilot", checkpoint_sha256=sha256(path), **tuned)
-    for file in (out, values):
-        check_replaceable(file, settings, overwrite=config["overwrite"])
-    x = draw(model, n, solver=solver, **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")})
-    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet = Sheet(config, run_directory(path) / "samples" / name, settings)
+    x = draw(
+        model,
+        n,
+        solver=solver,
+        condition=condition,
+        **{key: config[key] for key in ("seed", "first", "denoise", "batch_size")},
+    )
     # The density of a guided flow is none of the model's.
-    save_samples(out, x, model.scaling, settings=settings, model=None if model.denoiser.guided else model)
-    arrays: dict[str, Any] = {"x": x.numpy(), "index": np.arange(first, first + n), "settings": json.dumps(settings)}
-    write_atomically(values, lambda file: np.savez_compressed(file, **arrays))
-    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; wrote {out} and {values}")
+    shown = None if model.denoiser.guided else model
+    written = sheet.write(x, model.scaling, model=shown, x=x.numpy(), index=np.arange(first, first + n))
+    print(f"drew {n} samples of shape {tuple(x.shape[1:])}; {written}")
 
 
 if __name__ == "__main__":

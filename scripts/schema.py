@@ -1,58 +1,58 @@
-"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work.
-
-A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
-refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.
-"""
+"""The keys of every script: a line for each with its type and limits, by which a config is checked before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
-from faults import unknown_key
+from keys import (
+    Count,
+    Device,
+    Directory,
+    File,
+    Fraction,
+    Keys,
+    Picture,
+    Positive,
+    Results,
+    Seed,
+    Whole,
+)
 
-from sde.data import DataSet
+from sde.data import Augmentation, DataSet
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.guidance import Guidance
-from sde.instantiate import check
-from sde.instantiate.annotations import Limit, check_value, shown
+from sde.instantiate.annotations import Limit
 from sde.likelihood.dequantisation import Dequantiser
+from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
 from sde.processes import SDE
-from sde.runtime import choose_device
 from sde.solvers import Solver
-from sde.storage.files import check_writable
 from sde.trace import Trace
+from sde.training import Decay, Execution, Logger, Ranks
 
-Count = Annotated[int, Limit(">=", 1)]
-Whole = Annotated[int, Limit(">=", 0)]
-Positive = Annotated[float, Limit(">", 0)]
-Seed = Annotated[int, Limit(">=", -(2**63)), Limit("<", 2**63)]  # the range of torch.manual_seed
-Device = Annotated[str, choose_device]
-
-
-@dataclass(frozen=True)
-class Output:
-    """A file that is written at the end, with one of these suffixes if there are any, or a directory."""
-
-    suffixes: tuple[str, ...] = ()
-    directory: bool = False
-
-    def __call__(self, path: str) -> None:
-        check_writable(path, self.suffixes, directory=self.directory)
-
-
-File = Annotated[str, Output()]
-Picture = Annotated[str, Output((".png",))]
-Directory = Annotated[str, Output(directory=True)]
-
-
-class Keys:
-    """The base of the classes that describe a config."""
+# The measures of `evaluate.py`: those of sets, and those of restorations.
+Metric = Literal[
+    "frechet",
+    "kernel",
+    "mmd",
+    "energy",
+    "precision_recall",
+    "sliced_wasserstein",
+    "classifier_test",
+    "inception_score",
+    "memorisation",
+    "columns",
+    "correlations",
+    "psnr",
+    "ssim",
+    "ms_ssim",
+    "perceptual",
+    "log_spectral",
+    "stft",
+]
 
 
 class Job(Keys):
@@ -139,7 +139,16 @@ class Dequantise(DataJob):
     density: Density
 
 
-class Sample(Job):
+class Conditional(Job):
+    """What the scripts take that draw from models with conditions."""
+
+    label: int | list[int] | None
+    embedding: list[float] | list[list[float]] | None
+    prompt: str | list[str] | None
+    image: str | None
+
+
+class Sample(Conditional):
     """`sample.py`."""
 
     n: Count
@@ -151,6 +160,50 @@ class Sample(Job):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Edit(DataJob, Conditional):
+    """`edit.py`."""
+
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)]
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+
+
+class Augment(DataJob):
+    """`augment.py`."""
+
+    per_class: Count
+    strength: Annotated[float, Limit(">", 0), Limit("<=", 1)] | None
+    copies: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    batch_size: Count
+    out: File | None
+    solver: Solver
+    guidance: Guidance | None = None
+
+
+class Translate(Keys):
+    """`translate.py`."""
+
+    trust: list[str]
+    source: str
+    target: str
+    ema: str | None
+    device: Device
+    split: Literal["train", "test", "valid"]
+    n: Count
+    first: Whole
+    label: int | list[int] | None
+    denoise: bool
+    out: Picture | None
+    overwrite: bool
+    solver: Solver
+    data: DataSet | None = None
 
 
 class Compare(Job):
@@ -180,6 +233,51 @@ class Convert(Keys):
     settings: str | dict[str, Any] | None
     overwrite: bool
     sde: SDE | None = None
+
+
+class Evaluate(Keys):
+    """`evaluate.py`."""
+
+    trust: list[str]
+    samples: str | list[str] | None
+    restored: str | list[str] | None
+    reference: str | None
+    split: Literal["train", "test", "valid"]
+    array: str
+    levels: Annotated[int, Limit(">=", 2)] | None
+    n: Count | None
+    metrics: list[Metric]
+    groups: Annotated[int, Limit(">=", 2)]
+    permutations: Whole
+    data_range: Positive | None
+    seed: Seed
+    ema: str | None
+    batch_size: Count
+    cache: Directory
+    rank: Whole
+    world: Count
+    device: Device
+    out: Results | None
+    overwrite: bool
+    features: Features
+    solver: Solver
+    data: DataSet | None = None
+
+
+class FeatureClassifier(Keys):
+    """`feature_classifier.py`."""
+
+    trust: list[str]
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Annotated[int, Limit(">=", 8)]
+    features: Count
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet
 
 
 class Paired(Keys):
@@ -218,62 +316,50 @@ class Train(Keys):
     seed: Seed
     device: Device
     warmup: Whole
+    accumulate: Count
     clip: Positive
-    ema: Annotated[float, Limit(">=", 0), Limit("<", 1)]
+    max_skipped: Whole
+    ema: Fraction | dict[str, Fraction]
+    posthoc: list[Annotated[float, Limit(">", 0), Limit("<", 0.288)]]
+    posthoc_every: Count
     conditional: bool
     log_every: Count
     validate_every: Count
+    levels: Whole
+    sample_every: Count | None
+    score_every: Count | None
+    score_n: Count
     save_every: Count
     keep: Count | None
+    requeue_status: Annotated[int, Limit(">=", 0), Limit("<", 256)]
     preview: Preview
     sde: SDE
     network: Network
     denoiser: Denoiser
     objective: Objective
     optimizer: torch.optim.Optimizer
+    decay: Decay
+    execution: Execution
+    ranks: Ranks
+    loggers: dict[str, Logger]
     data: DataSet
+    augmentation: Augmentation | None = None
 
 
 SCHEMAS: dict[str, type[Keys]] = {
+    "augment": Augment,
     "bounds": Bounds,
     "compare": Compare,
     "convert": Convert,
     "demo": Demo,
     "dequantiser_training": Dequantise,
     "diagnose": Diagnose,
+    "edit": Edit,
+    "evaluate": Evaluate,
+    "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
     "sample": Sample,
     "train": Train,
+    "translate": Translate,
 }
-
-# Examples of the arguments of trees that the library fills in.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "network": {"channels": 1, "features": 1, "rank": 1},
-    "optimizer": {"params": [torch.zeros(1, device="cpu")]},
-}
-
-
-def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", trust: Any = ()) -> None:
-    """Checks a config before any work: its keys and their values.
-
-    Raises:
-        ValueError: for the first mistake, with its key.
-    """
-    annotations = get_type_hints(schema, include_extras=True)
-    for key in tree:
-        if key not in annotations:
-            raise ValueError(unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in annotations]))
-    for key, annotation in annotations.items():
-        name, value = f"{prefix}{key}", tree.get(key)
-        if key not in tree:
-            if not hasattr(schema, key):
-                raise ValueError(f"{name} is missing: give {name}=...")
-        elif isinstance(annotation, type) and issubclass(annotation, Keys):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(get_type_hints(annotation))}")
-            check_keys(annotation, value, f"{name}.", trust)
-        else:
-            check_value(name, value, annotation)
-            trust = value if key == "trust" else trust
-            check(value, name, trust=trust, **EXAMPLES.get(key, {}))

@@ -19,6 +19,7 @@ __all__ = [
     "Wrapper",
     "Measurement",
     "LearnedVarianceDenoiser",
+    "QuantisedDenoiser",
     "Clip",
     "DynamicThreshold",
     "MatchedLevel",
@@ -32,6 +33,7 @@ __all__ = [
     "ErrorBudget",
     "error_budget",
     "Model",
+    "Restored",
     "load",
     "save",
     "EMA",
@@ -45,6 +47,8 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Bridge",
+    "Brownian",
     "ChainSDE",
     "Cosine",
     "DiscreteChain",
@@ -114,6 +118,7 @@ from .denoisers import (
     NoisePrediction,
     Parametrisation,
     Prediction,
+    QuantisedDenoiser,
     ScaledScorePrediction,
     ScorePrediction,
     TimeLevel,
@@ -123,9 +128,22 @@ from .denoisers import (
 from .dynamics import Dynamics, Reverse, Semilinear, WithLogDensity
 from .likelihood import ErrorBudget, LogProb, error_budget, log_prob
 from .measurement import Measurement
-from .model import Model, load, save
+from .model import Model, Restored, load, save
 from .noise import Noise, NoiseSource, StepNoise, Stream
-from .processes import SDE, VE, VP, ChainSDE, Cosine, DiscreteChain, KarrasVE, LearnedVP, RectifiedFlow, SubVP
+from .processes import (
+    SDE,
+    VE,
+    VP,
+    Bridge,
+    Brownian,
+    ChainSDE,
+    Cosine,
+    DiscreteChain,
+    KarrasVE,
+    LearnedVP,
+    RectifiedFlow,
+    SubVP,
+)
 from .sampling import Samples, encode, sample
 from .shapes import expand
 from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace

@@ -52,8 +52,11 @@ class Stream(enum.IntEnum):
     PERMUTATION = 22
     DIRECTION = 23
     SPLIT = 24
+    HALF = 25
+    NETWORK = 31
     CONDITION = 41
     TEXT = 42
+    AUGMENT = 51
 
 
 def _signed(value: int) -> int:

@@ -2,16 +2,20 @@ r"""Devices, the precision of float32 matrix products, and the memory allocator 
 
 from __future__ import annotations
 
-__all__ = ["choose_device", "exact_float32", "keep_memory"]
+__all__ = ["choose_device", "exact_float32", "keep_memory", "peak_memory"]
 
 import contextlib
 import ctypes
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+
+if sys.platform != "win32":
+    import resource
 
 # Parameters of mallopt(3) with their largest values: 32 MiB for the first one, the largest int for the second one.
 _MMAP_THRESHOLD = (-3, 32 * 2**20)
@@ -96,3 +100,14 @@ def keep_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*setting) == 1 for setting in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The largest memory that was in use so far, in bytes: of a GPU, that of torch's tensors; of the CPU, that of the
+    process, and 0 where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
-from .noise import Noise, NoiseSource, Stream
+from .noise import Noise, NoiseSource, Stream, sample_index
 from .processes import SDE
 from .shapes import float64, recordable, working, working_dtype
 from .solvers import Arcsinh, Solver, UniPC
@@ -58,6 +58,7 @@ def sample(
     solver: Solver | None = None,
     seed: int = 0,
     first: int = 0,
+    index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
     prior: Any = None,
     x_T: Tensor | None = None,
@@ -82,6 +83,7 @@ def sample(
         solver: the solver; :func:`default_solver` by default.
         seed: the seed of all noise, including the prior.
         first: the index of the first sample.
+        index: the indices of all samples, int64 with shape (B,), in place of `first`.
         condition: named tensors of leading size B, or scalars, on which the denoiser is conditioned.
         prior: anything with `sample(n, generator=)` to start from, in place of the process's prior.
         x_T: the state at `t_max` to start from, in place of a draw.
@@ -122,14 +124,15 @@ def sample(
     batch, *event = shape if state is None else state.shape  # type: ignore[misc]
     keyed, process = Noise(seed), denoiser.process
     with recording(differentiable), evaluating(denoiser):
-        index = torch.arange(first, first + batch, device=reference.device)
+        index = torch.arange(first, first + batch, device=reference.device) if index is None else index
+        index = sample_index(torch.empty(batch, device=reference.device), index)
         conditioned = Conditioned(denoiser, condition, torch.zeros_like(index), vjps=torch.zeros_like(index))
         dynamics = Reverse(conditioned, eta=solver.eta if eta is None else eta)
         run, population = solver.bind(dynamics, start), solver.population
         if state is not None:
             x = recordable(state.to(reference))[:, None].expand(-1, population, *event)
         elif prior is not None:
-            generators = (keyed.generator(Stream.PRIOR, i) for i in range(first, first + batch))
+            generators = (keyed.generator(Stream.PRIOR, i) for i in index.tolist())
             draws = [prior.sample(population, generator=generator) for generator in generators]
             x = torch.stack(draws).to(reference)
         else:

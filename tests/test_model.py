@@ -391,6 +391,12 @@ def test_continuous_values_are_encoded_with_their_condition() -> None:
     x, condition = torch.tensor([[2.0, 3.0]]), {"label": torch.tensor([1]), "shift": torch.tensor(0.0)}
     latent = model.encode(x, condition=condition)
     assert torch.equal(latent, sde.encode(model.denoiser, 0.5 * x - 1.0, condition=condition))
+    # Conditions go to the model's device, so numbers and lists will do.
+    plain = {name: value.tolist() for name, value in condition.items()}
+    assert torch.equal(latent, model.encode(x, condition=plain))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"solver": sde.solvers.Heun(2), "trace": sde.ExactTrace()}
+    scored = [model.log_prob(x, condition=c, **settings).nats for c in (condition, plain)]  # type: ignore[arg-type]
+    assert torch.equal(*scored)
 
 
 # Loading

@@ -70,6 +70,11 @@ def test_streams_keep_their_numbers() -> None:
         "PERMUTATION": 22,
         "DIRECTION": 23,
         "SPLIT": 24,
+        "HALF": 25,
+        "NETWORK": 31,
+        "CONDITION": 41,
+        "TEXT": 42,
+        "AUGMENT": 51,
     }
 
 

@@ -11,9 +11,18 @@ __all__ = [
     "UnreadableSample",
     "hold_out",
     "split_off",
+    "Augmentation",
+    "HorizontalFlip",
+    "Geometric",
     "digits",
     "arrays",
     "images",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "celeba",
+    "huggingface",
+    "HuggingFaceRows",
     "moons",
     "checkerboard",
     "swissroll",
@@ -22,9 +31,12 @@ __all__ = [
 ]
 
 from .arrays import arrays
+from .augmentation import Augmentation, Geometric, HorizontalFlip
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
+from .huggingface import HuggingFaceRows, huggingface
 from .images import images
 from .scaling import Scaling
 from .source import Conditioned, Source, UnreadableSample
+from .standard import celeba, cifar10, fashion_mnist, mnist
 from .toys import checkerboard, gaussians, moons, rings, swissroll

@@ -28,7 +28,7 @@ above, and bytes become floats in [-1, 1], the middles of their 256 bins.
 
 from __future__ import annotations
 
-__all__ = ["StoredRows", "arrays"]
+__all__ = ["StoredRows", "arrays", "condition_of", "values_of"]
 
 import os
 from collections.abc import Mapping
@@ -211,8 +211,8 @@ class StoredRows(Source):
             raise UnreadableSample(f"{rows.name} cannot be read: {error}") from error
 
     def _parsed(self, rows: Array, others: Mapping[str, Array], name: str) -> Item:
-        values = _values(rows, self.levels, name, len(self))
-        return values, {key: _condition(array, key, f"condition {key!r} of {name}") for key, array in others.items()}
+        values = values_of(rows, self.levels, name, len(self))
+        return values, {key: condition_of(array, key, f"condition {key!r} of {name}") for key, array in others.items()}
 
     def in_memory(self) -> Split:
         """All samples in memory."""
@@ -244,7 +244,7 @@ def _number_of_levels(rows: Rows, levels: int | None) -> int | None:
     return levels
 
 
-def _values(array: Array, levels: int | None, name: str, n: int | None = None) -> Tensor:
+def values_of(array: Array, levels: int | None, name: str, n: int | None = None) -> Tensor:
     """The values as a tensor with shape (B, C, *spatial) or (B, D), in the dtype of the scaling; B of n samples."""
     array = _channels_first(array, name, n)
     scaling = Scaling.identity() if levels is None else Scaling.interval(levels)
@@ -256,7 +256,7 @@ def _values(array: Array, levels: int | None, name: str, n: int | None = None) -
     return values.to(scaling.dtype)
 
 
-def _condition(array: Array, key: str, name: str) -> Tensor:
+def condition_of(array: Array, key: str, name: str) -> Tensor:
     """A condition as a tensor with shape (B, ...)."""
     if key == "image":
         array = _channels_first(array, name)

@@ -112,14 +112,22 @@ class Pixels:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(file, formats=_FORMATS) as opened:
-                    # Pillow opens 16-bit PNG and PNM in mode I too, which it uses for 32 bits in other formats.
-                    is_16_bit = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format != "TIFF")
-                    image = ImageOps.exif_transpose(opened)
-            image = _to_8_bits(image, is_16_bit).convert("RGB" if self.channels == 3 else "L")
-            image = self._cropped(image)
-        # Pillow's decoders raise exceptions of any type on damaged bytes: each of them means that the file is unusable.
+                    return self.of(opened, f"the image {file}")
+        except UnreadableSample:
+            raise
         except Exception as error:
             raise UnreadableSample(f"the image {file} cannot be read: {error}; repair or remove it") from error
+
+    def of(self, opened: Image.Image, name: str) -> NDArray[np.uint8]:
+        """The pixels of an image that Pillow has opened; `name` names it in the error."""
+        try:
+            # Pillow opens 16-bit PNG and PNM in mode I too, which it uses for 32 bits in other formats.
+            is_16_bit = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format != "TIFF")
+            image = _to_8_bits(ImageOps.exif_transpose(opened), is_16_bit)
+            image = self._cropped(image.convert("RGB" if self.channels == 3 else "L"))
+        # Pillow's decoders raise exceptions of any type on damaged bytes: each of them means that the file is unusable.
+        except Exception as error:
+            raise UnreadableSample(f"{name} cannot be read: {error}; repair or remove it") from error
         if self.size is not None:
             height, width = self.size  # type: ignore[misc]
             image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)

@@ -18,6 +18,7 @@ __all__ = [
     "NoisePrediction",
     "Parametrisation",
     "PredictingDenoiser",
+    "QuantisedDenoiser",
     "Prediction",
     "ScaledScorePrediction",
     "ScorePrediction",
@@ -51,3 +52,4 @@ from .parametrisation import (
     shifted,
     to_x0,
 )
+from .quantised import QuantisedDenoiser

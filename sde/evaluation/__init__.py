@@ -1,6 +1,7 @@
 """Evaluation: a model over a whole data set, in jobs that are sharded, resumed and forecast."""
 
 __all__ = [
+    "Augmentation",
     "BatchPlan",
     "BoundDensity",
     "BoundsScorer",
@@ -9,6 +10,9 @@ __all__ = [
     "FlowScorer",
     "JobSetup",
     "Paired",
+    "Quality",
+    "QualityCheck",
+    "QualityJob",
     "Shard",
     "against_flow",
     "bounds_job",
@@ -17,9 +21,13 @@ __all__ = [
     "forecast",
     "join",
     "likelihood_jobs",
+    "load_classifier",
     "load_dequantiser",
     "paired",
+    "quality_job",
+    "quality_table",
     "report",
+    "save_classifier",
     "save_dequantiser",
     "summarise",
     "summarise_measures",
@@ -28,8 +36,10 @@ __all__ = [
     "with_accuracy",
 ]
 
+from .augmentation import Augmentation
 from .bounds_job import BoundsScorer, bounds_job
 from .bounds_table import summarise_measures, table
+from .classifier_file import load_classifier, save_classifier
 from .dequantiser_file import load_dequantiser, save_dequantiser
 from .dequantiser_training import BoundDensity, Density, FlowDensity
 from .forecast import forecast
@@ -39,5 +49,10 @@ from .likelihood_accuracy import with_accuracy
 from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
 from .pairing import Paired, paired
 from .plots import against_flow
+from .quality import Quality
+from .quality_check import QualityCheck
+from .quality_job import QualityJob
+from .quality_setup import quality_job
+from .quality_table import quality_table
 from .sharding import BatchPlan, Shard
 from .summary import join, summarise

@@ -1,6 +1,7 @@
 r"""Files that say by which settings they were made, so that no command replaces the results of another one.
 
-The settings are a JSON text: in a PNG the text `settings`, in an `.npz` file the array `settings`.
+The settings are a JSON text: in a PNG the text `settings`, in an `.npz` file the array `settings`, in an HDF5 result
+file the attribute `settings`, in a `.pt` file the entry `settings`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from ..instantiate import public
+from ..storage.checkpoint import load_checkpoint
 from ..storage.files import check_writable
+from ..storage.hdf5 import decode
 from ..training.run import differences
 
 # The keys of a config without influence on the results of a command.
@@ -42,6 +45,10 @@ def settings_of(path: Path) -> dict[str, Any] | None:
         if path.suffix == ".npz":
             with np.load(path) as archive:
                 text = str(archive["settings"])
+        elif path.suffix == ".pt":
+            text = load_checkpoint(path)["settings"]
+        elif path.suffix in (".h5", ".hdf5"):
+            text = decode(path, lambda file, size: str(file.attrs["settings"]))
         else:
             with Image.open(path) as image:
                 text = image.info["settings"]

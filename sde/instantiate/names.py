@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 
-TORCH = {"torch.optim.Adam": torch.optim.Adam, "torch.optim.AdamW": torch.optim.AdamW}
+TORCH = {
+    "torch.optim.Adam": torch.optim.Adam,
+    "torch.optim.AdamW": torch.optim.AdamW,
+    "torch.optim.SGD": torch.optim.SGD,
+}
 
 # The modules that the tree of a checkpoint may name. Their constructors build values and access no files.
 MODEL_ROOMS = (
@@ -26,7 +30,10 @@ MODEL_ROOMS = (
 # The modules whose constructors only check and store values, so that objects can be built to check a config.
 VALUE_ROOMS = (
     *(f"sde.{room}" for room in ("processes", "grids", "networks", "denoisers", "trace", "solvers", "objective")),
+    *(f"sde.training.{name}" for name in ("execution", "optimizers", "ranks", "schedules")),
+    "sde.data.augmentation",
     "sde.evaluation.dequantiser_training",
+    "sde.metrics.features.raw",
 )
 
 # The new names of the names of version 0.1.0, which files and configs contain. The longest matching prefix is replaced.

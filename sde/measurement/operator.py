@@ -41,12 +41,14 @@ class Operator(ABC):
 
     Attributes:
         linear: whether it is linear, and has an :meth:`adjoint`.
+        diagonal: whether it is :class:`Diagonalised`: kernels of particles then have the variance of the data in them.
         gain: for a nonlinear operator, the typical square of the norm of a row of its Jacobian J: :math:`J J^T` is
             taken for this number where y is weighed.
         trusted: whether its adjoint is known to be one; others are checked by :class:`sde.Measurement`.
     """
 
     linear: bool = False
+    diagonal: bool = False
     gain: float = 1.0
     trusted: bool = True
     _index: Tensor | None = None
@@ -94,7 +96,7 @@ class Operator(ABC):
 
         .. math:: V = v I - v^2 A^T (v A A^T + \sigma^2)^{-1} A
 
-        Without a decomposition V is taken to be :math:`v I`.
+        Without a decomposition V is taken to be :math:`v I`; such an operator is asked with v = 0.
 
         Args:
             z: standard normals, with shape (B, \*).

@@ -95,10 +95,12 @@ class PosteriorDenoiser(Wrapper):
         variance = self.variance(self.process, t).to(state)
         weight = potential + self.measurement.log_likelihood(x0, variance)
         operator, noise = self.measurement.operator, self.measurement.noise.to(state)
+        # Noise of the data's own size would miss a measurement whose directions are not known: DDPM's kernel does not.
+        known = variance if operator.diagonal else torch.zeros_like(variance)
 
         def kernel(z: Tensor, shift: Tensor, b: float, c: float) -> tuple[Tensor, Tensor]:
-            e, half_log_det = operator.spread(z, variance, noise, b, c)
-            squares = sum_event((e + shift).square().double()) / (b + c**2 * variance.double())
+            e, half_log_det = operator.spread(z, known, noise, b, c)
+            squares = sum_event((e + shift).square().double()) / (b + c**2 * known.double())
             return e, 0.5 * (sum_event(z.square().double()) - squares) + half_log_det
 
         return Steering(x0, guided + change, weight, kernel)

@@ -9,6 +9,7 @@ chunk sizes.
 
 __all__ = [
     "Estimate",
+    "difference",
     "frechet_distance",
     "kernel_distance",
     "mmd",
@@ -35,10 +36,12 @@ __all__ = [
     "Resolution",
     "column_wasserstein",
     "correlation_distance",
+    "features",
 ]
 
+from . import features
 from .copies import Memorisation, memorisation
-from .estimate import Estimate
+from .estimate import Estimate, difference
 from .fidelity import ms_ssim, psnr, ssim
 from .frechet import frechet_distance
 from .inception import inception_score

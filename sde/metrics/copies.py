@@ -32,12 +32,14 @@ class Memorisation:
             held-out data, and the p-value that of Fisher's exact test for a larger proportion.
         nearest: the position of the nearest training item of each sample, int64 with shape (n,).
         distance: its distance, float64 with shape (n,).
+        expected: the distance ratios of held-out data, with shape (m,).
     """
 
     ratio: Estimate
     copies: Estimate
     nearest: Tensor
     distance: Tensor
+    expected: Tensor
 
     def __str__(self) -> str:
         return f"distance ratio: {self.ratio}\ncopies: {self.copies}"
@@ -76,7 +78,7 @@ def memorisation(
         proportion(below, n), null=expected_below / m, p_value=float(fisher_exact(table, "greater").pvalue)
     )
     ratio = replace(mean_estimate(ratios), null=float(expected.mean()), p_value=_smaller_mean(ratios, expected))
-    return Memorisation(ratio, copies, first[nearest], distance)
+    return Memorisation(ratio, copies, first[nearest], distance, expected)
 
 
 def _ratios(x: Tensor, training: Tensor, offset: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,9 +5,10 @@ r"""The Frechet distance between the Gaussians that have the moments of two sets
         - 2 \operatorname{tr} \big(S_1^{1/2} S_2 S_1^{1/2}\big)^{1/2}
 
 with unbiased covariances S (Heusel et al. 2017, https://arxiv.org/abs/1706.08500, on the features of an Inception
-network: FID). The last trace is the sum of the square roots of the eigenvalues of a symmetric matrix. With fewer items
-than features it is also the nuclear norm of :math:`X Y^T / \sqrt{(n-1)(m-1)}`, X and Y being the centred features, and
-its matrix is as large as the sets and not as the features: the same value, for less.
+network: FID). The last trace is the nuclear norm, the sum of the singular values, of :math:`F_1^T F_2` for any factors
+:math:`S = F F^T`: roots of the eigenvalues of the product of the covariances would make errors of 1e-8 of those of
+rounding, 1e-16. With fewer items than features the factors are the centred features, and the matrix
+:math:`X Y^T / \sqrt{(n-1)(m-1)}` is as large as the sets: the same value, for less.
 
 The estimate from N items is **too large by about c/N**, with a c that depends on the distributions, so that values at
 different N cannot be compared, and equal distributions have a distance above 0 (Chong and Forsyth 2020,
@@ -108,14 +109,17 @@ def _moments(
             omitted = [_sums(side[of == group], offset, size) for side, of in zip((x, y), groups)]
             sums = [whole.minus(part) for whole, part in zip(wholes, omitted)]
         (mean_x, cov_x), (mean_y, cov_y) = (s.mean_and_cov() for s in sums)
-        values, vectors = torch.linalg.eigh(cov_x)
-        # Without the directions in which the first set does not vary, whose rounding errors would have roots of 1e-8.
-        kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-        factor = vectors[:, kept] * values[kept].sqrt()
-        cross = torch.linalg.eigvalsh(factor.T @ cov_y @ factor).clamp(min=0.0).sqrt().sum()
+        cross = torch.linalg.svdvals(_root(cov_x).T @ _root(cov_y)).sum()
         return (mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2.0 * cross
 
     return without
+
+
+def _root(cov: Tensor) -> Tensor:
+    """A factor F with F F^T = cov, without the directions in which a set does not vary."""
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 def _products(

@@ -50,7 +50,8 @@ def inception_score(logits: Tensor | None, *, splits: int = 10, seed: int = 0, i
     probabilities = logits.double().softmax(1)
     split_of = deal(sample_index(logits, index), splits, seed, Stream.SPLIT)
     scores = torch.stack([_score(probabilities[split_of == split]) for split in range(splits)])
-    return replace(mean_estimate(scores), plain=float(_score(probabilities)), per_item=None)
+    deviations = (scores - scores.mean()) / (splits * (splits - 1)) ** 0.5 if splits > 1 else None
+    return replace(mean_estimate(scores), plain=float(_score(probabilities)), per_item=None, deviations=deviations)
 
 
 def _score(probabilities: Tensor) -> Tensor:

@@ -99,17 +99,17 @@ def index_pair(samples: Tensor, reference: Tensor, index: Index | None) -> Index
     return sample_index(samples, first), sample_index(reference, second)
 
 
-def keyed_order(index: Tensor, seed: int, stream: Stream) -> Tensor:
+def keyed_order(index: Tensor, seed: int, stream: Stream, counter: int = 0) -> Tensor:
     """The positions of the items in an order that depends on seed and indices only, int64 with shape (N,)."""
-    bits = Noise(seed).bits(stream, index, torch.zeros_like(index), 1)[:, 0]
+    bits = Noise(seed).bits(stream, index, torch.full_like(index, counter), 1)[:, 0]
     return bits.argsort(stable=True)
 
 
-def deal(index: Tensor, groups: int, seed: int, stream: Stream = Stream.GROUP) -> Tensor:
+def deal(index: Tensor, groups: int, seed: int, stream: Stream = Stream.GROUP, counter: int = 0) -> Tensor:
     """The group of every item, int64 with shape (N,): of the distinct indices, in a random order, every G-th."""
     distinct, inverse = index.unique(return_inverse=True)
     groups_of = torch.empty_like(distinct)
-    groups_of[keyed_order(distinct, seed, stream)] = torch.arange(len(distinct), device=index.device) % groups
+    groups_of[keyed_order(distinct, seed, stream, counter)] = torch.arange(len(distinct), device=index.device) % groups
     return groups_of[inverse]
 
 

@@ -55,22 +55,26 @@ def classifier_two_sample_test(
     """
     check_pair("classifier_two_sample_test", samples, reference, 8)
     size = min(len(samples), len(reference))
-    sides = []
-    for side, keys in zip((samples, reference), index_pair(samples, reference, index)):
-        sides.append(side[keyed_order(keys, seed, Stream.SPLIT)[:size]].double().cpu())
-    half = size // 2
-    train, test = (torch.cat([side[part] for side in sides]) for part in (slice(half), slice(half, None)))
+    orders = [keyed_order(keys, seed, Stream.SPLIT)[:size] for keys in index_pair(samples, reference, index)]
+
+    def half_of(part: slice) -> tuple[Tensor, Tensor]:
+        """Items of both sets, one half in memory at a time, and their labels."""
+        items = torch.cat([side[order[part]].double().cpu() for side, order in zip((samples, reference), orders)])
+        return items, torch.arange(2, device="cpu").flip(0).repeat_interleave(len(items) // 2)
+
+    train, labels = half_of(slice(size // 2))
     mean, scale = train.mean(0), train.std(0)
     scale[scale == 0] = 1.0
-    labels = [torch.tensor([1] * n + [0] * n, device="cpu") for n in (half, size - half)]
     if classifier is None:
         classifier = _network(seed)
     with warnings.catch_warnings():
         # scikit-learn's, that it stopped at its number of epochs: the test is valid for any classifier.
         warnings.filterwarnings("ignore", message=".*Maximum iterations.*")
-        classifier.fit(((train - mean) / scale).numpy(), labels[0].numpy())
-        predicted = torch.as_tensor(classifier.predict(((test - mean) / scale).numpy()), device="cpu")
-    right, n = int((predicted == labels[1]).sum()), len(test)
+        classifier.fit(train.sub_(mean).div_(scale).numpy(), labels.numpy())
+        del train
+        test, labels = half_of(slice(size // 2, None))
+        predicted = torch.as_tensor(classifier.predict(test.sub_(mean).div_(scale).numpy()), device="cpu")
+    right, n = int((predicted == labels).sum()), len(test)
     from scipy.stats import binom
 
     return replace(proportion(right, n), null=0.5, p_value=float(binom.sf(right - 1, n, 0.5)))

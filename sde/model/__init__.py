@@ -3,6 +3,7 @@
 __all__ = [
     "Editing",
     "Model",
+    "Restored",
     "condition_from",
     "edit",
     "from_checkpoint",
@@ -19,4 +20,5 @@ from .conditions import condition_from
 from .editing import Editing
 from .files import from_checkpoint, load, load_denoiser, save
 from .model import Model
+from .restoration import Restored
 from .translation import edit, interpolate, matched, slerp, translate

@@ -29,10 +29,11 @@ from ..solvers import GridSteps, Solver
 from ..trace import Trace
 from ..tuning import PilotRows, choose_solver, load_grid, pilot_rows, save_grid, tune_grid
 from .editing import Editing
+from .restoring import Restoring
 
 
 @dataclass(frozen=True)
-class Model(Editing):
+class Model(Editing, Restoring):
     """A trained model.
 
     Attributes:
@@ -131,7 +132,7 @@ class Model(Editing):
             solver: a deterministic solver; :func:`sde.sampling.default_solver` by default.
             condition: as in :func:`sde.sample`.
         """
-        return encode(self.denoiser, self._to_model(x), solver=solver, condition=condition)
+        return encode(self.denoiser, self._to_model(x), solver=solver, condition=self._on_device(condition))
 
     def tuned(
         self,
@@ -171,6 +172,7 @@ class Model(Editing):
                 condition = self._labelled(condition, 0, pilot)
             else:
                 start = {"data": self._states(data, seed=seed).x, "trace": trace}
+            condition = self._on_device(condition)
             how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
             grid = tune_grid(self.denoiser, solver=solver, **how, **start)
             if directory is not None and save:
@@ -220,6 +222,7 @@ class Model(Editing):
                 bits/dim, of the mean and of a sample. A pilot on some of the rows then chooses the solver
                 (:func:`sde.tuning.choose_solver`); for fewer than 64 rows it is the adaptive one.
         """
+        condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         flow["guided"] = guided
         with recording(differentiable), exact_float32():
@@ -288,6 +291,7 @@ class Model(Editing):
             progress: called while they are solved again, with the fraction that is done.
         """
         check_count("error_budget", "repeats", repeats)
+        condition = self._on_device(condition)
         flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
         draw: dict[str, Any] = {"seed": seed, "index": index, "dequantiser": dequantiser}
         results = [self.log_prob(x, repeat=k, guided=guided, **draw, **flow) for k in range(repeats)]

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 __all__ = ["Middle", "UNet"]
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -106,6 +107,10 @@ class UNet(Network):
         label_first: whether the label is added to the embedding of the noise level, before the layers of the context.
         augment: the length of augmentation vectors, 0 for none.
         centre: whether data in [0, 1] is first rescaled to [-1, 1].
+        frequencies: the frequencies, in cycles per unit of the input, of sines and cosines of the data that are more
+            channels of the input. They resolve small differences, on which likelihoods of discrete data depend: L/2,
+            L and 2 L have 1, 2 and 4 periods in one of L levels in [-1, 1] (Kingma et al. 2021, arXiv:2107.00630,
+            appendix C). None by default.
         conditions: the sizes of further conditions (:mod:`sde.networks.conditions`); none by default. The positions
             attend to tokens wherever there is self-attention.
 
@@ -147,6 +152,7 @@ class UNet(Network):
         label_first: bool = False,
         augment: int = 0,
         centre: bool = False,
+        frequencies: Sequence[float] | None = None,
         conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
@@ -183,7 +189,9 @@ class UNet(Network):
         def stage(level: int, inputs: int, attends: bool) -> Stage:
             return Stage(config, inputs, widths[level], number_of_heads(widths[level]) if attends else None)
 
-        self.inlet = conv(rank, channels + (conditions.image or 0), current, padding=1)
+        self.frequencies = tuple(frequencies or ())
+        inputs = channels * (1 + 2 * len(self.frequencies)) + (conditions.image or 0)
+        self.inlet = conv(rank, inputs, current, padding=1)
         skips, pyramid = [current], channels  # channels of the skip connections and of the input pyramid
         self.encoder, self.downsample, self.input_pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
@@ -247,7 +255,7 @@ class UNet(Network):
         context = self.context(x.shape[0], noise_level, label, augment, embedding)
         keys = features_of(self.tokens, len(x), tokens, tokens_mask)
         p = 2 * x - 1 if self.centre else x
-        h = self.inlet(with_image(self.image, p, image))
+        h = self.inlet(with_image(self.image, _with_waves(p, self.frequencies), image))
         skips = [h]
         for level, stages in enumerate(self.encoder):
             if level > 0:
@@ -267,6 +275,12 @@ class UNet(Network):
                 h = stage(torch.cat([h, skips.pop()], dim=1), context, tokens=keys)
             p, h = self.output_pyramid[step](p, h, context)
         return self.outlet(p)
+
+
+def _with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """Data with its sines and cosines as more channels."""
+    angles = [2.0 * math.pi * f * x for f in frequencies]
+    return torch.cat([x, *map(torch.sin, angles), *map(torch.cos, angles)], dim=1) if angles else x
 
 
 def _widths(width: int, multipliers: Sequence[float]) -> list[int]:

@@ -9,11 +9,15 @@ __all__ = [
     "density",
     "diagnostics",
     "image_grid",
+    "histograms",
     "losses",
+    "measures",
+    "neighbours",
     "samples",
     "save_diagnostics",
     "save_likelihoods",
     "save_losses",
+    "save_neighbours",
     "save_samples",
     "trajectory",
     "typicality",
@@ -21,4 +25,5 @@ __all__ = [
 
 from .likelihoods import bits_histogram, diagnostics, save_diagnostics, save_likelihoods, typicality
 from .losses import losses, save_losses
+from .quality import histograms, measures, neighbours, save_neighbours
 from .samples import density, image_grid, samples, save_samples, trajectory

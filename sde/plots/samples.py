@@ -23,7 +23,7 @@ from ..trace import ExactTrace
 from .figures import image_figure, panels_of, png_text, subplots
 
 
-def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
+def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16, columns: int | None = None) -> Any:
     """Plot of samples: images as a grid, points in the plane as a scatter plot, other vectors and signals in a panel
     each, with a line for each channel.
 
@@ -31,20 +31,26 @@ def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16) -> Any:
         x: data values, with shape (N, C, H, W), (N, D) or (N, C, L).
         scaling: the data's scaling, whose levels set black and white; by default the extremes do.
         n: the largest number of panels.
+        columns: the number of images or panels in a row, and of points of the plane in a path: those of an
+            interpolation, or a source and what was made of it. By default images are as square as possible.
 
     Returns:
         The matplotlib figure.
     """
     x = x.detach().cpu()
     if x.ndim == 4:
-        return image_figure(_enlarged_grid(x, scaling))
+        return image_figure(_enlarged_grid(x, scaling, columns))
     if x.ndim == 2 and x.shape[1] == 2:
         figure, axes = subplots()
+        if columns is not None:
+            axes.plot(*x.unflatten(0, (-1, columns)).permute(2, 1, 0).numpy(), linewidth=0.6, color="0.6")
         axes.scatter(*x.numpy().T, s=3, alpha=0.5, linewidths=0)
         axes.set_aspect("equal")
         return figure
     shown = [signal.reshape(-1, signal.shape[-1]).T for signal in x[:n]]
-    figure, _ = panels_of([(range(len(signal)), signal) for signal in shown], math.ceil(math.sqrt(len(shown))))
+    figure, _ = panels_of(
+        [(range(len(signal)), signal) for signal in shown], columns or math.ceil(math.sqrt(len(shown)))
+    )
     figure.supxlabel("dimension")
     if len(x) > n:
         figure.suptitle(f"the first {n} of {len(x)}", fontsize=10)
@@ -58,6 +64,7 @@ def save_samples(
     *,
     settings: Mapping[str, Any] | None = None,
     model: Model | None = None,
+    columns: int | None = None,
 ) -> None:
     """Writes :func:`samples` as a PNG; images in whole pixels.
 
@@ -67,15 +74,16 @@ def save_samples(
         scaling: as in :func:`samples`.
         settings: the settings of the samples, which the file then contains (:mod:`sde.evaluation.outputs`).
         model: the model of the samples; if it is one of the plane, its :func:`density` is below them.
+        columns: as in :func:`samples`.
     """
     text = png_text(path, settings)
     if x.ndim == 4:
         info = PngInfo()
         for name, value in text.items():
             info.add_text(name, value)
-        _enlarged_grid(x, scaling).save(path, pnginfo=info)
+        _enlarged_grid(x, scaling, columns).save(path, pnginfo=info)
     else:
-        figure = samples(x, scaling) if model is None or not _plane(model) else density(model, x)
+        figure = samples(x, scaling, columns=columns) if model is None or not _plane(model) else density(model, x)
         figure.savefig(path, metadata=text)
 
 

@@ -1,6 +1,7 @@
 """Processes: forward SDEs, and the discrete chain as a special case."""
 
 from .base import SDE
+from .bridge import Bridge, Brownian
 from .chain import ChainSDE, DiscreteChain
 from .cosine import Cosine
 from .karras_ve import KarrasVE
@@ -14,3 +15,4 @@ from .vp import VP
 
 __all__ = ["SDE", "VP", "SubVP", "VE", "Cosine", "KarrasVE", "RectifiedFlow", "LearnedVP", "ChainSDE"]
 __all__ += ["DiscreteChain", "check_same", "propose_beta_max", "propose_sigma_max"]
+__all__ += ["Bridge", "Brownian"]

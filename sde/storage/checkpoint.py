@@ -12,7 +12,16 @@ Keys: `format`, `version`, `config` and `model` (JSON text), `data` (fingerprint
 
 from __future__ import annotations
 
-__all__ = ["checkpoints", "load_checkpoint", "misfits", "resolve", "run_directory", "save_checkpoint", "write"]
+__all__ = [
+    "checkpoints",
+    "load_checkpoint",
+    "misfits",
+    "remove_strays",
+    "resolve",
+    "run_directory",
+    "save_checkpoint",
+    "write",
+]
 
 import os
 import re
@@ -26,11 +35,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import sha256, write_atomically
+from .files import sha256, sync_directory, write_atomically
 
 FORMAT = 1
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
+_STRAY = re.compile(r"\.{1,2}step_.*\.(staged|tmp)$|\.last\.[0-9a-f]{16}$")
 
 
 def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any], *, keep: int | None = None) -> Path:
@@ -46,8 +56,7 @@ def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in (*directory.glob(".step_*.staged"), *directory.glob(".last.*")):
-        leftover.unlink()  # of a killed process
+    remove_strays(directory)
     path = directory / f"step_{content['step']:08d}.pt"
     write(path, content)
     link = directory / f".last.{secrets.token_hex(8)}"
@@ -58,6 +67,17 @@ def save_checkpoint(directory: str | os.PathLike[str], content: Mapping[str, Any
         old.unlink()
         _digest_of(old).unlink(missing_ok=True)
     return path
+
+
+def remove_strays(directory: str | os.PathLike[str]) -> None:
+    """Deletes the file that a killed process has left unfinished in a directory of checkpoints, and digests without a
+    checkpoint; only the single writer of the directory may call it."""
+    directory = Path(directory)
+    for path in directory.iterdir() if directory.is_dir() else ():
+        unfinished = _STRAY.match(path.name) is not None
+        alone = path.name.endswith(".pt.sha256") and not path.with_name(path.name.removesuffix(".sha256")).exists()
+        if unfinished or alone:
+            path.unlink()
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -74,10 +94,23 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
         # The digest of an undamaged file that is replaced stays listed until the file itself has been replaced.
         old = [sha256(path)] if path.exists() else []
         listed = [sha256(staged), *(digest for digest in old if digest in (_listed(path) or old))]
-        write_atomically(_digest_of(path), lambda file: file.write("".join(d + "\n" for d in listed).encode()))
+        _write_digest(_digest_of(path), listed)
         os.replace(staged, path)
+        sync_directory(path.parent)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def _write_digest(path: Path, listed: Sequence[str]) -> None:
+    """Writes the digests of a file; a new one without a temporary file, so that a kill leaves one of them at most."""
+    text = "".join(digest + "\n" for digest in listed).encode()
+    if path.exists():
+        write_atomically(path, lambda file: file.write(text))
+        return
+    with open(path, "xb") as file:  # nothing has this digest yet: half of it does no harm
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def misfits(expected: Mapping[str, Sequence[int]], weights: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ A killed process may leave a temporary file `.NAME.XXXXXXXXXXXXXXXX.tmp` (16 hex
 
 from __future__ import annotations
 
-__all__ = ["check_writable", "write_atomically", "remove_temporaries", "sha256", "Lock"]
+__all__ = ["check_writable", "write_atomically", "remove_temporaries", "sha256", "sync_directory", "Lock"]
 
 import contextlib
 import errno
@@ -58,7 +58,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             raise
         cause.filename = str(path) if cause.filename is None else cause.filename
         raise cause from (None if cause is error else error)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = (), *, directory: bool = False) -> None:
@@ -166,7 +166,8 @@ class Lock:
         return False
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes renames in a directory survive a power cut."""
     if sys.platform == "win32":  # directories cannot be opened there; the file system journals the rename
         return
     descriptor = os.open(directory, os.O_RDONLY)

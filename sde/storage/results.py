@@ -1,9 +1,9 @@
 r"""The content of a result file: rows of results, and attributes that describe the job.
 
-The root of the HDF5 file has one data set with shape (N,) per column, contiguous and without filters. Rows are sorted
-by (repeat, index). The root attributes are the *job key*, whose values must agree for rows to belong together, the
-*metadata*, and `identity_names`, the names of the attributes in the job key, one per line. The file has a checksum
-(:mod:`sde.storage.hdf5`).
+The root of the HDF5 file has one data set per column, contiguous and without filters, with shape (N,), or (N, *) for a
+column whose values are arrays of one shape. Rows are sorted by (repeat, index). The root attributes are the *job key*,
+whose values must agree for rows to belong together, the *metadata*, and `identity_names`, the names of the attributes
+in the job key, one per line. The file has a checksum (:mod:`sde.storage.hdf5`).
 
 A result file may come from anywhere. Reading therefore follows no link, external storage or virtual data set, loads no
 filter, and allocates no more memory than the file has bytes.
@@ -15,6 +15,7 @@ __all__ = ["Job", "Plain", "Results", "encode", "load", "read"]
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Results:
     """The content of a result file.
 
     Args:
-        columns: name to array with shape (N,): `index`, `repeat`, then the others by name. Rows are sorted by
+        columns: name to array with shape (N,) or (N, *): `index`, `repeat`, then the others by name. Rows are sorted by
             (repeat, index), and each pair occurs once.
         attributes: the job key and the metadata.
     """
@@ -95,7 +96,8 @@ class Job:
             )
 
     def _types(self) -> dict[str, str]:
-        return {name: self.row_type[name].name for name in self.row_type.names or ()}
+        types = {name: self.row_type[name] for name in self.row_type.names or ()}
+        return {name: kind.base.name + (str(list(kind.shape)) if kind.shape else "") for name, kind in types.items()}
 
 
 def read(path: str | os.PathLike[str]) -> Results:
@@ -141,7 +143,8 @@ def _content(file: h5py.File, size: int) -> tuple[NDArray[Any], Job]:
     attributes = {name: _attribute(file, name) for name in file.attrs}
     key = {name: attributes.pop(name) for name in str(attributes.pop(_KEY_NAMES)).splitlines()}
     columns = _columns(file, size)
-    job = Job(_row_type({name: values.dtype for name, values in columns.items()}), key, attributes)
+    types = {name: np.dtype((values.dtype, values.shape[1:])) for name, values in columns.items()}
+    job = Job(_row_type(types), key, attributes)
     rows = np.empty(len(columns["index"]), job.row_type)
     for name, values in columns.items():
         rows[name] = values
@@ -161,17 +164,19 @@ def _columns(file: h5py.File, size: int) -> dict[str, NDArray[Any]]:
         layout = storage.get_layout(), storage.get_nfilters(), storage.get_external_count()
         if layout != (h5py.h5d.CONTIGUOUS, 0, 0):
             raise ValueError(f"{name!r} is not stored contiguously, without filters, in the file itself")
-        if len(values.shape or ()) != 1:
-            raise ValueError(f"expected {name!r} to have shape (N,), got {values.shape}")
-        if (stored := values.id.get_storage_size()) != values.shape[0] * values.dtype.itemsize:
+        if not values.shape or 0 in values.shape[1:]:
+            raise ValueError(f"expected {name!r} to have shape (N, ...), got {values.shape}")
+        if (stored := values.id.get_storage_size()) != math.prod(values.shape) * values.dtype.itemsize:
             raise ValueError(f"{name!r} has shape {values.shape} but {stored} bytes of data")
         _check_column(name, values.dtype)
         sets[name] = values
-    if len(shapes := {values.shape for values in sets.values()}) > 1:
+    if len(shapes := {values.shape[:1] for values in sets.values()}) > 1:
         raise ValueError(f"the columns differ in length: {sorted(shapes)}")
     if not {"index", "repeat"} <= sets.keys():
         raise ValueError(f"expected columns 'index' and 'repeat', got {list(sets)}")
-    claimed = sum(values.shape[0] * values.dtype.itemsize for values in sets.values())
+    if any(sets[name].ndim != 1 for name in ("index", "repeat")):
+        raise ValueError("expected columns 'index' and 'repeat' of shape (N,)")
+    claimed = sum(math.prod(values.shape) * values.dtype.itemsize for values in sets.values())
     if claimed > size:
         raise ValueError(f"the columns claim {claimed} bytes, but the file has only {size}")
     columns = {name: values[:] for name, values in sets.items()}
@@ -214,7 +219,9 @@ def _row_type(columns: Mapping[str, DTypeLike]) -> np.dtype[Any]:
     types: dict[str, np.dtype[Any]] = {"index": np.dtype(np.int64), "repeat": np.dtype(np.int64)}
     types |= {name: np.dtype(columns[name]) for name in sorted(columns)}
     for name, kind in types.items():
-        _check_column(name, kind)
+        _check_column(name, kind.base)
+        if kind.shape and (name in ("index", "repeat") or 0 in kind.shape):
+            raise ValueError(f"expected numbers or arrays that are not empty for column {name!r}, got {kind}")
     return np.dtype([(name, kind.newbyteorder("<")) for name, kind in types.items()])
 
 

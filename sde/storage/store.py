@@ -64,8 +64,8 @@ class Store:
 
         Args:
             path: the HDF5 file. Its directory must exist.
-            columns: name to dtype: booleans, integers or floats of at most 8 bytes. `index` and `repeat`, int64, always
-                exist and may be left out.
+            columns: name to dtype: booleans, integers or floats of at most 8 bytes, or arrays of them,
+                `np.dtype((kind, shape))`. `index` and `repeat`, int64, always exist and may be left out.
             identity: the job key: attributes that must agree with those of an existing file.
             notes: the metadata: attributes that may differ; they replace those of the same name.
             snapshot_every: the number of rows since the last snapshot at which `append` takes the next one. None leaves
@@ -146,8 +146,8 @@ class Store:
         """Adds all of the rows or none, and returns when they are on the disk.
 
         Args:
-            rows: the name of every column to its values, with shape (n,), of a type that converts to the column's type
-                without loss.
+            rows: the name of every column to its values, with shape (n,) or (n, *), of a type that converts to the
+                column's type without loss.
 
         Raises:
             ValueError: if names, shapes or types do not fit, or an (index, repeat) exists already or occurs twice.
@@ -224,14 +224,16 @@ def _block(rows: Mapping[str, ArrayLike], row_type: np.dtype[Any]) -> NDArray[An
         missing, unknown = sorted(set(names) - rows.keys()), sorted(rows.keys() - set(names))
         raise ValueError(f"expected the columns {list(names)}, got missing={missing} and unknown={unknown}")
     arrays = {name: np.asarray(rows[name]) for name in names}
-    if len(shapes := {values.shape for values in arrays.values()}) > 1 or len(next(iter(shapes))) != 1:
+    events = {name: values.shape[values.ndim - len(row_type[name].shape) :] for name, values in arrays.items()}
+    sizes = {values.shape[: values.ndim - len(row_type[name].shape)] for name, values in arrays.items()}
+    if len(sizes) > 1 or len(next(iter(sizes))) != 1 or any(events[n] != row_type[n].shape for n in names):
         listed = ", ".join(f"{name} {values.shape}" for name, values in arrays.items())
         raise ValueError(f"expected one shape (n,) for all columns, got {listed}")
     block = np.empty(len(arrays["index"]), row_type)
     for name, values in arrays.items():
-        if len(values) and not np.can_cast(values.dtype, row_type[name], "safe"):
+        if len(values) and not np.can_cast(values.dtype, row_type[name].base, "safe"):
             raise ValueError(
-                f"expected values that convert to {row_type[name]} without loss for column {name!r}, got "
+                f"expected values that convert to {row_type[name].base} without loss for column {name!r}, got "
                 f"{values.dtype}: convert them, or open the store with that type"
             )
         block[name] = values

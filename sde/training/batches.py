@@ -8,24 +8,23 @@ position of an iterable cannot be restored.
 
 from __future__ import annotations
 
-__all__ = ["Batch", "BatchSource", "Batches", "Iterated", "to_model"]
+__all__ = ["Batch", "BatchSource", "Batches", "to_model"]
 
 import copy
 import itertools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Scaling, Source, Split, UnreadableSample
+from ..data import Augmentation, Scaling, Source, Split, UnreadableSample
 from ..data.dataset import check_labels
 from ..noise import Noise, Stream
-from ..shapes import as_tensor, check_condition, check_count
+from ..shapes import check_condition, check_count
 from .workers import loaded
 
 
@@ -40,6 +39,7 @@ class Batch:
         counter: the second ones.
         null: whether a `label` may be the one that means "no label"; the labels of data are classes.
         replaced: samples that could not be read, by their positions, and why; others took their places.
+        augmentation: the change of the samples, which :func:`to_model` makes; the keys determine it.
     """
 
     values: Tensor
@@ -48,6 +48,14 @@ class Batch:
     counter: Tensor
     null: bool = True
     replaced: tuple[tuple[int, str], ...] = ()
+    augmentation: Augmentation | None = None
+
+    def rows(self, first: int, count: int) -> Batch:
+        """Consecutive rows."""
+        place = slice(first, first + count)
+        condition = {name: value[place] if value.ndim else value for name, value in self.condition.items()}
+        index, counter = self.index[place], self.counter[place]
+        return replace(self, values=self.values[place], condition=condition, index=index, counter=counter)
 
 
 class BatchSource(ABC):
@@ -76,6 +84,19 @@ class BatchSource(ABC):
     def epoch(self) -> Iterator[Batch]:
         """Every sample once; the last batch may be smaller."""
 
+    @abstractmethod
+    def shard(self, rank: int, world: int) -> BatchSource:
+        """The batches of one of several processes: consecutive rows of every batch, and every `world`-th batch of an
+        epoch."""
+
+    def state(self, number: int) -> Any:
+        """What the batch of a number, the next one to be taken, depends on beside the number; None for nothing."""
+        return None
+
+    def restore(self, state: Any, number: int) -> None:
+        """Goes on with the batch of a number, in a state that was saved."""
+        return
+
 
 @dataclass(eq=False)
 class _Reader:
@@ -87,6 +108,7 @@ class _Reader:
     noise: Noise
     null: bool
     unreadable: int
+    augmentation: Augmentation | None
     first: int = 0  # the first row of the batch that is read, and their number
     rows: int | None = None
     _epoch: tuple[int, Tensor] | None = field(default=None, init=False)
@@ -94,14 +116,14 @@ class _Reader:
     def batch(self, number: int) -> Batch:
         rows = self.size if self.rows is None else self.rows
         start = number * self.size + self.first
-        return self._read(torch.arange(start, start + rows, device="cpu"))
+        return self._read(torch.arange(start, start + rows, device="cpu"), self.augmentation)
 
     def part(self, number: int) -> Batch:
         """Part `number` of an epoch."""
         stop = min((number + 1) * self.size, len(self.data))
         return self._read(torch.arange(number * self.size, stop, device="cpu"))
 
-    def _read(self, places: Tensor) -> Batch:
+    def _read(self, places: Tensor, augmentation: Augmentation | None = None) -> Batch:
         epochs, index = places // len(self.data), torch.empty_like(places)
         for epoch in epochs.unique().tolist():
             here = epochs == epoch
@@ -116,7 +138,18 @@ class _Reader:
             values, condition = self.data[index]
         if self.null:
             condition = {name: value[index] if value.ndim else value for name, value in self.condition.items()}
-        return Batch(values, condition, index, epochs, self.null, replaced)
+        condition = self.with_vectors(condition, index, epochs, augmentation)
+        return Batch(values, condition, index, epochs, self.null, replaced, augmentation)
+
+    def with_vectors(
+        self, condition: dict[str, Tensor], index: Tensor, counter: Tensor, augmentation: Augmentation | None = None
+    ) -> dict[str, Tensor]:
+        """The conditions with the vectors of the changes, where the network takes them; without a change, zeros."""
+        if self.augmentation is None or not self.augmentation.length:
+            return condition
+        changes = self.augmentation.draw(self.noise, index, counter)
+        changes = torch.zeros_like(changes) if augmentation is None else changes
+        return {**condition, "augment": self.augmentation.vector(changes)}
 
     def _readable(self, index: Tensor) -> tuple[Tensor, tuple[tuple[int, str], ...]]:
         """The positions with the next one that can be read in place of each that cannot, and those that cannot."""
@@ -155,6 +188,8 @@ class Batches(BatchSource):
             same.
         unreadable: the number of samples that may turn out unreadable in the course of a run. The next sample takes
             the place of such a one, and a warning names it. By default the first one is an error.
+        augmentation: a change of the samples, drawn anew in every epoch. If it has vectors, they are the condition
+            `augment`. Passes by :meth:`epoch`, for validation, leave the samples as they are.
 
     Raises:
         ValueError: if a number is out of range, there is no sample, or a condition is neither a scalar nor of leading
@@ -170,6 +205,7 @@ class Batches(BatchSource):
         seed: int = 0,
         workers: int = 0,
         unreadable: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         source = data if isinstance(data, Source) else Split(data)
         self.data, self.size, self.noise, self.null = source, size, Noise(seed), condition is not None
@@ -179,7 +215,7 @@ class Batches(BatchSource):
         check_count("Batches", "unreadable", unreadable, 0)
         check_condition(condition or {}, len(source))
         self.workers, self.unreadable = workers, unreadable
-        self._reader = _Reader(source, dict(condition or {}), size, self.noise, self.null, unreadable)
+        self._reader = _Reader(source, dict(condition or {}), size, self.noise, self.null, unreadable, augmentation)
         self._parts = range(-(-len(source) // size))  # of an epoch
         self._latest: tuple[int, Batch] | None = None
         self._ahead: tuple[int, Iterator[Batch]] | None = None  # the next number of the workers, and their batches
@@ -220,8 +256,8 @@ class Batches(BatchSource):
             return None
         values, condition = item
         index = torch.arange(len(self.data), device="cpu")
-        condition = self._reader.condition if self.null else condition
-        return Batch(values, condition, index, torch.zeros_like(index), self.null)
+        counter, condition = torch.zeros_like(index), self._reader.condition if self.null else condition
+        return Batch(values, self._reader.with_vectors(condition, index, counter), index, counter, self.null)
 
     @property
     def condition(self) -> dict[str, Tensor]:
@@ -247,68 +283,8 @@ class Batches(BatchSource):
         return batch
 
 
-class Iterated(BatchSource):
-    """The batches of an iterable, such as a torch DataLoader, which is started again when it is exhausted.
-
-    Args:
-        batches: tensors with shape (B, *), or pairs of such a tensor and a condition: labels, or named tensors, whose
-            `label` may be the one that means "no label".
-        seed: the seed of the dequantisation.
-    """
-
-    def __init__(self, batches: Iterable[Any], *, seed: int = 0) -> None:
-        if isinstance(batches, Tensor | np.ndarray) or not isinstance(batches, Iterable):
-            raise ValueError(
-                f"expected an iterable of batches, such as a DataLoader, got a {type(batches).__name__}: for data in "
-                "memory give sde.Batches(data, size), of a tensor or a split such as sde.data.digits().train"
-            )
-        self.noise = Noise(seed)
-        self._batches = batches
-        self._iterator: Iterator[Any] = iter(())  # a DataLoader draws a seed when it is started
-        self._latest: tuple[int, Batch] | None = None
-
-    def __getitem__(self, number: int) -> Batch:
-        if self._latest is None or self._latest[0] != number:
-            self._latest = number, _parsed(self._next(), number)
-        return self._latest[1]
-
-    @property
-    def whole(self) -> None:
-        return None
-
-    def epoch(self) -> Iterator[Batch]:
-        yield from (_parsed(batch, number) for number, batch in enumerate(self._batches))
-
-    def _next(self) -> Any:
-        for _ in range(2):
-            for batch in self._iterator:
-                return batch
-            self._iterator = iter(self._batches)
-        raise ValueError(
-            "the batches are exhausted and do not start again: expected a DataLoader, a list or an endless iterator"
-        )
-
-
-def _parsed(batch: Any, number: int) -> Batch:
-    """A batch of an iterable; its keys are the place in the batch and the number of the batch."""
-    parts = batch if isinstance(batch, tuple | list) else [batch]
-    if len(parts) not in (1, 2):
-        raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(parts)} parts")
-    values, condition = as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
-    if values.ndim < 2 or len(values) == 0:
-        raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
-    null = condition is None or isinstance(condition, Mapping)
-    if not null:
-        label = as_tensor(condition)
-        condition = {"label": label if label.is_floating_point() else label.long()}
-    named = {name: as_tensor(value) for name, value in (condition or {}).items()}
-    check_condition(named, len(values))
-    index = torch.arange(len(values), device=values.device)
-    return Batch(values, named, index, torch.full_like(index, number), null)
-
-
 def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:
-    """The values of a batch in the model's range, with shape (B, *); discrete ones with fresh uniform noise.
+    """The values of a batch in the model's range, with shape (B, *); discrete ones with fresh uniform noise, augmented.
 
     Args:
         batch: the batch, in data units with a scaling, and in the model's range without one.
@@ -326,8 +302,14 @@ def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.d
                 f"the batches contain {values.dtype} values: give scaling=, such as sde.data.Scaling.interval(256) for "
                 "images of 8 bits, or floats in the model's range"
             )
-        return values.to(dtype)
+        return _augmented(values.to(dtype), batch, noise)
     u = None
     if scaling.levels is not None:
         u = noise.uniform(Stream.DEQUANTISE, batch.index, batch.counter, values.shape[1:], torch.float64)
-    return scaling.to_model(values, u, dtype=dtype)
+    return _augmented(scaling.to_model(values, u, dtype=dtype), batch, noise)
+
+
+def _augmented(x0: Tensor, batch: Batch, noise: Noise) -> Tensor:
+    if batch.augmentation is None:
+        return x0
+    return batch.augmentation.apply(x0, batch.augmentation.draw(noise, batch.index, batch.counter))

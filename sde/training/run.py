@@ -16,27 +16,30 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..data import DataSet
 from ..data.dataset import check_labels
 from ..denoisers import Denoiser
 from ..instantiate import MODEL_ROOMS, build, describe, find, public
 from ..runtime import choose_device
-from ..storage.checkpoint import load_checkpoint, resolve, save_checkpoint
+from ..storage.checkpoint import load_checkpoint, remove_strays, resolve, save_checkpoint
 from ..storage.files import Lock, write_atomically
 from ..version import __version__
 from .batches import Batches
-from .loop import Report, Training, validate
-
-# The keys of the config that may change when a run is continued.
-RESUMABLE_KEYS = (
-    *("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview"),
-    *("workers", "unreadable"),
-)
+from .ema import EMA, Average, PowerEMA
+from .loggers import JSONLines, Logger
+from .loop import Training
+from .loss import Loss
+from .posthoc import Snapshots
+from .ranks import agree, rank, size, together, total
+from .report import Report
+from .settings import DEFAULTS, RESUMABLE_KEYS, differences
 
 
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
@@ -46,7 +49,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     `conditional`) are filled in if the config does not give them.
 
     Args:
-        config: the trees `sde`, `network` and `denoiser`, `conditional` and `trust`.
+        config: the trees `sde`, `network`, `denoiser` and, if there is one, `augmentation`; `conditional` and `trust`.
         data: the data set.
 
     Raises:
@@ -62,6 +65,8 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
         if network_tree.get(key) is None:
             network_tree[key] = facts[key]
+    if (length := _vector_length(config)) and not network_tree.get("augment"):
+        network_tree["augment"] = length
     tree = public(
         {
             "process": config["sde"],
@@ -81,6 +86,12 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     return denoiser, tree
 
 
+def _vector_length(config: Mapping[str, Any]) -> int:
+    """The length of the vectors that the network gets from the augmentation."""
+    tree = config.get("augmentation")
+    return build(tree, trust=config.get("trust") or ()).length if tree else 0
+
+
 def _check_classes(data: DataSet, classes: int) -> None:
     """Refuses labels that are none of the network's classes, and warns of a class of the data without training samples,
     which a model would draw in its turn."""
@@ -95,19 +106,6 @@ def _check_classes(data: DataSet, classes: int) -> None:
             "will be drawn: number the labels from 0 without gaps",
             stacklevel=4,
         )
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = RESUMABLE_KEYS
-) -> Iterator[str]:
-    """Yields a line for each dotted key in which two configs differ, except for the free keys.
-
-    Two names of one class, such as that of version 0.1.0 and the present one, are equal.
-    """
-    a, b = (dict(_flat(public({k: v for k, v in config.items() if k not in free}))) for config in (old, new))
-    for key in sorted(a.keys() | b.keys()):
-        if a.get(key) != b.get(key):
-            yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
 
 
 @contextlib.contextmanager
@@ -131,12 +129,23 @@ def opened(
         BlockingIOError: if another process trains in the directory.
     """
     directory = Path(directory)
+    with contextlib.ExitStack() as stack:
+        with together():
+            if rank() == 0:
+                stack.enter_context(_locked(directory))
+            run = Run(directory, config, text, read(directory / "config.yaml"))
+        yield run
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """The directory, which is created if it is missing, with its lock."""
     created = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     try:
         lock = Lock(directory / ".lock")
         try:
-            yield Run(directory, config, text, read(directory / "config.yaml"))
+            yield
         finally:
             lock.release()
     finally:
@@ -147,6 +156,10 @@ def opened(
 
 class Run:
     """A training run in a directory. :func:`opened` keeps other processes out of it.
+
+    Of several ranks, all make the same calls, and rank 0 alone writes. A checkpoint is gathered into the one file that
+    any number of ranks reads: models of this library fit into the memory of one machine, and a file for each rank would
+    be another format, without a digest, that `sde.load` could not read.
 
     Args:
         directory: the directory; created by :meth:`start` if it is missing.
@@ -180,7 +193,10 @@ class Run:
                 f"{self.directory} is not empty and has no config.yaml, so it is not a run directory; "
                 "give another run_dir="
             )
+        self._settings = {**DEFAULTS, **config}
+        self._loggers: list[Logger] = []
         self._losses: list[float] = []
+        self._skipped = 0
         self._newest: tuple[int, Path] | None = None  # the step and the path of the newest checkpoint
 
     def start(self, data: DataSet) -> Training:
@@ -188,98 +204,163 @@ class Run:
 
         Nothing is written before all objects of the config have been built and checked.
         """
-        config, trust, content = self.config, self.config.get("trust") or (), None
-        device = choose_device(config["device"])
-        if os.path.lexists(self.checkpoints / "last.pt"):
-            content = load_checkpoint(self.directory)
-            if content["data"] != data.fingerprint:
-                raise ValueError(
-                    f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
-                )
-            # Weights belong to their scaling, which version 0.1.0 computed otherwise.
-            data = replace(data, scaling=build(json.loads(content["model"])["scaling"], rooms=MODEL_ROOMS))
-        denoiser, self._model = assemble(config, data)
-        denoiser.to(device)
-        self.data, self.objective = data, build(config["objective"], trust=trust)
-        batches = self._batches("train")
-        optimizer = build(config["optimizer"], params=denoiser.parameters())
-        settings = {key: config[key] for key in ("ema", "warmup", "clip", "seed")}
-        names = ["label"] if config["conditional"] else []
-        training = Training(denoiser, batches, data.scaling, self.objective, optimizer, conditions=names, **settings)
+        config, trust = self._settings, self.config.get("trust") or ()
+        with together():
+            device, content = choose_device(config["device"]), self._newest_content(data)
+            if content is not None:
+                # Weights belong to their scaling, which version 0.1.0 computed otherwise.
+                data = replace(data, scaling=build(json.loads(content["model"])["scaling"], rooms=MODEL_ROOMS))
+            denoiser, self._model = assemble(config, data)
+            self.data, self.objective = data, build(config["objective"], trust=trust)
+            loss = Loss(denoiser, self.objective).to(device)
+            batches = self._batches("train")
+            optimizer = build(config["optimizer"], params=[p for p in loss.parameters() if p.requires_grad])
+            settings = {key: config[key] for key in ("warmup", "clip", "seed", "accumulate", "max_skipped")}
+            settings |= {key: build(config[key], trust=trust) for key in ("decay", "execution", "ranks")}
+            names = [*(["label"] if config["conditional"] else []), *(["augment"] if _vector_length(config) else [])]
+            averages = self._averages(denoiser)
+            training = Training(
+                denoiser, batches, data.scaling, self.objective, optimizer, averages, conditions=names, **settings
+            )
+            if content is not None:
+                self._losses, self._skipped = list(content["losses"]), content.get("skipped", 0)
+                self._newest = int(content["step"]), self.checkpoints / resolve(self.directory).name
+            if rank() == 0:
+                self._loggers = [JSONLines(), *build(config["loggers"], trust=trust).values()]
+        common = {k: v for k, v in self.config.items() if k not in ("device", "run_dir")}
+        where = "none" if self._newest is None else self._newest[1].name
+        agree({"config": json.dumps(common), "fingerprint of the data": data.fingerprint, "checkpoint": where})
         if content is not None:
             training.restore(content)
-            self._losses = list(content["losses"])
-            self._newest = training.step, self.checkpoints / resolve(self.directory).name
         training.check()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.directory / "config.yaml", lambda file: file.write(self._text.encode()))
-        self._drop_metrics_after(training.step)
+        with together():
+            if rank() == 0:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.directory / "config.yaml", lambda file: file.write(self._text.encode()))
+                remove_strays(self.checkpoints)
+                remove_strays(self.snapshots.directory)
+                for logger in self._loggers:
+                    logger.open(self.directory, training.step)
         return training
+
+    def _newest_content(self, data: DataSet) -> Mapping[str, Any] | None:
+        """The content of the newest checkpoint, if there is one."""
+        if not os.path.lexists(self.checkpoints / "last.pt"):
+            return None
+        content = load_checkpoint(self.directory)
+        if content["data"] != data.fingerprint:
+            raise ValueError(
+                f"{self.directory} was trained on other data than {data.name} contains now; give another run_dir="
+            )
+        return content
+
+    def _averages(self, denoiser: Denoiser) -> dict[str, Average]:
+        """The averages of the config: `default` and others by name, and those for averages after the training."""
+        decays = self._settings["ema"]
+        decays = decays if isinstance(decays, Mapping) else {"default": decays}
+        if "default" not in decays:
+            raise ValueError(f"ema={dict(decays)} needs the entry `default`, which samples and likelihoods use")
+        averages: dict[str, Average] = {name: EMA(denoiser, decay) for name, decay in decays.items()}
+        return averages | {f"power_{std}": PowerEMA(denoiser, std) for std in self._settings["posthoc"]}
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The averages that are stored for :func:`sde.training.posthoc_ema`."""
+        return Snapshots(self.directory / "averages")
 
     def save(self, training: Training) -> Path:
         """Writes a checkpoint, unless the newest one is of this step.
 
-        That one is not rewritten, because results that were computed from it name it by its digest.
+        That one is not rewritten, because results that were computed from it name it by its digest. If it cannot be
+        written, those before are as they were.
         """
         if self._newest is None or self._newest[0] != training.step:
-            content = {
-                "version": __version__,
-                "config": json.dumps(public({k: v for k, v in self.config.items() if k != "run_dir"}), indent=1),
-                "model": json.dumps(self._model, indent=1),
-                "data": self.data.fingerprint,
-                "losses": list(self._losses),
-                **training.state(),
-            }
-            self._newest = training.step, save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+            state, named = training.state(), {k: v for k, v in self.config.items() if k != "run_dir"}
+            path = self.checkpoints / f"step_{training.step:08d}.pt"
+            with together():
+                if rank() == 0:
+                    content = {
+                        "version": __version__,
+                        "config": json.dumps(public(named), indent=1),
+                        "model": json.dumps(self._model, indent=1),
+                        "data": self.data.fingerprint,
+                        "losses": list(self._losses),
+                        **state,
+                    }
+                    save_checkpoint(self.checkpoints, content, keep=self.config["keep"])
+            self._newest = training.step, path
         return self._newest[1]
 
+    def save_averages(self, training: Training) -> None:
+        """Stores the averages from which those of other lengths are reconstructed."""
+        powers = {a.std: a.whole() for a in training.ema.values() if isinstance(a, PowerEMA)}
+        if powers and rank() == 0:
+            self.snapshots.save(training.step, json.dumps(self._model, indent=1), powers)
+
     def log(self, report: Report, training: Training) -> dict[str, float]:
-        """Records the report of a step; every `log_every` or `validate_every` steps, appends a line to the metrics.
+        """Records the report of a step; every `log_every`, `validate_every` or `score_every` steps, logs a line.
 
         Returns:
-            The line: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`, `valid_loss`; empty
-            between lines.
+            The line: `step`, `loss` (the mean since the last line), `grad_norm`, `learning_rate`, `skipped` (the steps
+            left out since the last line, if there are any), `valid_loss`, `valid_loss_1` to `valid_loss_K` for K
+            `levels` (the loss in equal parts of the distribution of times, from data to noise), `bits_per_dim` (of the
+            first `score_n` samples of the validation or test split); empty between lines.
         """
-        self._losses.append(report.loss)
+        step, due = report.step, lambda key: bool(every := self._settings[key]) and report.step % every == 0
+        self._losses += [] if report.skipped else [report.loss]
         line: dict[str, float] = {}
-        if report.step % self.config["log_every"] == 0:
-            line = {"step": report.step, "loss": math.fsum(self._losses) / len(self._losses)}
-            line |= {"grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
+        if due("log_every"):
+            line = {"step": step, "loss": math.fsum(self._losses) / len(self._losses)} if self._losses else {}
+            line |= {"step": step, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate}
+            if training.skipped > self._skipped:
+                line["skipped"] = training.skipped - self._skipped
+            self._skipped = training.skipped
             self._losses.clear()
-        if report.step % self.config["validate_every"] == 0 and self.data.valid is not None:
-            line |= {"step": report.step, "valid_loss": self.valid_loss(training)}
-        if line:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps(line) + "\n")
+        if due("validate_every") and self.data.valid is not None:
+            line |= {"step": step, **self.valid_losses(training)}
+        if due("score_every"):
+            line |= {"step": step, "bits_per_dim": self.bits_per_dim(training)}
+        for logger in self._loggers if line else ():
+            logger.scalars(step, {name: value for name, value in line.items() if name != "step"})
+        if due("posthoc_every"):
+            self.save_averages(training)
         return line
+
+    def picture(self, step: int, path: Path) -> None:
+        """Logs a picture of samples."""
+        for logger in self._loggers:
+            logger.picture(step, "samples", path)
+
+    def close(self) -> None:
+        """Ends the logs."""
+        for logger in self._loggers:
+            logger.close()
 
     def valid_loss(self, training: Training) -> float:
         """The loss of the averaged weights on the validation split, with the same noise at every call."""
-        batches = self._batches("valid")
-        denoiser, scaling = training.denoiser, training.scaling
-        with training.ema["default"].applied_to(denoiser):
-            return validate(denoiser, self.objective, batches, scaling, conditions=training.conditions)
+        return self.valid_losses(training)["valid_loss"]
+
+    def valid_losses(self, training: Training) -> dict[str, float]:
+        """:meth:`valid_loss`, and the same by noise level."""
+        found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
+        levels = {f"valid_loss_{k}": value for k, value in enumerate(found.levels, start=1)}
+        return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
+
+    def bits_per_dim(self, training: Training) -> float:
+        """The mean bits/dim of the averaged weights on the first samples of the validation or test split, with the same
+        noise at every call; each rank scores a part of them."""
+        split = self.data.test if self.data.valid is None else self.data.valid
+        model, n = training.model(classes=self._model["classes"]), min(self._settings["score_n"], len(split))
+        index = torch.arange(rank(), n, size(), device="cpu")
+        values, condition = split[index]
+        condition = {name: condition[name] for name in training.conditions or ()}
+        bits = [model.bits_per_dim(values, index=index, condition=condition).sum().item()] if len(index) else [0.0]
+        return total(torch.tensor(bits, dtype=torch.float64, device="cpu")).item() / n
 
     def _batches(self, split: str) -> Batches:
         """The batches of a split."""
-        reading = {key: self.config.get(key, 0) for key in ("workers", "unreadable")}
-        return Batches(self.data.split(split), self.config["batch_size"], seed=self.config["seed"], **reading)
-
-    def _drop_metrics_after(self, step: int) -> None:
-        """Deletes the metrics of steps that will be taken again."""
-        if not self.metrics.exists():
-            return
-        lines, kept = self.metrics.read_text().splitlines(), []
-        with contextlib.suppress(ValueError):  # at a line cut off by a kill; nothing after it counts
-            for line in lines:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_atomically(self.metrics, lambda file: file.write("".join(kept).encode()))
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.loads(json.dumps(tree))
+        config = self._settings
+        reading: dict[str, Any] = {key: config[key] for key in ("workers", "unreadable")}
+        if tree := config["augmentation"]:
+            reading["augmentation"] = build(tree, trust=config.get("trust") or ())
+        return Batches(self.data.split(split), config["batch_size"], seed=config["seed"], **reading)

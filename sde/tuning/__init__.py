@@ -9,14 +9,16 @@ __all__ = [
     "Tuning",
     "choose_solver",
     "load_grid",
+    "load_variance",
     "pilot_rows",
     "save_grid",
+    "save_variance",
     "tune_grid",
     "tune_particles",
     "tune_solver",
 ]
 
-from .cache import load_grid, save_grid
+from .cache import load_grid, load_variance, save_grid, save_variance
 from .equal_error import EqualError
 from .gradient import Gradient
 from .likelihood import Choice, PilotRows, choose_solver, pilot_rows

@@ -1,8 +1,8 @@
-"""Files of tuned grids in a run directory."""
+"""Files of tuned grids, and of the pilot runs of particles, in a run directory."""
 
 from __future__ import annotations
 
-__all__ = ["load_grid", "save_grid"]
+__all__ = ["load_grid", "load_variance", "save_grid", "save_variance"]
 
 import dataclasses
 import hashlib
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from ..grids import Explicit
+from ..measurement import PilotVariance
 from ..solvers import GridSteps
 from ..storage.files import write_atomically
 
@@ -46,6 +47,33 @@ def load_grid(directory: str | os.PathLike[str], solver: GridSteps, *, data: boo
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a tuned grid ({error}); delete it to tune the grid again") from error
     return None
+
+
+def save_variance(directory: str | os.PathLike[str], name: str, variance: PilotVariance) -> Path:
+    """Saves what :func:`sde.tune_particles` measured in a run directory, for :func:`load_variance`.
+
+    Args:
+        directory: the run directory; the file is written to its subdirectory `grids/`.
+        name: the name of the pilot run.
+        variance: the variance.
+    """
+    path = Path(directory) / "grids" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"log_snr": list(variance.log_snr), "values": list(variance.values)}, indent=1)
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance | None:
+    """The saved variance of a pilot run, or None if there is none."""
+    path = Path(directory) / "grids" / f"{name}.json"
+    try:
+        content = json.loads(path.read_text())
+        return PilotVariance(content["log_snr"], content["values"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a pilot run ({error}); delete it to run it again") from error
 
 
 def _settings(solver: GridSteps) -> str:

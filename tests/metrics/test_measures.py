@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import t
 from support.sets import Nearest, normals
 from torch import Tensor
 
 from sde import metrics
 from sde.metrics import Estimate
-from sde.metrics.estimate import jackknife, mean_estimate, permutation_p_value, proportion, root
+from sde.metrics.estimate import (
+    difference,
+    halves,
+    jackknife,
+    mean_estimate,
+    permutation_p_value,
+    proportion,
+    root,
+)
 from sde.metrics.sets import deal, keyed_order, permuted_labels, squared_distances
 from sde.noise import Stream
 
@@ -108,9 +117,13 @@ def test_the_origin_does_not_matter(name: str) -> None:
 
 def test_fewer_items_than_neighbours_are_refused() -> None:
     x, y = normals(6, 2), normals(30, 2, seed=1)
-    with pytest.raises(ValueError, match=r"least 7 items, the samples has 6"):
+    with pytest.raises(ValueError, match=r"least 12 items, the samples has 6"):
         metrics.precision_recall(x, y)
     metrics.precision_recall(x, y, neighbours=2, coverage_neighbours=2)
+    with pytest.raises(ValueError, match="at least 3 items in both halves"):
+        metrics.precision_recall(
+            x, y, neighbours=2, coverage_neighbours=2, index=(torch.arange(6) // 5, torch.arange(30))
+        )
 
 
 def test_the_jackknife_of_a_square_removes_its_bias() -> None:
@@ -125,6 +138,37 @@ def test_the_jackknife_of_a_square_removes_its_bias() -> None:
     assert (mean.value, mean.low, mean.high) == pytest.approx((same.value, same.low, same.high))
     assert mean.standard_error == pytest.approx(float(x.std()) / math.sqrt(12))
     assert (mean.high - mean.value) / same.standard_error == pytest.approx(2.200985)  # t with 11 degrees of freedom
+
+
+def test_differences_are_paired_by_groups_or_items() -> None:
+    """The difference of two jackknifes is the jackknife of it; that of two means is the mean of differences."""
+    a, b = normals(7), normals(7, seed=1)
+    first, second = (jackknife(side[0] * 3, side, corrected=True) for side in (a, b))
+    both = jackknife((b - a)[0] * 3, b - a, corrected=True)
+    found = difference(first, second)
+    assert (found.value, found.standard_error, found.low) == pytest.approx((both.value, both.standard_error, both.low))
+    assert found.p_value == pytest.approx(2 * t.sf(abs(found.value) / found.standard_error, 6))
+    means = difference(mean_estimate(a), mean_estimate(b))
+    assert (means.value, means.standard_error) == pytest.approx((float((b - a).mean()), float((b - a).std()) / 7**0.5))
+    assert means.note == ""
+    apart = difference(mean_estimate(a), mean_estimate(normals(6)))
+    assert apart.note == "not paired"
+    assert apart.standard_error == pytest.approx(math.hypot(float(a.std()) / 7**0.5, float(normals(6).std()) / 6**0.5))
+    assert difference(first, first).p_value == 1.0
+    # Two halves: the statistic of one is 2 s away from that of the other, on average over divisions.
+    split = halves(a[0], a, a + 0.5)
+    assert split.standard_error == pytest.approx(0.25)
+    # The root keeps its deviations to first order.
+    assert float(root(Estimate(4.0, 3.0, 5.0, 0.4, deviations=torch.tensor([0.4]))).deviations) == pytest.approx(0.1)
+
+
+def test_two_sets_of_samples_differ_by_less_than_their_errors_say() -> None:
+    """Both have the error of the reference, which cancels; samples of one seed have their own in common too."""
+    reference, one = normals(120, 3, seed=9), normals(120, 3)
+    for measure in (metrics.frechet_distance, lambda x, y: metrics.precision_recall(x, y).coverage):
+        first, second = (measure(samples, reference) for samples in (one, 1.05 * one + 0.02))
+        apart = math.hypot(first.standard_error, second.standard_error)
+        assert difference(first, second).standard_error < 0.7 * apart
 
 
 def test_roots_proportions_and_p_values() -> None:

@@ -396,6 +396,14 @@ def test_data_may_be_centred_first() -> None:
     torch.testing.assert_close(centred(x, c), beside(2 * x - 1, c), rtol=1e-12, atol=1e-12)
 
 
+def test_sines_and_cosines_of_the_data_are_more_channels() -> None:
+    waved, wide = awake(small(frequencies=(1.5, 4.0))), awake(small(channels=10, out_channels=2))
+    x, c = normal(2, 2, 6, 5), normal(2, seed=1)
+    angles = [2.0 * torch.pi * f * x for f in (1.5, 4.0)]
+    more = torch.cat([x, *map(torch.sin, angles), *map(torch.cos, angles)], 1)
+    torch.testing.assert_close(waved(x, c), wide(more, c), rtol=1e-12, atol=1e-12)
+
+
 def test_one_activation_stands_everywhere() -> None:
     net = small(activation=nn.Tanh(), output_pyramid=OutputResidual(), augment=2)
     assert not [module for module in net.modules() if isinstance(module, nn.SiLU)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
+from support.published import idx, tar, write_faces
 
 import sde
 from sde.data import DataSet, Scaling, Split
+from sde.evaluation import save_classifier
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
 from sde.instantiate import build, describe, find
+from sde.metrics.features import ClassifierNetwork, Features
 from sde.training.run import assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -52,19 +56,25 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 def test_these_are_the_configs() -> None:
     assert TOPS == [
+        "augment",
         "bounds",
         "compare",
         "convert",
         "demo",
         "dequantiser_training",
         "diagnose",
+        "edit",
+        "evaluate",
+        "feature_classifier",
         "likelihood",
         "paired",
         "sample",
         "train",
+        "translate",
     ]
-    first = ["data", "denoiser", "density", "dequantise", "experiment", "grid", "guidance", "network"]
-    assert [*first, "objective", "optimizer", "sde", "solver", "trace"] == GROUPS
+    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
+    more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
+    assert [*first, *more] == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -74,6 +84,7 @@ def test_sde(leaf: str) -> None:
     if leaf == "learned":
         assert describe(process) == describe(sde.LearnedVP())
         return
+    kinds |= {"bridge": sde.Bridge(sde.VP(0.1, 2.0)), "brownian_bridge": sde.Bridge()}
     kinds |= {"cosine": sde.Cosine(), "karras_ve": sde.KarrasVE(), "rectified_flow": sde.RectifiedFlow()}
     if leaf in kinds:
         assert process == kinds[leaf]
@@ -89,7 +100,7 @@ VECTORS = DataSet("vectors", Scaling.identity(), *(Split(torch.zeros(2, 5)) for 
 @pytest.mark.parametrize(
     ("leaf", "process"),
     [
-        *((leaf, "vp") for leaf in leaves("denoiser") if leaf != "learned_variance"),
+        *((leaf, "vp") for leaf in leaves("denoiser") if leaf not in ("learned_variance", "quantised")),
         *(("noise", sde) for sde in leaves("sde") if sde != "vp"),
     ],
 )
@@ -115,12 +126,28 @@ def test_network(leaf: str) -> None:
     assert facts.items() <= tree["network"].items()
 
 
-@pytest.mark.parametrize("leaf", sorted({*leaves("data")} - {"mnist"}))
+# The sources of data that need a path.
+PATHS = ("arrays", "celeba", "huggingface", "images")
+
+
+@pytest.mark.parametrize("leaf", leaves("data"))
 def test_a_source_of_data_has_a_key_for_every_argument(leaf: str) -> None:
-    """All but the name of the data set; `mnist` fixes those that do not differ."""
-    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in ("arrays", "images") else []))["data"]
+    """All but the name of the data set."""
+    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in PATHS else []))["data"]
     parameters = inspect.signature(find(tree.pop("_target_"))).parameters
     assert tree.keys() == parameters.keys() - {"name"}
+
+
+@pytest.mark.parametrize("leaf", leaves("augmentation"))
+def test_augmentation(leaf: str) -> None:
+    """The defaults of the files are the library's, and the network is made for the vectors of the changes."""
+    config = composed("train", f"augmentation={leaf}", "network.width=8", "network.multipliers=[1,1]")
+    rule = build(config["augmentation"])
+    assert rule == type(rule)()
+    denoiser, tree = assemble(config, IMAGES)
+    assert tree["network"].get("augment", 0) == rule.length
+    batch = sde.Batches(IMAGES.train, 2, augmentation=rule)[0]
+    assert denoiser(torch.ones(2, 3, 6, 6), torch.tensor(0.5), **batch.condition).isfinite().all()
 
 
 @pytest.mark.parametrize("leaf", leaves("dequantise"))
@@ -145,6 +172,26 @@ def test_density(leaf: str) -> None:
     )
     assert nats.shape == (2,)
     assert nats.isfinite().all()
+
+
+@pytest.mark.parametrize("leaf", leaves("features"))
+def test_features(leaf: str, tmp_path: Path) -> None:
+    """Every file has a key for every argument; those that need no other package are built."""
+    tree = OmegaConf.to_container(OmegaConf.load(CONFIGS / "features" / f"{leaf}.yaml"))
+    assert isinstance(tree, dict)
+    parameters = inspect.signature(find(tree["_target_"])).parameters
+    assert tree.keys() - {"_target_"} == parameters.keys() - {"device"}
+    path = tmp_path / "a.pt"
+    if leaf == "classifier":
+        save_classifier(path, ClassifierNetwork((3,), 2, width=8))
+    elif leaf == "program":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3)), str(path))
+    elif leaf != "raw":
+        return
+    features = build({**tree, **({"path": str(path)} if "path" in tree else {})})
+    assert isinstance(features, Features)
 
 
 @pytest.mark.parametrize("leaf", leaves("objective"))
@@ -180,19 +227,35 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         for i in range(4):
             Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
         overrides += [f"data.path={tmp_path}", "data.test_fraction=0.25"]
+    if leaf == "huggingface":
+        datasets = pytest.importorskip("datasets", reason="the extra `huggingface` is not installed")
+        rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 4})
+        datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path))
+        overrides += [f"data.path={tmp_path}", "data.size=4"]
+    if leaf == "celeba":
+        overrides += [f"data.path={write_faces(tmp_path)}", "data.size=8"]
+    if leaf == "cifar10":
+        parts = [np.zeros((300, 3073), np.uint8)] * 6
+        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(tar(parts))
+        overrides += [f"data.path={tmp_path}"]
+    if leaf == "fashion_mnist":
+        for name, n in (("train", 1100), ("t10k", 3)):
+            (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(np.zeros((n, 4, 5), np.uint8)))
+            (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(np.zeros(n, np.uint8)))
+        overrides += [f"data.path={tmp_path}"]
     if leaf in {"arrays", "mnist"}:
         x, y = np.zeros((1100, 4, 5), np.uint8), np.zeros(1100, np.int64)
         np.savez(tmp_path / "a.npz", x_train=x, x_test=x[:3], y_train=y, y_test=y[:3])
         overrides += [f"data.path={tmp_path / 'a.npz'}"]
     data = build(composed("train", *overrides)["data"])
     assert isinstance(data, DataSet)
-    assert data.name == {"images": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
+    assert data.name == {"images": tmp_path.name, "huggingface": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
     # The data of a likelihood job is given by the same files.
     assert composed("likelihood", *overrides)["data"] == composed("train", *overrides)["data"]
 
 
 def test_a_path_that_is_not_given_is_missing() -> None:
-    for leaf in ("images", "arrays", "mnist"):
+    for leaf in PATHS:
         assert OmegaConf.missing_keys(compose("train", overrides=[f"data={leaf}", "run_dir=x"])) == {"data.path"}
 
 
@@ -205,6 +268,7 @@ def test_solver(leaf: str) -> None:
     steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
@@ -259,7 +323,8 @@ def test_every_key_is_explained_in_the_help(top: str) -> None:
     text = (CONFIGS / f"{top}.yaml").read_text()
     explained = set(re.findall(r"^ {8}(\w+) {2,}\w", text, re.MULTILINE))
     keys = composed(top).keys()
-    by_group = {g for g in GROUPS if re.search(rf"^  - {g}(@\S+)?:", text, re.MULTILINE)}
+    groups = re.findall(r"^  - (\w+)(?:@(\w+))?:", text, re.MULTILINE)
+    by_group = {name for pair in groups for name in pair if name}
     assert keys - explained - by_group == set()
     assert explained <= keys | by_group
 

@@ -29,7 +29,7 @@ def line_of() -> Iterator[Callable[..., str | None]]:
         ("train", "sde=vpp", ["sde=vpp", "subvp", "did you mean vp?"]),
         ("train", "solver@preview.solver=heunn", ["heunn", "did you mean heun?"]),
         ("likelihood", "repeat=3", ["repeat ", "did you mean repeats?"]),
-        ("sample", "label=7", ["label ", "condition"]),
+        ("likelihood", "label=7", ["label ", "condition"]),
         ("sample", "solver=null", ["solver=null"]),
         ("sample", "out=a=b.png", ["out=a=b.png", "quotes"]),
         ("sample", "out=a,b.png", ["out=a,b.png", "-m", "quotes"]),

@@ -23,17 +23,26 @@ CONFIGS = SCRIPTS.parent / "configs"
 
 # The config of each script, with what a command has to give.
 COMMANDS = {
+    "augment": ("augment", ["ckpt=x"]),
     "bounds": ("bounds", ["ckpt=x"]),
     "compare": ("compare", []),
     "convert": ("convert", ["source=x"]),
     "demo": ("demo", []),
     "dequantise": ("dequantiser_training", ["ckpt=x"]),
     "diagnose": ("diagnose", ["ckpt=x"]),
+    "edit": ("edit", ["ckpt=x"]),
+    "evaluate": ("evaluate", ["samples=x"]),
+    "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=x"]),
     "paired": ("paired", ["first=x", "second=y"]),
     "sample": ("sample", ["ckpt=x"]),
     "train": ("train", ["run_dir=run"]),
+    "translate": ("translate", ["source=x", "target=y"]),
 }
+
+# The scripts that take conditions, and those whose config names no packages to trust.
+CONDITIONAL = ("edit", "sample")
+PLAIN = ("convert", "demo", "paired")
 
 # The kinds of keys: their wrong values, and the keys of each script.
 KINDS: list[tuple[str, dict[str, str]]] = [
@@ -45,9 +54,14 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "components",
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
+            "evaluate": "groups batch_size world",
+            "feature_classifier": "steps batch_size width features",
             "likelihood": "repeats batch_size world",
             "sample": "n batch_size",
-            "train": "steps batch_size log_every validate_every save_every",
+            "augment": "per_class batch_size",
+            "edit": "n",
+            "translate": "n",
+            "train": "steps batch_size log_every validate_every save_every accumulate score_n posthoc_every",
         },
     ),
     ("1 null", {"diagnose": "times"}),
@@ -55,37 +69,56 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         "abc null -1",
         {
             "bounds": "rank",
+            "evaluate": "permutations rank",
             "likelihood": "budget rank",
-            "sample": "first",
-            "train": "warmup workers unreadable preview.n",
-        },
+            "train": "warmup workers unreadable preview.n max_skipped levels",
+        }
+        | dict.fromkeys(("edit", "sample", "translate"), "first"),
     ),
     (
         "1.5 0 None",
-        {"bounds": "n steps", "dequantise": "n", "likelihood": "n pilot", "sample": "pilot", "train": "keep"},
+        {
+            "bounds": "n steps",
+            "dequantise": "n",
+            "evaluate": "n levels",
+            "likelihood": "n pilot",
+            "sample": "pilot",
+            "train": "keep score_every sample_every",
+        },
     ),
     (
         "null abc 9223372036854775808",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "seed"),
+        dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "translate")], "seed"),
     ),
     ("null 0.5", {"train": "preview.seed"}),
-    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "train": "clip"}),
+    ("abc 1.5", dict.fromkeys(CONDITIONAL, "label")),
+    ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
+    ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
+    ("1.5 [1]", dict.fromkeys(CONDITIONAL, "image")),
+    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
     ("null 1 -0.1", {"train": "ema"}),
-    ("small 0", {"bounds": "atol end", "diagnose": "atol", "likelihood": "atol"}),
+    ("0.1 null [0.3] [a]", {"train": "posthoc"}),
+    ("null -1 256", {"train": "requeue_status"}),
+    ("null", {"train": "loggers"}),
+    ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
     (
         "no null",
         {
             "convert": "overwrite",
             "dequantise": "overwrite",
             "diagnose": "overwrite",
+            "evaluate": "overwrite",
+            "feature_classifier": "overwrite",
             "likelihood": "dry_run",
             "sample": "denoise overwrite",
+            "edit": "denoise overwrite",
+            "translate": "denoise overwrite",
             "train": "conditional",
         },
     ),
     (
         "0.999",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample"), "ema"),
+        dict.fromkeys([name for name in COMMANDS if name not in (*PLAIN, "feature_classifier", "train")], "ema"),
     ),
     (
         "2024 null",
@@ -96,9 +129,14 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "demo": "run_dir samples",
             "dequantise": "ckpt device",
             "diagnose": "ckpt device",
+            "evaluate": "array cache device",
+            "feature_classifier": "device",
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "sample": "ckpt device",
+            "augment": "ckpt device",
+            "edit": "ckpt device",
+            "translate": "source target device",
             "train": "run_dir device",
         },
     ),
@@ -110,16 +148,26 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "convert": "out settings",
             "dequantise": "out",
             "diagnose": "out",
+            "evaluate": "samples restored reference out",
+            "feature_classifier": "out",
             "likelihood": "out ood",
             "sample": "out",
+            "augment": "out",
+            "edit": "out",
+            "translate": "out",
         },
     ),
-    ("dev", dict.fromkeys(("bounds", "diagnose", "likelihood"), "split")),
+    ("dev", dict.fromkeys(("bounds", "diagnose", "edit", "evaluate", "likelihood", "translate"), "split")),
+    ("0 1.5 null", {"edit": "strength"}),
+    ("0 1.5", {"augment": "strength"}),
+    ("-1 1 null", {"augment": "copies"}),
+    ("abc 1.5", {"translate": "label"}),
     (
         "nothing [1]",
-        dict.fromkeys(("bounds", "compare", "dequantise", "diagnose", "likelihood", "sample", "train"), "trust"),
+        dict.fromkeys([name for name in COMMANDS if name not in PLAIN], "trust"),
     ),
     ("flow [flow,bits]", {"bounds": "measures"}),
+    ("frechet [frechet,fid]", {"evaluate": "metrics"}),
     ("[heun,3]", {"compare": "solvers grids"}),
     ("many [5,0] 1.5", {"compare": "calls"}),
     ("many [0.1,0]", {"compare": "tolerances"}),
@@ -166,6 +214,8 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("likelihood", "solver.rtol=tight", "solver.rtol='tight'", "a number"),
     ("likelihood", "solver.on_failure=skip", "solver.on_failure='skip'", "raise or mark"),
     ("likelihood", "trace.probes=0", "trace:", "probes"),
+    ("evaluate", "features.block=0", "features:", "block=0"),
+    ("evaluate", "out=a.png", "out:", ".h5"),
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
 ]
@@ -232,7 +282,7 @@ def test_wrong_values(program: Program, script: str, tmp_path: Path, monkeypatch
     cases = [case for case in table() if case[0] == script]
     for _, override, beginning, word in [
         *cases,
-        ("", "+label=7", "label ", "condition"),
+        *([] if script in (*CONDITIONAL, "translate") else [("", "+label=7", "label ", "condition")]),
         ("", "+see=7", "see ", "--help"),
     ]:
         result = program(script, override)
@@ -246,7 +296,7 @@ def test_the_table_has_every_key(program: Program) -> None:
     """No key of a script is without a wrong value, and none of the schema is missing in the configs."""
     cases = list(table())
     assert len(cases) >= 60
-    schema = importlib.import_module("schema")  # the fixture has put it on the path
+    schema, module = (importlib.import_module(name) for name in ("schema", "keys"))  # put on the path by the fixture
     for script, (name, keys) in COMMANDS.items():
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             tree = compose(name, keys)
@@ -254,11 +304,11 @@ def test_the_table_has_every_key(program: Program) -> None:
         groups = {key for key in tree if OmegaConf.is_config(tree._get_node(key)) and "_target_" in tree[key]}
         assert tree.keys() - tested - groups == set()
         plain = OmegaConf.to_container(tree, resolve=True)
-        schema.check_keys(schema.SCHEMAS[name], plain)
+        module.check_keys(schema.SCHEMAS[name], plain)
         for key in plain if script in {"sample", "paired"} else ():
             shorter = {k: v for k, v in plain.items() if k != key}
             with pytest.raises(ValueError, match=f"^{key} is missing"):
-                schema.check_keys(schema.SCHEMAS[name], shorter)
+                module.check_keys(schema.SCHEMAS[name], shorter)
 
 
 @pytest.mark.slow
@@ -268,7 +318,7 @@ def test_the_table_has_every_key(program: Program) -> None:
         ("train", "optimizer.lr=fast", "optimizer.lr='fast'"),
         ("train", "stepz=3", "did you mean steps?"),
         ("sample", "n=1.5", "n=1.5"),
-        ("sample", "+label=7", "condition"),
+        ("likelihood", "+label=7", "condition"),
         ("likelihood", "budget=-1", "budget=-1"),
         ("paired", "column=null", "column=null"),
     ],

@@ -65,7 +65,7 @@ def test_paths_are_quoted_as_the_documentation_says() -> None:
 def test_several_processes_are_refused_by_commands_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for command, *keys in (["train", *TRAIN], ["sample", "ckpt=run"]):
+    for command, *keys in (["diagnose", "ckpt=run"], ["sample", "ckpt=run"]):
         refused(here(tmp_path, command, *keys), "one process", "WORLD_SIZE=2")
     assert list(tmp_path.iterdir()) == []
 

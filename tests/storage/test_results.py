@@ -134,7 +134,8 @@ def _group(file: h5py.File) -> None:
 
 
 def _matrix(file: h5py.File) -> None:
-    file["nfe"] = np.zeros((3, 2))
+    del file["index"]
+    file["index"] = np.zeros((3, 2), np.int64)
 
 
 def _text(file: h5py.File) -> None:
@@ -185,7 +186,7 @@ def _missing_identity(file: h5py.File) -> None:
         (_huge, r"index.*\(1000000000000,\).* 0 bytes"),
         (_many_names, r" 336000 bytes.* \d+"),
         (_group, "nfe.*not a data set"),
-        (_matrix, r"nfe.*\(3, 2\)"),
+        (_matrix, r"index.*shape \(N,\)"),
         (_text, "nfe.*S1"),
         (_other_length, r"\(3,\), \(4,\)"),
         (_no_repeat, r"'repeat'.*\['index'\]"),

@@ -393,3 +393,19 @@ def test_the_first_exception_is_the_one_that_propagates(path: Path, monkeypatch:
             raise ZeroDivisionError
     with start(path) as store:
         assert store.done() == {0}
+
+
+def test_columns_may_have_arrays_of_one_shape(tmp_path: Path) -> None:
+    """They are written, recovered from a journal and read like numbers; another shape is refused."""
+    path, columns = tmp_path / "a.h5", {"x": np.dtype((np.uint8, (2, 3))), "y": np.float64}
+    x = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    rows = {"index": np.array([0, 1]), "repeat": np.zeros(2, np.int64), "x": x, "y": np.zeros(2)}
+    with Store.open(path, columns, identity={}) as store:
+        store.append(rows)
+        with pytest.raises(ValueError, match="one shape"):
+            store.append({**rows, "index": np.array([2, 3]), "x": x[:, 0]})
+    np.testing.assert_array_equal(read(path).columns["x"], x)
+    with pytest.raises(ValueError, match=r"uint8\[2, 3\]"):
+        Store.open(path, {**columns, "x": np.uint8}, identity={})
+    with Store.open(path, columns, identity={}) as store:
+        assert store.done() == {0, 1}

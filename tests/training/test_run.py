@@ -275,7 +275,10 @@ def test_another_config_is_refused_with_the_first_difference(
 def test_what_changes_no_result_may_differ(tmp_path: Path, data: DataSet) -> None:
     go(tmp_path / "run", data, stop=0)
     other = {"steps": 9, "device": "auto", "log_every": 9, "save_every": 9, "validate_every": 9, "keep": 1}
-    more = {"run_dir": "elsewhere", "trust": ["math"], "preview": {"n": 3}, "workers": 0, "unreadable": 1}
+    more = {"run_dir": "elsewhere", "trust": ["math"], "preview": {"n": 3}, "ranks": {"_target_": "sde.training.FSDP2"}}
+    more |= {"max_skipped": 3, "requeue_status": 99, "levels": 4, "sample_every": 5, "score_every": 6, "score_n": 7}
+    more |= {"loggers": {}}
+    more |= {"workers": 0, "unreadable": 1}
     assert {*other, *more} == set(RESUMABLE_KEYS)
     open_run(tmp_path / "run", changed(**other, **more)).start(data)
 

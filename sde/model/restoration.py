@@ -1,0 +1,228 @@
+r"""Restoration in data units: the posterior of data values given a measurement of them.
+
+Data values x and the model's range :math:`x' = a x + b` (for levels b is that of the middle of a bin) have measurements
+that differ by
+
+.. math:: y' = A x' + a \sigma z = a y + b\, A(1), \qquad \sigma' = a \sigma,
+
+for every linear A, which itself stays as it is; a nonlinear one, or a scaling with several scales, gets the inverse of
+the scaling before it. A measurement in whole levels has been rounded, which adds the variance 1/12 to that of its
+noise.
+
+Without noise the measurement holds exactly. Samplers see a small noise all the same, that of rounding for levels and a
+thousandth of the model's range for continuous data, and the measured part is put back at the end, by :math:`x + A^T (A
+A^T)^{-1} (y - A x)`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Method", "Restored", "pixel_mask", "restore"]
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..data import Scaling
+from ..denoisers import Denoiser
+from ..dynamics import Reverse
+from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance, VarianceGrid
+from ..noise import repeat_key, sample_index
+from ..sampling import sample, state_like
+from ..shapes import check_condition, check_count, float64
+from ..solvers import Particles, Solver
+
+# A posterior denoiser of a denoiser and a measurement, such as sde.measurement.PiGDM or a partial of it.
+Method = Callable[[Denoiser, Measurement], Denoiser]
+
+
+@dataclass(frozen=True)
+class Restored:
+    r"""Draws from the posterior of data given a measurement; n draws for each of B measurements.
+
+    Attributes:
+        x: the draws in data units, with shape (B, n, \*).
+        misfit: the root mean square of :math:`y - A x` in units of the noise, with shape (B, n); about 1 for a draw
+            that fits. It does not tell whether the draw is from the right mode.
+        nfe: the network calls of each draw, int64 with shape (B, n).
+        vjps: the vector-Jacobian products of each draw, int64 with shape (B, n).
+        log_evidence: of particles, the logarithm of an estimate of p(y) in the model's range, in nats, with shape
+            (B, n). Where the draws of one measurement have evidences that differ by more than 1, they are biased.
+        ess: of particles, the smallest effective sample size of each run, with shape (B, n).
+    """
+
+    x: Tensor
+    misfit: Tensor
+    nfe: Tensor
+    vjps: Tensor
+    log_evidence: Tensor | None
+    ess: Tensor | None
+
+
+class _FromModel(LinearOperator):
+    """Data values of states, x = (x' - b) / a, or without the shift."""
+
+    def __init__(self, a: Tensor, b: Tensor | float) -> None:
+        self.a, self.b = a, b
+        self.linear = isinstance(b, float) and b == 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - (self.b.to(x) if isinstance(self.b, Tensor) else self.b)) / self.a.to(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y / self.a.to(y)
+
+    def pullback(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.adjoint(y)
+
+
+def in_model_range(operator: Operator, y: Tensor, noise: Tensor, scaling: Scaling, x: Tensor) -> Measurement:
+    r"""The measurement in the model's range of one in data units.
+
+    Args:
+        operator: the operator on data values.
+        y: the measurements in data units, with shape (B, \*m).
+        noise: their standard deviation, of shape () or (B,).
+        scaling: the scaling of the data.
+        x: states like those of the model, with shape (B, \*).
+    """
+    a, b = coefficients(scaling, x)
+    seen = operator(torch.ones_like(x))
+    if seen.shape != y.shape:
+        raise ValueError(
+            f"y of shape {tuple(y.shape)} does not fit: {type(operator).__name__} gives {tuple(seen.shape)} for data "
+            f"of shape {tuple(x.shape)}"
+        )
+    if not operator.linear:
+        return Measurement(Compose(_FromModel(a, b), operator), y.to(x), noise)
+    if a.ndim == 0:
+        return Measurement(operator, a.to(x) * y.to(x) + b.to(x) * seen, a.to(noise) * noise)
+    offset = operator((b / a).to(x).expand_as(x))
+    return Measurement(Compose(_FromModel(a, 0.0), operator), y.to(x) + offset, noise)
+
+
+def coefficients(scaling: Scaling, x: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b of the map of data values to states like `x`, float64, of shape () or broadcasting along the channels."""
+    a, b = float64(scaling.scale), float64(scaling.shift)
+    if scaling.levels is not None:
+        b = b + 0.5 * a
+    if a.ndim:
+        a, b = (value.reshape(1, -1, *(1,) * (x.ndim - 2)) for value in (a, b))
+    return a.to(x.device), b.to(x.device)
+
+
+def restore(
+    denoiser: Denoiser,
+    scaling: Scaling,
+    shape: tuple[int, ...],
+    y: Tensor,
+    operator: Operator,
+    noise: Tensor | float,
+    *,
+    variance: Callable[[], Variance],
+    method: Method | None = None,
+    solver: Solver | None = None,
+    n: int = 1,
+    seed: int = 0,
+    index: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> Restored:
+    """As :meth:`sde.Model.restore`, of the parts of a model; `variance` gives that of the pilot run if it is needed."""
+    check_count("restore", "n", n)
+    check_count("restore", "batch_size", 1 if batch_size is None else batch_size)
+    like, batch = state_like(denoiser), len(y)
+    keys = sample_index(y, index).to(like.device)
+    condition = {name: torch.as_tensor(value, device=like.device) for name, value in (condition or {}).items()}
+    check_condition(condition, batch)
+    std = float64(noise)
+    exact, rounded = bool((std == 0.0).all()), not y.is_floating_point()
+    # The variance of the model's dequantisation and that of the measurement's own rounding are the same number.
+    if rounded or (exact and scaling.levels is not None):
+        std = (std.square() + 1.0 / 12.0).sqrt()
+    elif exact:
+        std = std + 1e-3 / float(float64(scaling.scale).max())
+    data = like.new_zeros(batch, *shape)
+    target = y.to(like.device, torch.float64)
+    measurement = in_model_range(operator, target, std, scaling, data)
+    measurement.check(data)
+    if solver is not None:  # before the pilot run
+        solver.bind(Reverse((method or DiffPIR)(denoiser, measurement), eta=solver.eta))
+    if method is None or solver is None:
+        pilot = variance()
+        method = partial(DiffPIR, variance=pilot) if method is None else method
+        solver = Particles(50, grid=VarianceGrid(pilot)) if solver is None else solver
+    total, size = batch * n, batch_size or batch * n
+    results = []
+    for first in range(0, total, size):
+        place = torch.arange(first, min(first + size, total), device=like.device)
+        rows, repeat = place // n, place % n
+        guided = method(denoiser, measurement.select(rows))
+        part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
+        done = None if progress is None else partial(_report, progress, first / total, len(place) / total)
+        results.append(
+            sample(
+                guided,
+                (len(place), *shape),
+                solver=solver,
+                seed=seed,
+                index=keys[rows] + repeat * repeat_key(0, 1),
+                condition=part,
+                denoise=True,
+                progress=done,
+            )
+        )
+    x = torch.cat([r.x for r in results])
+    draws = x.shape[1] if x.ndim > 1 + len(shape) else 1
+    rows = torch.arange(batch, device=x.device).repeat_interleave(n * draws)
+    states = x.reshape(-1, *shape)
+    picked = operator.select(rows)
+    if exact and operator.linear:
+        seen = measurement.select(rows)
+        residual = seen.residual(states)
+        states = states + seen.operator.adjoint(seen.operator.solve(residual, 1.0, 0.0))
+    values = scaling.to_data(states.cpu())
+    residual = target[rows].to(states) - picked(values.to(states))
+    kept = operator.measured(y)
+    if kept is not None:
+        residual = torch.where(picked.measured(residual), residual, 0.0)  # type: ignore[arg-type]
+    misfit = residual.flatten(1).square().sum(1) / measurement.select(rows).count.to(states)
+    each = std.to(states)[rows] if std.ndim else std.to(states)
+    shaped = (batch, n * draws)
+
+    def joined(name: str) -> Tensor | None:
+        parts = [getattr(r, name) for r in results]
+        return None if parts[0] is None else torch.cat(parts).reshape(batch, n).cpu()
+
+    nfe, vjps = (torch.cat([getattr(r, name) for r in results]).reshape(batch, n).cpu() for name in ("nfe", "vjps"))
+    fit = (misfit.sqrt() / each).reshape(shaped).cpu()
+    return Restored(values.reshape(*shaped, *shape), fit, nfe, vjps, joined("log_evidence"), joined("ess"))
+
+
+def pixel_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask of entries from one of pixels, bool of the event shape or (B, \\*).
+
+    Args:
+        mask: True where measured: bool, of the event shape (C, \\*spatial), with one channel in place of all of them,
+            or without channels; with one axis more in front for one mask per sample, where it has channels.
+        shape: the event shape.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"expected a mask of bool, True where measured, got {mask.dtype}")
+    event = tuple(shape)
+    if mask.ndim == len(event) - 1:
+        mask = mask[None]
+    own = tuple(mask.shape[mask.ndim - len(event) :])
+    if mask.ndim - len(event) not in (0, 1) or own not in (event, (1, *event[1:])):
+        raise ValueError(
+            f"expected a mask of shape {event}, {(1, *event[1:])} or {event[1:]}, or one for each sample of shape "
+            f"{('B', *event)}, got {tuple(mask.shape)}"
+        )
+    return mask.expand(*mask.shape[: mask.ndim - len(event)], *event)
+
+
+def _report(progress: Callable[[float], object], before: float, share: float, done: float) -> None:
+    progress(before + share * done)

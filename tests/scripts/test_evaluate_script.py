@@ -1,0 +1,69 @@
+"""The evaluation command: what it prints and writes, and that it replaces and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from support.commands import files, here, refused
+
+import sde
+
+
+def samples(folder: Path) -> None:
+    """Two files of digits, the second one with noise."""
+    x = sde.data.digits().test.values[:120]
+    noisy = (x.int() + torch.randint(-6, 7, x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 16).byte()
+    for name, values in {"a": x, "b": noisy}.items():
+        np.savez(folder / f"{name}.npz", x=values.numpy(), index=np.arange(120))
+
+
+def test_it_compares_sets_with_data(tmp_path: Path) -> None:
+    samples(tmp_path)
+    command = ["samples=[a.npz,b.npz]", "data=digits", "metrics=[frechet,memorisation]", "device=cpu"]
+    first = here(tmp_path, "evaluate", *command, "out=out/r.h5")
+    assert first.code == 0, first.err
+    lines = first.out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split() == ["a", "b"])
+    assert lines[head + 1].startswith("frechet ")
+    assert any(line.startswith("minus a:") for line in lines)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"r.h5", "r.json", "r.png", "r-histograms.png", "r-nearest0.png", "r-nearest1.png"}
+    rows = json.loads((tmp_path / "out" / "r.json").read_text())["estimates"]
+    difference = next(row for row in rows if row["difference_from"] == "a" and row["measure"] == "frechet")
+    assert difference["value"] > 3 * difference["standard_error"] > 0
+    # The same command again takes the features that are there, and another one does not replace the result.
+    before = files(tmp_path / "runs")
+    assert here(tmp_path, "evaluate", *command, "out=out/r.h5").code == 0
+    refused(here(tmp_path, "evaluate", *command, "out=out/r.h5", "seed=1"), "overwrite=true")
+    assert files(tmp_path / "runs") == before
+
+
+def test_processes_share_the_extraction(tmp_path: Path) -> None:
+    samples(tmp_path)
+    command = [
+        "samples=b.npz",
+        "reference=a.npz",
+        "levels=17",
+        "device=cpu",
+        "out=r.h5",
+        "metrics=[frechet]",
+        "world=2",
+    ]
+    first = here(tmp_path, "evaluate", *command, "rank=1")
+    assert "process 1 of 2 has finished; 240 items of other processes are missing" in first.out
+    assert not (tmp_path / "r.h5").exists()
+    second = here(tmp_path, "evaluate", *command, "rank=0")
+    assert "wrote r.h5" in second.out
+    assert os.listdir(tmp_path / "runs") == ["features"]
+
+
+def test_what_it_cannot_compare_is_one_line(tmp_path: Path) -> None:
+    samples(tmp_path)
+    refused(here(tmp_path, "evaluate", "samples=a.npz"), "reference=PATH or data=NAME")
+    refused(here(tmp_path, "evaluate", "samples=a.npz", "reference=b.npz", "metrics=[memorisation]"), "give data=")
+    refused(here(tmp_path, "evaluate", "samples=none", "data=digits"), "none")
+    refused(here(tmp_path, "evaluate", "data=digits"), "samples is missing")

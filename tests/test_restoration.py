@@ -1,0 +1,178 @@
+"""Restoration in data units: the same posterior whatever the scaling, and measurements as the user means them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde
+from sde import Denoiser, Model
+from sde.data import Scaling
+from sde.exact import Gaussian
+from sde.measurement import DPS, Downsample, Grayscale, Identity, Linear, Mask, Matrix, NormalVariance, Operator, PiGDM
+from sde.processes import VP
+from sde.solvers import Particles
+
+SHAPE = (3, 2, 2)
+
+
+class Reshaped(Denoiser):
+    """The exact denoiser of a Gaussian of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        root = torch.randn(12, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64) / 5
+        self.process = VP()
+        cov = root @ root.mT + 0.05 * torch.eye(12, dtype=torch.float64)
+        self.target = Gaussian(torch.linspace(-0.3, 0.3, 12, dtype=torch.float64), cov)
+        self.flat = self.target.denoiser(self.process)
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.flat(x_t.flatten(1), t).reshape(x_t.shape)
+
+
+# Three units of the same data: v = (x - b) / a with the model's range x.
+SCALINGS = {
+    "[0, 1]": Scaling(2.0, -1.0),
+    "[-1, 1]": Scaling.identity(),
+    "standardised": Scaling(0.02, -2.3),
+}
+VARIANCE = NormalVariance(0.5)
+
+
+def model(scaling: Scaling) -> Model:
+    return Model(Reshaped(), scaling, SHAPE)
+
+
+class Cubes(Operator):
+    """A nonlinear operator on the model's range, in the units of a scaling."""
+
+    def __init__(self, scaling: Scaling) -> None:
+        self.scaling = scaling
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self.scaling.scale * x + self.scaling.shift) ** 3
+
+
+@pytest.mark.parametrize("kind", ["particles", "PiGDM", "DPS", "several scales"])
+def test_the_posterior_is_the_same_whatever_the_scaling(kind: str, generator: torch.Generator) -> None:
+    truth = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
+    how = {
+        "particles": {"solver": Particles(6, 4)},
+        "PiGDM": {"method": partial(PiGDM, variance=VARIANCE), "solver": sde.solvers.Euler(6)},
+        "DPS": {"method": partial(DPS, scale=0.01), "solver": sde.solvers.Euler(6)},
+        "several scales": {"method": partial(PiGDM, variance=VARIANCE), "solver": sde.solvers.Euler(6)},
+    }[kind]
+    drawn = []
+    for name, scaling in SCALINGS.items():
+        if kind == "several scales" and name == "standardised":
+            scaling = Scaling([0.02, 1.0, 7.0], [-2.3, 0.0, 1.0])
+        factor = torch.as_tensor(scaling.scale, dtype=torch.float64).reshape(-1, 1, 1)
+        x = (truth - torch.as_tensor(scaling.shift, dtype=torch.float64).reshape(-1, 1, 1)) / factor
+        mask = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1)) < 0.5
+        if kind == "DPS":
+            operator: Operator = Cubes(scaling)
+            y, noise = operator(x), 0.1
+        elif kind == "several scales":
+            # The same measurement: the sum of each pixel's channels in the model's range.
+            own = torch.as_tensor(scaling.scale, dtype=torch.float64).expand(3)
+            operator = Grayscale(own.tolist())
+            shift = (torch.as_tensor(scaling.shift, dtype=torch.float64).expand(3)).sum()
+            y, noise = truth.sum(1, keepdim=True) - shift, 0.1
+        else:
+            operator = Mask(mask)
+            y, noise = torch.where(mask, x, math.nan), 0.1 / float(factor.flatten()[0])
+        r = model(scaling).restore(y, operator, noise, n=2, variance=VARIANCE, seed=3, **how)
+        drawn.append(r.x * factor + torch.as_tensor(scaling.shift, dtype=torch.float64).reshape(-1, 1, 1))
+        if kind in ("particles", "PiGDM"):
+            assert 0.3 < float(r.misfit.mean()) < 3.0
+    for other in drawn[1:]:
+        torch.testing.assert_close(other, drawn[0], rtol=0, atol=1e-5)
+
+
+def test_draws_do_not_depend_on_batches(generator: torch.Generator) -> None:
+    y = torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64)
+    mask = torch.rand(3, *SHAPE, generator=generator) < 0.5
+    restore = partial(model(Scaling.identity()).restore, variance=VARIANCE, solver=Particles(5, 4))
+    whole = restore(y, Mask(mask), 0.1, n=2)
+    assert whole.x.shape == (3, 2, *SHAPE)
+    assert whole.nfe.tolist() == [[25, 25]] * 3  # 6 times 4 particles and the last denoising
+    small = restore(y, Mask(mask), 0.1, n=2, batch_size=1)
+    part = restore(y[1:], Mask(mask[1:]), 0.1, n=2, index=torch.tensor([1, 2]))
+    torch.testing.assert_close(small.x, whole.x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(part.x, whole.x[1:], rtol=0, atol=1e-10)
+    assert not torch.equal(whole.x[:, 0], whole.x[:, 1])
+    many = restore(y, Mask(mask), 0.1, solver=Particles(5, 4, draws=3))
+    assert many.x.shape == (3, 3, *SHAPE)
+    assert many.misfit.shape == (3, 3)
+
+
+def test_known_pixels_are_put_back(generator: torch.Generator) -> None:
+    levels = model(Scaling.interval(256))
+    x = torch.randint(256, (2, *SHAPE), generator=generator, dtype=torch.uint8)
+    mask = torch.tensor([[True, False], [False, True]])
+    r = levels.inpaint(x, mask, variance=VARIANCE, solver=Particles(5, 4))
+    assert r.x.dtype == torch.uint8
+    assert torch.equal(r.x[:, 0, :, mask], x[:, :, mask])
+    assert not torch.equal(r.x[:, 0], x)
+    # Of continuous data every linear measurement is put back.
+    operator = Downsample(2)
+    y = torch.randn(2, 3, 1, 1, generator=generator, dtype=torch.float64)
+    exact = model(Scaling(3.0, 0.5)).restore(y, operator, 0.0, variance=VARIANCE, solver=Particles(5, 4))
+    torch.testing.assert_close(operator(exact.x[:, 0]), y, rtol=0, atol=1e-12)
+
+
+def test_whole_numbers_add_their_rounding() -> None:
+    """A Gaussian far wider than a level: its posterior variance is that of the noise and of rounding."""
+    wide = Model(Reshaped(), Scaling.interval(256, -1.0, 1.0), SHAPE)
+    y = torch.full((1, *SHAPE), 128, dtype=torch.uint8)
+    for noise, rounding in ((2.0, 1 / 12), (0.0, 1 / 12)):
+        r = wide.restore(y, Identity(), noise, n=1, variance=VARIANCE, solver=Particles(5, 4))
+        residual = (y.double() - r.x[:, 0].double()).square().mean().sqrt()
+        expected = residual / math.sqrt(noise**2 + rounding)
+        torch.testing.assert_close(r.misfit.double().item(), expected.item(), rtol=1e-6, atol=1e-6)
+
+
+def test_the_pilot_run_is_made_once_and_kept(tmp_path) -> None:
+    one = model(Scaling.identity())
+    first = one.pilot(tmp_path, n=4)
+    assert one.pilot(n=4) is first
+    again = model(Scaling.identity()).pilot(tmp_path, n=4)
+    assert again == first
+    (file,) = (tmp_path / "grids").iterdir()
+    file.write_text("{}")
+    with pytest.raises(ValueError, match="not a pilot run"):
+        model(Scaling.identity()).pilot(tmp_path, n=4)
+
+
+BAD = torch.zeros(2, *SHAPE, dtype=torch.float64)
+BAD[1, 0, 1, 0] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.restore(BAD, Identity(), 0.1), r"y\[1, 0, 1, 0\] is nan"),
+        (lambda m: m.restore(BAD[:, :2], Identity(), 0.1), "does not fit"),
+        (lambda m: m.restore(BAD * 0, Identity(), -1.0), "noise"),
+        (lambda m: m.restore(BAD[:1], Matrix(torch.ones(2, 3)), 0.1), r"\(B, 3\)"),
+        (lambda m: m.restore(BAD[:1], Linear(lambda x: 2 * x, lambda y: y), 0.1), "differ by"),
+        (lambda m: m.restore(BAD[:1], Identity(), 0.1, solver=Particles(5, 4), method=lambda d, y: d), "log_potential"),
+        (lambda m: m.restore(BAD[:1], Identity(), 0.1, solver=Particles(5, 4, threshold=-1.0)), "threshold"),
+        (lambda m: m.inpaint(BAD[:1], torch.ones(3, 2)), "bool"),
+        (lambda m: m.inpaint(BAD[:1], torch.ones(3, 2, dtype=torch.bool)), "mask of shape"),
+        (lambda m: m.inpaint(BAD[:1], torch.ones(4, 3, 2, 2, dtype=torch.bool)), "B = 4"),
+        (lambda m: m.inpaint(BAD[:1, :1], torch.ones(2, 2, dtype=torch.bool)), r"\(B, 3, 2, 2\)"),
+    ],
+)
+def test_what_is_no_measurement_is_refused_before_the_first_call(call, message: str) -> None:
+    class Never(Reshaped):
+        def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+            raise AssertionError("a network call")
+
+    with pytest.raises(ValueError, match=message):
+        call(Model(Never(), Scaling.identity(), SHAPE))

@@ -1,0 +1,249 @@
+"""Several ranks take the steps of one process: the same data, the same weights, and every stop goes on bit for bit."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from support.ranks import on_ranks
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import sde
+from sde.objective import DenoisingScoreMatching, Objective
+from sde.training import DDP, FSDP2, Ranks, Training
+from sde.training.ranks import agree, anywhere, together
+
+KINDS = {"DDP": DDP(), "FSDP2": FSDP2()}
+
+
+class Weighed(nn.Module, Objective):
+    """A loss with a weight for each noise level and a number, both learned: parameters outside of the denoiser."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels, self.number = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, denoiser: sde.Denoiser, x0: Tensor, u: Tensor, z: Tensor, **condition: Tensor) -> Tensor:
+        losses = DenoisingScoreMatching()(denoiser, x0, u, z, **condition)
+        weight = self.levels[(3 * u).long()] + self.number
+        return losses * (-weight).exp() + weight
+
+
+class Shifted(sde.Denoiser):
+    """A denoiser with a parameter outside of its network, and one that no loss depends on."""
+
+    def __init__(self, inner: sde.Denoiser) -> None:
+        super().__init__()
+        self.inner, self.process = inner, inner.process
+        self.shift, self.unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.inner(x_t, t, **condition) + self.shift
+
+
+def training(ranks: Ranks | None = None, *, dropout: float = 0.0, batches: Any = None, **settings: Any) -> Training:
+    """An MLP on points in the plane, with an objective of three weights, which two ranks cannot share evenly."""
+    rng = torch.get_rng_state()
+    torch.manual_seed(0)
+    network = sde.networks.MLP(2, width=10, depth=1, dropout=dropout)
+    denoiser, objective = Shifted(sde.NetworkDenoiser(network, sde.VP())), Weighed()
+    x = torch.randn(20, 2)
+    torch.set_rng_state(rng)
+    parameters = [*denoiser.parameters(), *objective.parameters()]
+    return Training(
+        denoiser,
+        sde.Batches(x, 8, seed=2) if batches is None else batches,
+        objective=objective,
+        optimizer=torch.optim.Adam(parameters, lr=1e-2),
+        ema={"default": 0.9, "power": sde.training.PowerEMA(denoiser, 0.1)},
+        seed=2,
+        clip=0.5,
+        ranks=ranks,
+        **settings,
+    )
+
+
+def saved(state: Any) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return loaded
+
+
+def tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from tensors(value, f"{path}/{key}")
+    elif isinstance(tree, list):
+        yield from tensors(dict(enumerate(tree)), path)
+    elif isinstance(tree, Tensor):
+        yield path, tree
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    one, other = dict(tensors(a)), dict(tensors(b))
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def all_of_it(ranks: Ranks | None, steps: int, stops: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """A straight run, every stop of it in one group, its validation and its models."""
+    run, states, losses = training(ranks, **settings), [], []
+    run.check()
+    states.append(saved(run.state()))
+    for report in run.run(steps):
+        losses.append(report.loss)
+        states.append(saved(run.state()))
+    for stop in stops:
+        torch.manual_seed(99)
+        again = training(ranks, **settings)
+        again.restore(states[stop])
+        assert [report.loss for report in again.run(steps)] == losses[stop:], stop
+        assert same_bits({**saved(again.state()), "rng": 0}, {**states[-1], "rng": 0}), stop
+    x, t = torch.linspace(-1.0, 1.0, 22).reshape(11, 2), torch.tensor(0.4)
+    levels = [run.validate(sde.Batches(x, size), levels=3).levels for size in (4, 11)]  # three batches, and one
+    models = [run.model(ema=ema).denoiser(x, t) for ema in ("default", "power", None)]
+    return {"losses": losses, "levels": levels, "models": models, "states": states}
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Up to rounding, which Adam enlarges: it divides by the root of the second moment."""
+    one, other = dict(tensors(found)), dict(tensors(expected))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if "rng" not in name:
+            torch.testing.assert_close(value, other[name], rtol=0, atol=1e-5)
+
+
+def check_two_ranks(kind: str, steps: int, stops: list[int], **settings: Any) -> None:
+    one = all_of_it(None, steps, [], settings)
+    first, second = on_ranks(2, all_of_it, KINDS[kind], steps, stops, settings, seconds=600.0)
+    assert first["losses"] == second["losses"]
+    assert same_bits(first["states"], second["states"])
+    assert all(map(torch.equal, first["models"], second["models"]))
+    if settings.get("dropout"):
+        assert len(set(first["losses"])) == steps
+        return
+    np.testing.assert_allclose(first["losses"], one["losses"], atol=1e-5)
+    np.testing.assert_allclose(first["levels"], one["levels"], atol=1e-5)
+    assert_close(dict(enumerate(first["models"])), dict(enumerate(one["models"])))
+    assert_close(first["states"][-1], one["states"][-1])
+    assert first["states"][-1]["objective"]["objective.number"].abs() > 0.01
+    # The run goes on with one rank where two have stopped, and with two where one has.
+    other = training(**settings)
+    other.restore(first["states"][stops[0]])
+    for _ in other.run(steps):
+        pass
+    assert_close(saved(other.state()), one["states"][-1])
+    resumed = on_ranks(2, continued, KINDS[kind], one["states"][stops[0]], steps, settings)[0]
+    assert_close(resumed, one["states"][-1])
+
+
+def continued(ranks: Ranks, state: dict[str, Any], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+    run = training(ranks, **settings)
+    run.restore(state)
+    for _ in run.run(steps):
+        pass
+    return saved(run.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_take_the_steps_of_one_and_go_on_from_any(kind: str) -> None:
+    check_two_ranks(kind, 4, [2], accumulate=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"dropout": 0.2}], ids=["plain", "parts", "dropout"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_stopped_at_every_step(kind: str, settings: dict[str, Any]) -> None:
+    check_two_ranks(kind, 20, list(range(1, 20)), **settings)
+
+
+def refused(what: str) -> str:
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    if what == "data":
+        run = training(batches=sde.Batches(torch.randn(20, 2), 8))
+    elif what == "a loader in another order":
+        run = training(batches=DataLoader(TensorDataset(torch.arange(16.0).reshape(8, 2)), 8, shuffle=True))
+    elif what == "weights":
+        run = training()
+        with torch.no_grad():
+            next(run.denoiser.parameters()).add_(rank)
+        run = Training(run.denoiser, run.batches)
+    elif what == "an uneven batch":
+        run = training(batches=[torch.zeros(7, 2)])
+    else:
+        run = training(batches=sde.Batches(torch.zeros(20, 2), 8), accumulate=3)
+    before = saved(run.state()["weights"])
+    with pytest.raises(ValueError, match=r"rank 1 has other|does not divide") as error:
+        next(run.run(1))
+    assert same_bits(before, run.state()["weights"])
+    return str(error.value)
+
+
+def test_ranks_that_differ_are_refused_before_the_first_step() -> None:
+    cases = {
+        "data": "rank 1 has other data than rank 0",
+        "a loader in another order": "rank 1 has other data than rank 0",
+        "weights": "rank 1 has other weights than rank 0",
+        "an uneven batch": "7 samples does not divide into 2 ranks",
+        "an accumulation": "8 samples does not divide into 2 ranks times accumulate=3",
+    }
+    for found in on_ranks(2, all_refused, list(cases)):
+        assert all(words in text for words, text in zip(cases.values(), found)), found
+
+
+def all_refused(cases: list[str]) -> list[str]:
+    return [refused(what) for what in cases]
+
+
+def failing() -> list[Any]:
+    rank, found = dist.get_rank(), []
+    agree({"code": "a"})
+    try:
+        agree({"version": "1", "code": str(rank)})
+    except ValueError as error:
+        found.append(str(error))
+    for failed in (0, 1):
+        try:
+            with together():
+                if rank == failed:
+                    raise FileNotFoundError("no data.npy here")
+        except (ValueError, FileNotFoundError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return [*found, anywhere(rank == 1), anywhere(False)]
+
+
+def test_an_error_of_one_rank_is_an_error_of_all() -> None:
+    first, second = on_ranks(2, failing)
+    other = "rank 1 has other code than rank 0 (1 instead of 0): all ranks need the same"
+    own, told = "FileNotFoundError: no data.npy here", "ValueError: rank {}: no data.npy here"
+    assert first == [other, own, told.format(1), True, False]
+    assert second == [other, told.format(0), own, True, False]
+
+
+def left_alone() -> str:
+    run = training()
+    next(run.run(2))
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError):
+        list(run.run(9))
+    assert run.step <= 2
+    return "alone"
+
+
+def test_the_death_of_a_rank_is_an_error_of_the_others() -> None:
+    start = time.monotonic()
+    assert on_ranks(2, left_alone, killed=1) == ["alone"]
+    assert time.monotonic() - start < 30
