@@ -20,11 +20,14 @@ from keys import (
 )
 
 from sde.data import Augmentation, DataSet
+from sde.data.captions import Encoder
 from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
+from sde.evaluation.restoration_tasks import Task
 from sde.guidance import Guidance
 from sde.instantiate.annotations import Limit
 from sde.likelihood.dequantisation import Dequantiser
+from sde.measurement import PosteriorDenoiser
 from sde.metrics.features import Features
 from sde.networks.network import Network
 from sde.objective import Objective
@@ -33,8 +36,8 @@ from sde.solvers import Solver
 from sde.trace import Trace
 from sde.training import Decay, Execution, Logger, Ranks
 
-# The measures of `evaluate.py`: those of sets, and those of restorations.
-Metric = Literal[
+# The measures of `evaluate.py`: those of sets, and with them those of restorations.
+SetMetric = Literal[
     "frechet",
     "kernel",
     "mmd",
@@ -46,13 +49,8 @@ Metric = Literal[
     "memorisation",
     "columns",
     "correlations",
-    "psnr",
-    "ssim",
-    "ms_ssim",
-    "perceptual",
-    "log_spectral",
-    "stft",
 ]
+Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
 
 
 class Job(Keys):
@@ -160,6 +158,23 @@ class Sample(Conditional):
     overwrite: bool
     solver: Solver
     guidance: Guidance | None = None
+
+
+class Restore(DataJob):
+    """`restore.py`."""
+
+    task: Task
+    method: PosteriorDenoiser
+    solver: Solver
+    split: Literal["train", "test", "valid"]
+    n: Count | None
+    repeats: Count
+    batch_size: Count
+    pilot: Count
+    rank: Whole
+    world: Count
+    out: File | None
+    shown: Whole
 
 
 class Edit(DataJob, Conditional):
@@ -296,6 +311,16 @@ class Preview(Keys):
     solver: Solver
 
 
+class Evaluated(Keys):
+    """`evaluate` of `train.py`."""
+
+    metrics: list[SetMetric]
+    n: Annotated[int, Limit(">=", 2)]
+    items: Annotated[int, Limit(">=", 2)]
+    seed: Seed
+    features: Features
+
+
 class Demo(Keys):
     """`demo.py`."""
 
@@ -322,17 +347,20 @@ class Train(Keys):
     ema: Fraction | dict[str, Fraction]
     posthoc: list[Annotated[float, Limit(">", 0), Limit("<", 0.288)]]
     posthoc_every: Count
-    conditional: bool
+    conditional: bool | list[str]
+    condition_dropout: Fraction | dict[str, Fraction] | None
     log_every: Count
     validate_every: Count
     levels: Whole
     sample_every: Count | None
     score_every: Count | None
     score_n: Count
+    evaluate_every: Count | None
     save_every: Count
     keep: Count | None
     requeue_status: Annotated[int, Limit(">=", 0), Limit("<", 256)]
     preview: Preview
+    evaluate: Evaluated
     sde: SDE
     network: Network
     denoiser: Denoiser
@@ -343,6 +371,7 @@ class Train(Keys):
     ranks: Ranks
     loggers: dict[str, Logger]
     data: DataSet
+    encoder: Encoder | None = None
     augmentation: Augmentation | None = None
 
 
@@ -359,6 +388,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
     "paired": Paired,
+    "restore": Restore,
     "sample": Sample,
     "train": Train,
     "translate": Translate,

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 import sde
 from sde.data import UnreadableSample
+from sde.evaluation import QualityCheck
 from sde.instantiate import build
 from sde.plots import save_losses, save_samples
 from sde.runtime import peak_memory
@@ -24,7 +25,7 @@ from sde.training.run import RESUMABLE_KEYS, Run, opened
 from sde.training.signals import StopSignals
 
 # The part of the default directory that the jobs of a sweep do not share, without keys that a run does not depend on.
-TOLD = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.")
+TOLD = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.", "evaluate.", "features@evaluate.")
 OmegaConf.register_new_resolver("swept", lambda: swept(*TOLD), replace=True)
 
 
@@ -43,6 +44,7 @@ def train(config: dict[str, Any], run: Run) -> None:
     torch.manual_seed(config["seed"])
     with together():
         data = build(config["data"], trust=config["trust"])
+    quality = quality_check(config, data, solver)
     training = run.start(data)
     done = training.step >= config["steps"]
     latest: dict[str, float] = {}
@@ -60,6 +62,10 @@ def train(config: dict[str, Any], run: Run) -> None:
                 memory = peak_memory(training.device) / 2**30
                 bar.set_postfix(shown | {"samples/s": f"{speed:.0f}", "memory": f"{memory:.2f}GiB"})
             last = report.step == config["steps"]
+            if quality is not None and report.step % config["evaluate_every"] == 0:
+                model = training.model(classes=data.classes if config["conditional"] else None)
+                if rank() == 0:
+                    run.scalars(report.step, quality(model))
             if not last and report.step % config["save_every"] == 0:
                 run.save(training)
             if not last and (every := config["sample_every"]) and report.step % every == 0:
@@ -84,6 +90,14 @@ def train(config: dict[str, Any], run: Run) -> None:
         return
     files = f"{path}, samples/*.png, loss.png and metrics.jsonl in {folder}"
     say(f"trained to step {training.step}; wrote {files}; last loss {latest.get('loss', report.loss):.4f}")
+
+
+def quality_check(config: dict[str, Any], data: sde.data.DataSet, solver: sde.solvers.Solver) -> QualityCheck | None:
+    """The check of the samples' quality every `evaluate_every` steps."""
+    if not config["evaluate_every"]:
+        return None
+    how = {key: config["evaluate"][key] for key in ("metrics", "n", "items", "seed")}
+    return QualityCheck(data, build(config["evaluate"]["features"], trust=config["trust"]), solver=solver, **how)
 
 
 def saving(reports: Iterable[Any], run: Run, training: sde.Training) -> Iterator[Any]:

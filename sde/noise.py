@@ -48,6 +48,7 @@ class Stream(enum.IntEnum):
     PATH = 9
     AREA = 10
     RESAMPLE = 11
+    MEASUREMENT = 12
     GROUP = 21
     PERMUTATION = 22
     DIRECTION = 23

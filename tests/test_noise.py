@@ -66,6 +66,7 @@ def test_streams_keep_their_numbers() -> None:
         "PATH": 9,
         "AREA": 10,
         "RESAMPLE": 11,
+        "MEASUREMENT": 12,
         "GROUP": 21,
         "PERMUTATION": 22,
         "DIRECTION": 23,

@@ -17,6 +17,7 @@ __all__ = [
     "digits",
     "arrays",
     "images",
+    "audio",
     "mnist",
     "fashion_mnist",
     "cifar10",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 from .arrays import arrays
+from .audio import audio
 from .augmentation import Augmentation, Geometric, HorizontalFlip
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits

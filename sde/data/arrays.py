@@ -31,7 +31,7 @@ from __future__ import annotations
 __all__ = ["StoredRows", "arrays", "condition_of", "values_of"]
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,9 @@ def arrays(
     train_conditions: Mapping[str, str] | None = None,
     test_conditions: Mapping[str, str] | None = None,
     valid_conditions: Mapping[str, str] | None = None,
+    train_captions: str | None = None,
+    test_captions: str | None = None,
+    valid_captions: str | None = None,
     levels: int | None = None,
     low: float = -1.0,
     high: float = 1.0,
@@ -83,6 +86,9 @@ def arrays(
             `{"embedding": "e_train"}`, each with N rows.
         test_conditions: those of the test values.
         valid_conditions: those of the validation values.
+        train_captions: name of the array of training texts, which an encoder makes conditions of.
+        test_captions: name of the array of test texts.
+        valid_captions: name of the array of validation texts.
         levels: number of levels of discrete values (see the module).
         low: lower end of the model's range, for discrete values.
         high: upper end of the model's range, for discrete values.
@@ -101,21 +107,21 @@ def arrays(
             and `DataSet`).
     """
     path = Path(path)
-    if test is None and (test_labels is not None or test_conditions):
-        given = f"test_labels={test_labels!r}" if test_labels is not None else f"test_conditions={test_conditions}"
-        raise ValueError(f"expected a test array for {given}, got test=None: set those of train only")
-    if valid is None and (valid_labels is not None or valid_conditions):
-        given = f"valid_labels={valid_labels!r}" if valid_labels is not None else f"valid_conditions={valid_conditions}"
-        raise ValueError(f"expected a validation array for {given}, got valid=None")
     if valid is not None and holdout != 0:
         raise ValueError(f"expected one validation set, got both valid={valid!r} and holdout={holdout}")
     values = {"train": train, "test": test, "valid": valid}
     labels = {"train": train_labels, "test": test_labels, "valid": valid_labels}
     others = {"train": train_conditions, "test": test_conditions, "valid": valid_conditions}
+    texts = {"train": train_captions, "test": test_captions, "valid": valid_captions}
+    for kind, named in (("labels", labels), ("conditions", others), ("captions", texts)):
+        for split, key in values.items():
+            if key is None and named[split]:
+                raise ValueError(f"expected an array for {split}_{kind}={named[split]!r}, got {split}=None")
     conditions = {split: dict(given or {}) for split, given in others.items()}
     names = {split: key for split, key in values.items() if key is not None}
     every = [*names.values(), *(key for key in labels.values() if key is not None)]
     contents = rows_of(path, [*every, *(key for given in conditions.values() for key in given.values())])
+    captions = rows_of(path, [key for key in texts.values() if key is not None], text=True)
 
     levels = _number_of_levels(contents[train], levels)
     stream = sum(rows.nbytes for rows in contents.values()) > memory * 2**30
@@ -138,6 +144,7 @@ def arrays(
             None if label is None else _labels(contents[label].whole(), len(contents[key]), contents[label].name),
             {condition: contents[given] for condition, given in conditions[split].items()},
             levels,
+            None if (text := texts[split]) is None else _captions(captions[text]),
         )
         splits[split] = source if stream else source.in_memory()
     if test is None:
@@ -162,17 +169,21 @@ class StoredRows(Source):
         labels: class labels, as in :class:`sde.data.Split`.
         condition: other named conditions, one row for each sample.
         levels: the number of levels of discrete values; None for continuous values.
+        captions: N texts, or None.
 
     Raises:
-        ValueError: if the shape is ambiguous, or labels or conditions do not have N entries.
+        ValueError: if the shape is ambiguous, or labels, conditions or captions do not have N entries.
     """
 
     values: Rows
     labels: Tensor | None = None
     condition: Mapping[str, Rows] = field(default_factory=dict)
     levels: int | None = None
+    captions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.captions is not None and len(self.captions) != len(self):
+            raise ValueError(f"{self.values.name} has {len(self)} rows, and {len(self.captions)} captions")
         _channels_first(np.broadcast_to(np.uint8(0), self.values.shape), self.values.name)
         check_labels_of(self.labels, len(self))
         for name, rows in self.condition.items():
@@ -218,7 +229,7 @@ class StoredRows(Source):
         """All samples in memory."""
         others = {name: rows.whole() for name, rows in self.condition.items()}
         values, condition = self._parsed(self.values.whole(), others, self.values.name)
-        return Split(values, self.labels, condition)
+        return Split(values, self.labels, condition, captions=self.captions)
 
     def describe(self, position: int) -> str:
         return f"row {position} of {self.values.name}"
@@ -229,6 +240,7 @@ class StoredRows(Source):
         arrays = [self.values, *(rows for _, rows in sorted(self.condition.items()))]
         facts = [f"{rows.dtype} {rows.shape}".encode() for rows in arrays] + [f"{sorted(self.condition)}".encode()]
         labels = [] if self.labels is None else [self.labels.numpy().tobytes()]
+        facts += [text.encode() for text in self.captions or ()]
         return digest_of([*facts, *labels, *(rows[index.numpy()].tobytes() for rows in arrays)])
 
 
@@ -266,6 +278,13 @@ def condition_of(array: Array, key: str, name: str) -> Tensor:
     values = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
     check_entries(name, values, values.isfinite(), "a finite number, because a condition may not be missing")
     return values
+
+
+def _captions(rows: Rows) -> list[str]:
+    array = rows.whole()
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise ValueError(f"{rows.name} has dtype {array.dtype} and shape {array.shape}: expected texts with shape (N,)")
+    return [str(text) for text in array]
 
 
 def _labels(array: Array, n: int, name: str) -> Tensor:

@@ -1,9 +1,7 @@
-r"""Image files: which files of a folder are images, and their pixels.
+r"""Image files: their pixels.
 
-**Files.** All PNG, JPEG, BMP, GIF, WebP, TIFF and PNM files below the folder, recognised by their suffix and sorted by
-their path relative to the folder. Symbolic links to folders are followed; every folder is searched once, so that
-circles end. Files and folders whose name begins with a dot are skipped. A warning counts the other files by suffix. An
-image file that cannot be decoded completely, or a folder that cannot be listed, is an error.
+**Files.** PNG, JPEG, BMP, GIF, WebP, TIFF and PNM, recognised by their suffix. A file that cannot be decoded completely
+is an error.
 
 **Pixels.** 8 bits per channel, hence 256 levels:
 
@@ -22,14 +20,12 @@ on both sides. An image of the right size keeps its pixels.
 
 from __future__ import annotations
 
-__all__ = ["Pixels", "image_files"]
+__all__ = ["Pixels"]
 
 import os
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,42 +36,6 @@ from .source import UnreadableSample
 # A list, because one of the formats that Pillow knows runs an interpreter (EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-
-
-def image_files(path: Path) -> list[str]:
-    """The paths of the image files below a folder relative to it, sorted."""
-    if not path.is_dir():
-        raise NotADirectoryError(f"the folder {path} does not exist")
-    files = sorted(file.relative_to(path).as_posix() for file in _files_below(path))
-    suffixes = [os.path.splitext(file)[1].lower() for file in files]
-    others = Counter(suffix for suffix in suffixes if suffix not in _SUFFIXES)
-    kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
-    passed_over = f"{others.total()} other files" + (f" ({kinds})" if kinds else "")
-    if others.total() == len(files):
-        raise ValueError(
-            f"{path} contains no image: expected files that end in {', '.join(_SUFFIXES)}, got {passed_over}"
-        )
-    if others:
-        warnings.warn(f"{path}: {passed_over} are no images and are passed over", stacklevel=4)
-    return [file for file, suffix in zip(files, suffixes) if suffix in _SUFFIXES]
-
-
-def _files_below(path: Path) -> Iterator[Path]:
-    """The files below a folder without a leading dot: first those of its own folders, then those behind links."""
-    roots, searched = [str(path)], set()
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for root in roots:  # grows by the links that are found
-        for folder, folders, names in os.walk(root, onerror=refuse):
-            if os.path.realpath(folder) in searched:
-                folders.clear()
-                continue
-            searched.add(os.path.realpath(folder))
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            roots += [link for link in (os.path.join(folder, each) for each in folders) if os.path.islink(link)]
-            yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 @dataclass(frozen=True)
@@ -100,6 +60,14 @@ class Pixels:
             raise ValueError(f"expected channels=1 (grey) or channels=3 (RGB), got channels={self.channels}")
         object.__setattr__(self, "size", _target_size("size", self.size))
         object.__setattr__(self, "crop", _target_size("crop", self.crop))
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return _SUFFIXES
+
+    @property
+    def advice(self) -> str:
+        return "set size= to resize and crop them"
 
     def __call__(self, file: str | os.PathLike[str]) -> NDArray[np.uint8]:
         """The pixels of a file.

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from .arrays import arrays
 from .dataset import DataSet, Source, Split, hold_out
 from .downloads import Remote, cache, fetch
+from .files import Files
 from .image_files import Pixels
-from .images import ImageFiles
 from .scaling import Scaling
 from .table import Named
 
@@ -179,7 +179,7 @@ def celeba(
             table = torch.tensor([known[name] for name in files], device="cpu")
             labels, others = (None, table) if label is None else (table[:, 0], table[:, 1:])
             named = Named(labels, None, {"embedding": others.float()} if attributes else {})
-        source = ImageFiles(path, np.asarray([f"img_align_celeba/{name}" for name in files]), pixels, named)
+        source = Files.of(path, [f"img_align_celeba/{name}" for name in files], pixels, named)
         splits[split] = source if source.nbytes > memory * 2**30 else source.in_memory()
     return DataSet("celeba", Scaling.interval(256, low, high), splits["train"], splits["test"], splits["valid"])
 

@@ -5,18 +5,28 @@ __all__ = [
     "BatchPlan",
     "BoundDensity",
     "BoundsScorer",
+    "Colourise",
+    "CompressedSensing",
+    "Deblur",
+    "Denoise",
     "Density",
     "FlowDensity",
     "FlowScorer",
+    "FourierSampling",
+    "Inpaint",
     "JobSetup",
     "Paired",
+    "RestorationScorer",
     "Quality",
     "QualityCheck",
     "QualityJob",
     "Shard",
+    "SuperResolution",
+    "Task",
     "against_flow",
     "bounds_job",
     "budget_report",
+    "calibration",
     "flow_scorer",
     "forecast",
     "join",
@@ -27,6 +37,8 @@ __all__ = [
     "quality_job",
     "quality_table",
     "report",
+    "restoration_job",
+    "restoration_report",
     "save_classifier",
     "save_dequantiser",
     "summarise",
@@ -54,5 +66,16 @@ from .quality_check import QualityCheck
 from .quality_job import QualityJob
 from .quality_setup import quality_job
 from .quality_table import quality_table
+from .restoration_job import RestorationScorer, calibration, restoration_job, restoration_report
+from .restoration_tasks import (
+    Colourise,
+    CompressedSensing,
+    Deblur,
+    Denoise,
+    FourierSampling,
+    Inpaint,
+    SuperResolution,
+    Task,
+)
 from .sharding import BatchPlan, Shard
 from .summary import join, summarise

@@ -142,10 +142,11 @@ def batch_states(
 
 
 def condition_of(model: Model, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The condition of some samples that the model takes: their labels, if it has classes."""
-    if model.classes is None or "label" not in condition:
-        return {}
-    return {"label": condition["label"].to(state_like(model.denoiser).device)}
+    """The conditions of some samples that the model takes: their labels, if it has classes, and others by name."""
+    takes = model.denoiser.takes or {}
+    names = [n for n in condition if n in takes or (n == "label" and model.classes is not None)]
+    device = state_like(model.denoiser).device
+    return {name: condition[name].to(device) for name in names if name != "label" or model.classes is not None}
 
 
 def check_data(model: Model, split: Source) -> None:

@@ -33,6 +33,7 @@ VALUE_ROOMS = (
     *(f"sde.training.{name}" for name in ("execution", "optimizers", "ranks", "schedules")),
     "sde.data.augmentation",
     "sde.evaluation.dequantiser_training",
+    "sde.evaluation.restoration_tasks",
     "sde.metrics.features.raw",
 )
 

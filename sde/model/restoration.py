@@ -28,7 +28,7 @@ from torch import Tensor
 from ..data import Scaling
 from ..denoisers import Denoiser
 from ..dynamics import Reverse
-from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance, VarianceGrid
+from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance
 from ..noise import repeat_key, sample_index
 from ..sampling import sample, state_like
 from ..shapes import check_condition, check_count, float64
@@ -154,7 +154,7 @@ def restore(
     if method is None or solver is None:
         pilot = variance()
         method = partial(DiffPIR, variance=pilot) if method is None else method
-        solver = Particles(50, grid=VarianceGrid(pilot)) if solver is None else solver
+        solver = Particles(50, variance=pilot) if solver is None else solver
     total, size = batch * n, batch_size or batch * n
     results = []
     for first in range(0, total, size):

@@ -17,6 +17,7 @@ __all__ = [
     "save_diagnostics",
     "save_likelihoods",
     "save_losses",
+    "save_restorations",
     "save_neighbours",
     "save_samples",
     "trajectory",
@@ -26,4 +27,5 @@ __all__ = [
 from .likelihoods import bits_histogram, diagnostics, save_diagnostics, save_likelihoods, typicality
 from .losses import losses, save_losses
 from .quality import histograms, measures, neighbours, save_neighbours
+from .restorations import save_restorations
 from .samples import density, image_grid, samples, save_samples, trajectory

@@ -39,7 +39,7 @@ def samples(x: Tensor, scaling: Scaling | None = None, *, n: int = 16, columns: 
     """
     x = x.detach().cpu()
     if x.ndim == 4:
-        return image_figure(_enlarged_grid(x, scaling, columns))
+        return image_figure(enlarged_grid(x, scaling, columns))
     if x.ndim == 2 and x.shape[1] == 2:
         figure, axes = subplots()
         if columns is not None:
@@ -81,7 +81,7 @@ def save_samples(
         info = PngInfo()
         for name, value in text.items():
             info.add_text(name, value)
-        _enlarged_grid(x, scaling, columns).save(path, pnginfo=info)
+        enlarged_grid(x, scaling, columns).save(path, pnginfo=info)
     else:
         figure = samples(x, scaling, columns=columns) if model is None or not _plane(model) else density(model, x)
         figure.savefig(path, metadata=text)
@@ -179,7 +179,7 @@ def trajectory(
     t = np.array([time for time, _ in points])
     states = torch.stack([x if scaling is None else scaling.to_data(x) for _, x in points], 1)  # (B, times, *)
     if states.ndim == 5:
-        return image_figure(_enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
+        return image_figure(enlarged_grid(states.flatten(0, 1), scaling, len(t)), [f"{time:.1g}" for time in t])
     if states.ndim == 4:
         signals = [(range(states.shape[-1]), x.T) for x in states.flatten(0, 1)]
         figure, panels = panels_of(signals, len(t))
@@ -199,7 +199,7 @@ def trajectory(
     return figure
 
 
-def _enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = None) -> Image.Image:
+def enlarged_grid(x: Tensor, scaling: Scaling | None, columns: int | None = None) -> Image.Image:
     """The grid of images; small ones, such as 8x8 digits, at a multiple of their size."""
     image = image_grid(x, None if scaling is None else scaling.levels, columns)
     factor = max(1, 512 // max(image.size))

@@ -40,7 +40,7 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..dynamics import Reverse, State
 from ..grids import Grid
-from ..measurement import Variance, VarianceGrid
+from ..measurement import NormalVariance, Variance, VarianceGrid
 from ..noise import StepNoise, Stream
 from ..shapes import check_count, sum_event
 from .base import Progress, Run, SDESolver, intervals, require_noise
@@ -62,11 +62,13 @@ class Particles(SDESolver):
     Args:
         steps: the number of steps.
         particles: the number K of particles of a system.
-        grid: the rule for the times; `sde.measurement.VarianceGrid(variance)` with what the pilot measured is best.
+        grid: the rule for the times; :class:`sde.measurement.VarianceGrid` of the variance by default.
         threshold: resample, systematically, when the effective sample size is below this fraction of K.
         draws: the number of draws from each population; with more than one the samples have shape (B, draws, \*). Draws
             of one population depend on each other: ranks and coverage need one of each.
-        variance: :math:`v_t` for a weight that does not give one, such as a classifier's; 0 by default.
+        variance: :math:`v_t` as :func:`sde.tune_particles` measures it, for the grid, and for the kernels of a weight
+            that does not give one, such as a classifier's; by default that of unit normal data for the grid, 0 for
+            kernels.
 
     Raises:
         ValueError: for settings that are none, or, when it is bound, for a denoiser without a weight.
@@ -74,7 +76,7 @@ class Particles(SDESolver):
 
     steps: int
     particles: int = 16
-    grid: Grid = VarianceGrid()
+    grid: Grid | None = None
     threshold: float = 0.5
     draws: int = 1  # type: ignore[assignment]  # as a truth value it says that noise is drawn, as in Solver
     variance: Variance | None = None
@@ -107,7 +109,8 @@ class Particles(SDESolver):
         return reason
 
     def prepare(self, dynamics: Reverse, start: float, stop: float) -> Run:
-        return _ParticleRun(self, dynamics, self.grid.times(dynamics.process, self.steps, start, stop))
+        grid = self.grid or VarianceGrid(self.variance or NormalVariance())
+        return _ParticleRun(self, dynamics, grid.times(dynamics.process, self.steps, start, stop))
 
 
 @dataclass(frozen=True)

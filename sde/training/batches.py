@@ -169,8 +169,10 @@ class _Reader:
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
-            index = torch.arange(len(self.data), device="cpu")
-            keys = self.noise.bits(Stream.ORDER, index, torch.tensor(epoch, device="cpu"), 1)[:, 0]
+            counter = torch.tensor(epoch, device="cpu")
+            # In parts, because the intermediate results take several times the memory of the keys.
+            parts = torch.arange(len(self.data), device="cpu").split(2**16)
+            keys = torch.cat([self.noise.bits(Stream.ORDER, part, counter, 1)[:, 0] for part in parts])
             self._epoch = (epoch, keys.argsort(stable=True))
         return self._epoch[1]
 

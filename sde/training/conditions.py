@@ -9,13 +9,24 @@ continued, or is shared by several ranks, drops the same.
 
 from __future__ import annotations
 
-__all__ = ["Dropout", "captioned", "check_dropout", "dropped", "null_of", "sizes_of"]
+__all__ = [
+    "Dropout",
+    "captioned",
+    "dropout_of",
+    "dropouts",
+    "dropped",
+    "encoded",
+    "given_conditions",
+    "null_of",
+    "sizes_of",
+]
 
 import hashlib
 import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import Conditioned, DataSet
 from ..data.captions import Encoder
 from ..denoisers import Denoiser
 from ..noise import Noise, Stream, repeat_key
@@ -33,7 +45,7 @@ Dropout = Mapping[str, float]
 
 
 def dropped(
-    denoiser: Denoiser, condition: Mapping[str, Tensor], dropout: Dropout, noise: Noise, step: int, place: Tensor
+    denoiser: Denoiser, condition: Mapping[str, Tensor], dropout: Dropout, noise: Noise, step: int, first: int, n: int
 ) -> dict[str, Tensor]:
     r"""The condition of the rows of a batch, each name of each sample left out with its probability.
 
@@ -43,7 +55,8 @@ def dropped(
         dropout: the probability of each name; a mask `NAME_mask` goes with its name. Names without one are kept.
         noise: the source of the draws.
         step: the training step.
-        place: the places of the rows in the batch of the step, int64 with shape (B,).
+        first: the place of the first row in the batch of the step.
+        n: B, the number of rows.
 
     Raises:
         ValueError: if a label is to be left out, and the denoiser has no null class.
@@ -52,14 +65,16 @@ def dropped(
     for name, probability in dropout.items():
         if name not in condition or not probability:
             continue
-        counter = torch.tensor(repeat_key(step, 1 + zlib.crc32(name.encode()) % 2**20), device=place.device)
+        given = condition[name]
+        place = torch.arange(first, first + n, device=given.device)
+        counter = torch.tensor(repeat_key(step, 1 + zlib.crc32(name.encode()) % 2**20), device=given.device)
         gone = noise.uniform(Stream.CONDITION, place, counter, (), torch.float64) < probability
-        value = condition[name].expand(len(place), *condition[name].shape[1:])
+        value = given.expand(n, *given.shape[1:])
         if f"{name}_mask" in condition or name == "tokens":
             mask = condition.get(f"{name}_mask", torch.ones_like(value[..., 0], dtype=torch.bool))
-            result[f"{name}_mask"] = mask & ~gone.to(mask.device)[:, None]
+            result[f"{name}_mask"] = mask & ~gone[:, None]
         else:
-            rows = gone.to(value.device).reshape(-1, *(1,) * (value.ndim - 1))
+            rows = gone.reshape(-1, *(1,) * (value.ndim - 1))
             result[name] = value.masked_fill(rows, null_of(denoiser, name, value))
     return result
 
@@ -76,15 +91,62 @@ def null_of(denoiser: Denoiser, name: str, value: Tensor) -> float:
     return taken.classes
 
 
-def check_dropout(denoiser: Denoiser, dropout: Dropout, names: Sequence[str]) -> None:
-    """Refuses a dropout of a condition that is not there, of a probability out of range, or without a null."""
+def dropout_of(denoiser: Denoiser, conditions: Sequence[str] | Dropout | None) -> Dropout:
+    """The dropout of conditions that are given with one; refuses one that is out of range, or without a null."""
+    dropout = conditions if isinstance(conditions, Mapping) else {}
     for name, probability in dropout.items():
-        if name not in names:
-            raise ValueError(f"dropout of {name!r}: the conditions are {', '.join(names) or 'none'}")
         if not 0.0 <= probability < 1.0:
             raise ValueError(f"expected a dropout in [0, 1) for each condition, got {probability} for {name!r}")
         if probability and name == "label":
             null_of(denoiser, name, torch.zeros(1, dtype=torch.int64, device="cpu"))
+    return dropout
+
+
+def dropouts(denoiser: Denoiser, names: Sequence[str], asked: float | Dropout | None) -> dict[str, float]:
+    """The dropout of each of a model's conditions: what is asked for, by default 0.1 where there is a null.
+
+    Args:
+        denoiser: the model.
+        names: its conditions; a mask goes with its name.
+        asked: one probability for all, some by name, or None.
+
+    Raises:
+        ValueError: for a name that is none of the conditions, or a probability that cannot be.
+    """
+    takes = denoiser.takes or {}
+    by_name = asked if isinstance(asked, Mapping) else {}
+    if unknown := [name for name in by_name if name not in names]:
+        raise ValueError(f"condition_dropout of {unknown[0]!r}: the conditions are {', '.join(names) or 'none'}")
+    default = 0.1 if asked is None or isinstance(asked, Mapping) else asked
+    result = {}
+    for name in names:
+        null = takes[name].null if name in takes else name != "label"
+        result[name] = by_name.get(name, default if null and not name.endswith("_mask") else 0.0)
+    return dict(dropout_of(denoiser, result))
+
+
+def given_conditions(data: DataSet, conditional: bool | Sequence[str]) -> dict[str, Tensor]:
+    """The conditions of the first sample of a data set that a model is to take, with shape (1, *).
+
+    Args:
+        data: the data set.
+        conditional: True for all that there are, False for none, or their names; `tokens_mask` goes with `tokens`.
+
+    Raises:
+        ValueError: if the data has none of them.
+    """
+    if conditional is False:
+        return {}
+    given = data.train[torch.zeros(1, dtype=torch.int64, device="cpu")][1]
+    names = list(given) if conditional is True else list(conditional)
+    if not given or not names:
+        raise ValueError(
+            f"conditional=true needs labels or others, and {data.name} has none: give data with some, or false"
+        )
+    if missing := [name for name in names if name not in given]:
+        raise ValueError(f"{data.name} has no condition {missing[0]!r}: it has {', '.join(given)}")
+    names += [f"{name}_mask" for name in names if f"{name}_mask" in given and f"{name}_mask" not in names]
+    return {name: given[name] for name in names}
 
 
 def sizes_of(condition: Mapping[str, Tensor], flat: bool) -> dict[str, int]:
@@ -144,3 +206,17 @@ def _stored(path: Path) -> tuple[Tensor, Tensor] | None:
             return torch.from_numpy(archive["tokens"]), torch.from_numpy(archive["mask"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+
+
+def encoded(data: DataSet, encoder: Encoder, folder: Path | None) -> DataSet:
+    """A data set with the encodings of its captions as conditions, as in :func:`captioned`.
+
+    Raises:
+        ValueError: if a split has no captions.
+    """
+    splits: dict[str, Any] = {}
+    for name, split in data.splits.items():
+        if split.captions is None:
+            raise ValueError(f"an encoder needs captions, and {data.name}: {name} has none: give encoder=null")
+        splits[name] = Conditioned(split, captioned(split.captions, encoder, folder))
+    return replace(data, **splits)

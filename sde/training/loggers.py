@@ -74,10 +74,10 @@ class TensorBoard:
     """TensorBoard's event files, in the folder `tensorboard` of the run (`torch.utils.tensorboard`)."""
 
     def __init__(self) -> None:
-        self._writer: Any = _imported("torch.utils.tensorboard", "tensorboard")
+        self._tensorboard: Any = _imported("torch.utils.tensorboard", "tensorboard")
 
     def open(self, directory: Path, step: int) -> None:
-        self._writer = self._writer.SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._writer = self._tensorboard.SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

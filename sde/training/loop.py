@@ -28,6 +28,7 @@ from ..noise import Noise
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
 from .batches import BatchSource
+from .conditions import dropout_of, dropped
 from .ema import EMA, Average
 from .execution import Execution, LossScale
 from .fingerprints import of_code, of_tensors
@@ -64,9 +65,9 @@ class Training:
         warmup: the number of steps over which the learning rate grows from 0.
         clip: the largest norm of the gradient; larger ones are scaled down.
         seed: the seed of times and noise.
-        conditions: the names of the conditions that the denoiser takes, [] for none; all those of the batches by
-            default. The labels of a :class:`sde.data.Split`, and a tensor of labels, are classes of the network; in a
-            mapping, `label` may be the one that means "no label".
+        conditions: the names of the conditions that the denoiser takes, [] for none, or a mapping to the probability
+            with which each is left out (:mod:`sde.training.conditions`); all those of the batches by default. Labels of
+            a :class:`sde.data.Split` or a tensor are classes; in a mapping, `label` may be that of "no label".
         decay: the factor of the learning rate as a function of the step (:mod:`sde.training.schedules`).
         accumulate: the number of equal parts in which a batch is computed, one after another, with the times and noise
             of the whole batch; only one part is in memory at a time. Dropout draws for each part.
@@ -98,7 +99,7 @@ class Training:
         warmup: int = 0,
         clip: float = 1.0,
         seed: int = 0,
-        conditions: Sequence[str] | None = None,
+        conditions: Sequence[str] | Mapping[str, float] | None = None,
         decay: Decay | None = None,
         accumulate: int = 1,
         max_skipped: int = 0,
@@ -121,7 +122,8 @@ class Training:
         self.loss.check_trained(self.optimizer)
         named = ema if isinstance(ema, Mapping) else {"default": ema}
         self.ema = {name: e if isinstance(e, Average) else EMA(denoiser, e) for name, e in named.items()}
-        self.warmup, self.clip, self.conditions = warmup, clip, conditions
+        self.warmup, self.clip, self.conditions = warmup, clip, None if conditions is None else list(conditions)
+        self.dropout = dropout_of(denoiser, conditions)
         self.decay, self.accumulate, self.max_skipped = Constant() if decay is None else decay, accumulate, max_skipped
         self.noise = Noise(seed)
         self.step = self.skipped = 0
@@ -141,7 +143,7 @@ class Training:
         if denoiser.classes is not None and (conditions is None or "label" in conditions):
             self.batches.check_labels(denoiser.classes)
         if (whole := self.batches.whole) is not None:
-            chosen_condition(denoiser, whole, conditions)
+            chosen_condition(denoiser, whole, self.conditions)
             if whole.values.is_floating_point():
                 (scaling or Scaling.identity()).warn_of_spreads(whole.values)
 
@@ -192,6 +194,8 @@ class Training:
         with keyed_dropout(self.noise, self.step, self.device):
             for k, (place, batch) in enumerate(parts, start=1):
                 x0, condition = prepare(self.denoiser, batch, self.scaling, self.batches.noise, self.conditions)
+                where = self.noise, self.step, place.first, len(x0)
+                condition = dropped(self.denoiser, condition, self.dropout, *where)
                 with contextlib.nullcontext() if k == len(parts) else self.ranks.without_averaging(module):
                     mean = self._losses(module, x0, place, condition).mean() / len(parts)
                     (mean * scale).backward()

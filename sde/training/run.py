@@ -32,6 +32,7 @@ from ..storage.checkpoint import load_checkpoint, remove_strays, resolve, save_c
 from ..storage.files import Lock, write_atomically
 from ..version import __version__
 from .batches import Batches
+from .conditions import dropouts, encoded, given_conditions, sizes_of
 from .ema import EMA, Average, PowerEMA
 from .loggers import JSONLines, Logger
 from .loop import Training
@@ -45,24 +46,27 @@ from .settings import DEFAULTS, RESUMABLE_KEYS, differences
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
     """The denoiser of a config for a data set, and the tree of plain values from which a checkpoint rebuilds it.
 
-    Arguments of the network that follow from the data (`channels`, `features`, `rank`; `classes` if it is
-    `conditional`) are filled in if the config does not give them.
+    Arguments of the network that follow from the data (`channels`, `features`, `rank`; `classes` and `conditions` if it
+    is `conditional`) are filled in if the config does not give them.
 
     Args:
-        config: the trees `sde`, `network`, `denoiser` and, if there is one, `augmentation`; `conditional` and `trust`.
+        config: the trees `sde`, `network`, `denoiser` and, if there are some, `encoder` and `augmentation`;
+            `conditional`, `condition_dropout` and `trust`.
         data: the data set.
 
     Raises:
-        ValueError: if the network has classes and is not `conditional`, or if it is and the data has no labels or one
-            that is none of its classes.
+        ValueError: if the network has classes and is not `conditional`, or if it is and the data has no conditions,
+            those that the network does not take, or a label that is none of its classes.
     """
-    trust, classes = config.get("trust") or (), data.classes if config["conditional"] else None
-    if config["conditional"] and classes is None:
-        raise ValueError(f"conditional=true needs labels, and {data.name} has none: give data with labels, or false")
-    facts = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
+    trust, given = config.get("trust") or (), given_conditions(data, config["conditional"])
+    classes = data.classes if "label" in given else None
+    facts: dict[str, Any] = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
     facts |= {} if classes is None else {"classes": classes}
     network_tree = dict(config["network"])
-    for key in inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys() & facts.keys():
+    parameters = inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys()
+    if "conditions" in parameters and (sizes := sizes_of(given, flat="channels" not in parameters)):
+        facts["conditions"] = {"_target_": "sde.networks.Conditions", **sizes}
+    for key in parameters & facts.keys():
         if network_tree.get(key) is None:
             network_tree[key] = facts[key]
     if (length := _vector_length(config)) and not network_tree.get("augment"):
@@ -75,6 +79,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
             "scaling": describe(data.scaling),
             "shape": list(data.shape),
             "classes": classes,
+            "encoder": config.get("encoder"),
         }
     )
     parts = {"process": build(tree["process"], trust=trust), "network": build(network_tree, trust=trust)}
@@ -83,6 +88,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
         _check_classes(data, denoiser.classes or classes)
     elif denoiser.classes is not None:
         raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
+    tree["dropout"] = dropouts(denoiser, list(given), config.get("condition_dropout"))
     return denoiser, tree
 
 
@@ -206,18 +212,22 @@ class Run:
         """
         config, trust = self._settings, self.config.get("trust") or ()
         with together():
+            data = self._captioned(data)
             device, content = choose_device(config["device"]), self._newest_content(data)
             if content is not None:
                 # Weights belong to their scaling, which version 0.1.0 computed otherwise.
                 data = replace(data, scaling=build(json.loads(content["model"])["scaling"], rooms=MODEL_ROOMS))
             denoiser, self._model = assemble(config, data)
+            if content is not None:  # a run of an earlier version leaves nothing out
+                known = json.loads(content["model"]).get("dropout", {})
+                self._model["dropout"] = {name: known.get(name, 0.0) for name in self._model["dropout"]}
             self.data, self.objective = data, build(config["objective"], trust=trust)
             loss = Loss(denoiser, self.objective).to(device)
             batches = self._batches("train")
             optimizer = build(config["optimizer"], params=[p for p in loss.parameters() if p.requires_grad])
             settings = {key: config[key] for key in ("warmup", "clip", "seed", "accumulate", "max_skipped")}
             settings |= {key: build(config[key], trust=trust) for key in ("decay", "execution", "ranks")}
-            names = [*(["label"] if config["conditional"] else []), *(["augment"] if _vector_length(config) else [])]
+            names = self._model["dropout"] | ({"augment": 0.0} if _vector_length(config) else {})
             averages = self._averages(denoiser)
             training = Training(
                 denoiser, batches, data.scaling, self.objective, optimizer, averages, conditions=names, **settings
@@ -242,6 +252,14 @@ class Run:
                 for logger in self._loggers:
                     logger.open(self.directory, training.step)
         return training
+
+    def _captioned(self, data: DataSet) -> DataSet:
+        """The data with the encodings of its captions, if there is an encoder."""
+        if not (tree := self._settings.get("encoder")):
+            return data
+        encoder, path = build(tree, trust=self.config.get("trust") or ()), self.config["data"].get("path")
+        place = None if path is None else Path(path)
+        return encoded(data, encoder, place if place is None or place.is_dir() else place.parent)
 
     def _newest_content(self, data: DataSet) -> Mapping[str, Any] | None:
         """The content of the newest checkpoint, if there is one."""
@@ -320,11 +338,16 @@ class Run:
             line |= {"step": step, **self.valid_losses(training)}
         if due("score_every"):
             line |= {"step": step, "bits_per_dim": self.bits_per_dim(training)}
-        for logger in self._loggers if line else ():
-            logger.scalars(step, {name: value for name, value in line.items() if name != "step"})
+        if line:
+            self.scalars(step, {name: value for name, value in line.items() if name != "step"})
         if due("posthoc_every"):
             self.save_averages(training)
         return line
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs numbers of a step, beside those of :meth:`log`."""
+        for logger in self._loggers:
+            logger.scalars(step, values)
 
     def picture(self, step: int, path: Path) -> None:
         """Logs a picture of samples."""
@@ -343,7 +366,8 @@ class Run:
     def valid_losses(self, training: Training) -> dict[str, float]:
         """:meth:`valid_loss`, and the same by noise level."""
         found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
-        levels = {f"valid_loss_{k}": value for k, value in enumerate(found.levels, start=1)}
+        # A level of few samples may have none.
+        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(found.levels, start=1) if not math.isnan(loss)}
         return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
     def bits_per_dim(self, training: Training) -> float:

@@ -14,7 +14,7 @@ from ..instantiate import public
 RESUMABLE_KEYS: tuple[str, ...] = (
     *("steps", "device", "run_dir", "log_every", "save_every", "validate_every", "keep", "trust", "preview"),
     *("ranks", "max_skipped", "requeue_status", "levels", "sample_every", "score_every", "score_n", "loggers"),
-    *("workers", "unreadable"),
+    *("workers", "unreadable", "evaluate_every", "evaluate"),
 )
 
 # What a config without these keys means, such as that of a run of an earlier version.

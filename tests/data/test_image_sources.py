@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def test_a_stream_has_the_samples_of_the_whole(folder: Path, kind: str) -> None:
     assert torch.equal(copied.train[torch.arange(3)][0], whole.train[torch.arange(3)][0])
 
 
+def test_names_of_any_kind(tmp_path: Path) -> None:
+    """Beyond ASCII, and those that are no text at all."""
+    for i, name in enumerate(("ä – ö.png", "b.png", os.fsdecode(b"c\xff.png"))):
+        save(tmp_path / name, i)
+    data = images(tmp_path, memory=0, test_fraction=0.4)
+    whole = images(tmp_path, test_fraction=0.4)
+    assert torch.equal(data.train[torch.arange(2)][0], whole.train[torch.arange(2)][0])
+    assert len(data.fingerprint) == 64
+
+
 def test_splits_from_folders(tmp_path: Path) -> None:
     for i in range(9):
         save(tmp_path / ("train" if i < 5 else "val" if i < 7 else "test/deep") / "ba"[i % 2] / f"{i}.png", i)
@@ -91,7 +102,7 @@ def test_splits_from_folders(tmp_path: Path) -> None:
         ({"test": "test"}, "train=None.*test='test'"),
         ({"train": "train", "valid": "val", "holdout": 1}, "valid='val'.*holdout=1"),
         ({"train": "train", "test": "none"}, "none does not exist"),
-        ({"train": "train/a", "folder_labels": True}, r"train/a: the image '1\.png' lies in no folder"),
+        ({"train": "train/a", "folder_labels": True}, r"train/a: the file '1\.png' lies in no folder"),
     ):
         with pytest.raises((ValueError, NotADirectoryError), match=message):
             images(tmp_path, **wrong)  # type: ignore[arg-type]

@@ -98,6 +98,26 @@ def test_a_stream_has_the_samples_of_the_whole(tmp_path: Path, file: str) -> Non
         assert image.abs().max() < 1.0
 
 
+@pytest.mark.parametrize("file", ["a.npz", "a.h5"])
+def test_captions(tmp_path: Path, file: str) -> None:
+    texts, bytes_too = [f"number {i} – ä" for i in range(40)], file.endswith("h5")
+    path = tmp_path / file
+    if bytes_too:
+        with h5py.File(path, "w") as target:
+            target["x_train"] = VALUES["table"]
+            target.create_dataset("text", data=texts, dtype=h5py.string_dtype())
+            target["number"] = np.arange(40)
+    else:
+        np.savez(path, x_train=VALUES["table"], text=np.array(texts), number=np.arange(40))
+    Rows.memory = True  # type: ignore[attr-defined]
+    for memory in (0, 1.0):
+        data = arrays(path, test=None, train_captions="text", memory=memory)
+        both = [*(data.train.captions or ()), *(data.test.captions or ())]
+        assert sorted(both) == sorted(texts)
+    with pytest.raises(ValueError, match=r"'number'.*int64.*texts"):
+        arrays(path, test=None, train_captions="number")
+
+
 def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
     prints = set()
     for change in range(6):

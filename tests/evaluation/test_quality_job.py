@@ -258,7 +258,10 @@ def test_the_quality_of_a_model_in_training() -> None:
     lines = []
     for scale in (1.0, 0.4):
         d = sde.exact.Gaussian(torch.zeros(2), scale**2 * torch.eye(2)).denoiser(sde.VP())
-        lines.append(check(sde.Model(d, Scaling.identity(), (2,)), batch_size=64))
+        model = sde.Model(d, Scaling.identity(), (2,))
+        lines.append(check(model, batch_size=64))
+    expected = metrics.frechet_distance(model.sample(200, solver=sde.solvers.Heun(8), seed=0), x[:300])
+    assert lines[1]["frechet"] == pytest.approx(expected.value, rel=1e-4)
     names = ("frechet", "precision", "recall", "density", "coverage")
     assert lines[0].keys() == {f"{name}{error}" for name in names for error in ("", "_error")}
     assert abs(lines[0]["frechet"]) < 4 * lines[0]["frechet_error"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,15 @@ def test_these_are_the_configs() -> None:
         "feature_classifier",
         "likelihood",
         "paired",
+        "restore",
         "sample",
         "train",
         "translate",
     ]
-    first = ["augmentation", "data", "decay", "denoiser", "density", "dequantise", "experiment", "features"]
-    more = ["grid", "guidance", "logger", "network", "objective", "optimizer", "ranks", "sde", "solver", "trace"]
-    assert [*first, *more] == GROUPS
+    groups = (
+        "augmentation data decay denoiser density dequantise encoder experiment features grid guidance logger method"
+    )
+    assert f"{groups} network objective optimizer ranks sde solver task trace".split() == GROUPS
 
 
 @pytest.mark.parametrize("leaf", leaves("sde"))
@@ -126,14 +129,16 @@ def test_network(leaf: str) -> None:
     assert facts.items() <= tree["network"].items()
 
 
-# The sources of data that need a path.
-PATHS = ("arrays", "celeba", "huggingface", "images")
+# The keys that a source of data needs.
+SOUND = ["data.length=8", "data.rate=8000"]
+NEEDED = {leaf: ["data.path=x"] for leaf in ("arrays", "celeba", "huggingface", "images")}
+NEEDED["audio"] = ["data.path=x", *SOUND]
 
 
 @pytest.mark.parametrize("leaf", leaves("data"))
 def test_a_source_of_data_has_a_key_for_every_argument(leaf: str) -> None:
     """All but the name of the data set."""
-    tree = composed("train", f"data={leaf}", *(["data.path=x"] if leaf in PATHS else []))["data"]
+    tree = composed("train", f"data={leaf}", *NEEDED.get(leaf, []))["data"]
     parameters = inspect.signature(find(tree.pop("_target_"))).parameters
     assert tree.keys() == parameters.keys() - {"name"}
 
@@ -232,6 +237,12 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 4})
         datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path))
         overrides += [f"data.path={tmp_path}", "data.size=4"]
+    if leaf == "audio":
+        for i in range(4):
+            with wave.open(str(tmp_path / f"{i}.wav"), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes(bytes(range(i, i + 20)))
+        overrides += [f"data.path={tmp_path}", "data.test_fraction=0.25", *SOUND]
     if leaf == "celeba":
         overrides += [f"data.path={write_faces(tmp_path)}", "data.size=8"]
     if leaf == "cifar10":
@@ -249,14 +260,20 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         overrides += [f"data.path={tmp_path / 'a.npz'}"]
     data = build(composed("train", *overrides)["data"])
     assert isinstance(data, DataSet)
-    assert data.name == {"images": tmp_path.name, "huggingface": tmp_path.name, "arrays": "a"}.get(leaf, leaf)
+    assert data.name == {
+        "images": tmp_path.name,
+        "audio": tmp_path.name,
+        "huggingface": tmp_path.name,
+        "arrays": "a",
+    }.get(leaf, leaf)
     # The data of a likelihood job is given by the same files.
     assert composed("likelihood", *overrides)["data"] == composed("train", *overrides)["data"]
 
 
 def test_a_path_that_is_not_given_is_missing() -> None:
-    for leaf in PATHS:
-        assert OmegaConf.missing_keys(compose("train", overrides=[f"data={leaf}", "run_dir=x"])) == {"data.path"}
+    for leaf, given in NEEDED.items():
+        missing = OmegaConf.missing_keys(compose("train", overrides=[f"data={leaf}", "run_dir=x"]))
+        assert missing == {override.split("=")[0] for override in given}
 
 
 @pytest.mark.parametrize("leaf", leaves("solver"))
@@ -272,11 +289,38 @@ def test_solver(leaf: str) -> None:
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
+@pytest.mark.parametrize("leaf", leaves("task"))
+def test_task(leaf: str) -> None:
+    tree = composed("restore", f"task={leaf}")["task"]
+    assert tree.keys() - {"_target_"} == inspect.signature(find(tree["_target_"])).parameters.keys()
+    y = build(tree).operator((3, 4, 4), torch.arange(2), 0)(torch.zeros(2, 3, 4, 4))
+    assert len(y) == 2
+
+
+@pytest.mark.parametrize("leaf", leaves("method"))
+def test_method(leaf: str) -> None:
+    d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
+    y = sde.Measurement(sde.measurement.Identity(), torch.zeros(2, 2), 1.0)
+    guided = build(composed("restore", f"method={leaf}")["method"], inner=d, measurement=y)
+    assert guided.score(torch.zeros(2, 2), torch.tensor(0.5)).isfinite().all()
+
+
 @pytest.mark.parametrize("leaf", leaves("grid"))
 def test_grid(leaf: str) -> None:
     grid = build(composed("sample", "solver=heun", f"grid@solver.grid={leaf}")["solver"]).grid
     assert type(grid).__name__.lower() == leaf.replace("_", "")
     assert len(grid.times(sde.VP(), 5, 1.0, 1e-3)) == 6
+
+
+@pytest.mark.parametrize("leaf", leaves("encoder"))
+def test_encoder(leaf: str) -> None:
+    given = ["encoder.path=nowhere"] if leaf == "transformers" else []
+    encoder = build(composed("train", f"encoder={leaf}", *given)["encoder"])
+    if leaf == "transformers":
+        with pytest.raises(ValueError, match="no directory of a text model"):
+            encoder(["a seven"])
+    else:
+        assert encoder(["a seven"])[0].shape[2] == 32
 
 
 @pytest.mark.parametrize("leaf", leaves("guidance"))

@@ -21,19 +21,28 @@ pytestmark = pytest.mark.slow
 SAME = [*TINY, "network.dropout=0", "preview.n=0", "save_every=5"]
 
 
-def torchrun(folder: Path, *keys: str, restarts: int = 0) -> subprocess.Popen[str]:
+def torchrun(folder: Path, *keys: str, restarts: int = 0) -> subprocess.Popen[bytes]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     command += [f"--max-restarts={restarts}", "--monitor-interval=0.2", str(SCRIPTS / "train.py"), *SAME, *keys]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    with open(folder.with_suffix(".log"), "w") as log:  # a pipe that nobody reads would fill up
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-def ranks(job: subprocess.Popen[str]) -> list[int]:
+def output(job: subprocess.Popen[bytes], folder: Path, seconds: float) -> str:
+    """What a job has written when it has ended."""
+    try:
+        job.wait(seconds)
+    finally:
+        job.kill()
+        job.wait()
+    return folder.with_suffix(".log").read_text()
+
+
+def ranks(job: subprocess.Popen[bytes]) -> list[int]:
     """The processes that a job has started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -51,11 +60,13 @@ def step(folder: Path) -> int:
     return int(last.resolve().stem.rpartition("_")[2]) if last.exists() else 0
 
 
-def wait_for(job: subprocess.Popen[str], folder: Path, beyond: int) -> None:
+def wait_for(job: subprocess.Popen[bytes], folder: Path, beyond: int) -> None:
     deadline = time.monotonic() + 200
     while step(folder) <= beyond and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert step(folder) > beyond, job.communicate(timeout=60)[0] if job.poll() is not None else "no progress"
+    if step(folder) <= beyond:
+        job.terminate()
+        raise AssertionError(output(job, folder.parent, 60))
 
 
 def test_two_ranks_of_torchrun_train_the_model_of_one_process(tmp_path: Path) -> None:
@@ -63,7 +74,7 @@ def test_two_ranks_of_torchrun_train_the_model_of_one_process(tmp_path: Path) ->
     expected = load_checkpoint(tmp_path / "one")
     for kind in ("ddp", "fsdp2"):
         job = torchrun(tmp_path, "steps=20", f"run_dir={kind}", f"ranks={kind}", "accumulate=2")
-        out, _ = job.communicate(timeout=300)
+        out = output(job, tmp_path, 300)
         assert job.returncode == 0, out
         assert out.count("trained to step 20") == 1
         found = load_checkpoint(tmp_path / kind)
@@ -75,7 +86,7 @@ def test_two_ranks_of_torchrun_train_the_model_of_one_process(tmp_path: Path) ->
 def test_a_rank_that_is_killed_ends_the_job_and_the_restart_goes_on(tmp_path: Path) -> None:
     """Kills at uniform moments, of either rank; the last one without a restart left."""
     run, rng, kills = tmp_path / "run", random.Random(0), 20
-    job = torchrun(tmp_path, "steps=1000000", "run_dir=run", restarts=kills - 1)
+    job = torchrun(tmp_path, "steps=1000000", "run_dir=run", "log_every=1000", restarts=kills - 1)
     for kill in range(kills):
         wait_for(job, run, step(run))
         time.sleep(rng.uniform(0.0, 1.0))
@@ -87,11 +98,11 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_restart_goes_on(tmp_path: Pa
             time.sleep(0.02)
         assert time.monotonic() - start < 30
         assert load_checkpoint(run)["step"] == step(run)
-    out, _ = job.communicate(timeout=60)
+    out = output(job, tmp_path, 60)
     assert job.returncode != 0, out
     last = step(run)
     job = torchrun(tmp_path, f"steps={last + 5}", "run_dir=run")
-    out, _ = job.communicate(timeout=200)
+    out = output(job, tmp_path, 200)
     assert job.returncode == 0, out
     assert step(run) == last + 5
 
@@ -102,7 +113,7 @@ def test_torchrun_hands_sigterm_on_and_both_ranks_save_one_step(tmp_path: Path) 
     while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
-    out, _ = job.communicate(timeout=60)
+    out = output(job, tmp_path, 60)
     assert job.returncode != 0
     assert f"interrupted after step {step(tmp_path / 'run')}" in out
     assert load_checkpoint(tmp_path / "run")["step"] >= 1
@@ -112,7 +123,7 @@ def test_a_refusal_is_one_of_every_rank(tmp_path: Path) -> None:
     """Nothing is written, and no rank waits for another."""
     start = time.monotonic()
     job = torchrun(tmp_path, "steps=4", "run_dir=run", "accumulate=3")
-    out, _ = job.communicate(timeout=200)
+    out = output(job, tmp_path, 200)
     assert job.returncode != 0
     assert "error: a batch of 8 samples does not divide into 2 ranks times accumulate=3" in out
     assert time.monotonic() - start < 100

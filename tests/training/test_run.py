@@ -278,7 +278,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, data: DataSet) -> Non
     more = {"run_dir": "elsewhere", "trust": ["math"], "preview": {"n": 3}, "ranks": {"_target_": "sde.training.FSDP2"}}
     more |= {"max_skipped": 3, "requeue_status": 99, "levels": 4, "sample_every": 5, "score_every": 6, "score_n": 7}
     more |= {"loggers": {}}
-    more |= {"workers": 0, "unreadable": 1}
+    more |= {"workers": 0, "unreadable": 1, "evaluate_every": 5, "evaluate": {"n": 9}}
     assert {*other, *more} == set(RESUMABLE_KEYS)
     open_run(tmp_path / "run", changed(**other, **more)).start(data)
 

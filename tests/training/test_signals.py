@@ -116,14 +116,18 @@ def test_a_logger_without_its_package_says_what_to_install(monkeypatch: pytest.M
 def test_samples_scores_and_averages_in_the_course_of_a_training(tmp_path: Path) -> None:
     keys = ["preview.n=4", "preview.solver.steps=2", "sample_every=2", "score_every=4", "score_n=2", "levels=2"]
     keys += ["posthoc=[0.05,0.1]", "posthoc_every=3", "ema={default: 0.9, long: 0.99}", "validate_every=6"]
+    keys += ["evaluate_every=3", "evaluate.n=24", "evaluate.items=40", "evaluate.metrics=[kernel]"]
     result = here(tmp_path, "train", *RUN, *keys, "data.holdout=20", "batch_size=20")
     assert result.code == 0, result.err
     run = tmp_path / "run"
     assert sorted(path.name for path in (run / "samples").iterdir()) == [f"step_0000000{k}.png" for k in (2, 4, 6)]
     assert sorted(p.name for p in (run / "averages").glob("*.pt")) == ["step_00000003.pt", "step_00000006.pt"]
     assert set(load_checkpoint(run)["ema"]) == {"default", "long", "power_0.05", "power_0.1"}
-    lines = {line["step"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+    lines: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        lines[line["step"]] = lines.get(line["step"], {}) | line
     assert [step for step in lines if "bits_per_dim" in lines[step]] == [4]
     assert 1.0 < lines[4]["bits_per_dim"] < 20.0
+    assert [step for step in lines if lines[step].get("kernel_error", 0.0) > 0.0] == [3, 6]
     assert {"valid_loss", "valid_loss_1", "valid_loss_2"} <= lines[6].keys()
     assert SimpleNamespace(**lines[6]).valid_loss > 0.0

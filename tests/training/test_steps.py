@@ -270,10 +270,11 @@ def test_validation_by_noise_level_is_the_mean_over_its_samples() -> None:
 
 
 def everything() -> Training:
-    """Dropout, parts, float16 with its scale, an objective with parameters, two kinds of averages, a decay."""
+    """Dropout, parts, float16 with its scale, a learned schedule and a learned uncertainty, two kinds of averages, a
+    decay."""
     torch.manual_seed(0)
     network = sde.networks.UNet(1, width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.2)
-    denoiser, head = sde.NetworkDenoiser(network, sde.VP()), Head()
+    denoiser, head = sde.NetworkDenoiser(network, sde.LearnedVP()), sde.objective.LearnedUncertainty()
     x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return Training(
         denoiser,

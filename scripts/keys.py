@@ -1,0 +1,79 @@
+"""What the keys of scripts may be, and the check of a config against the class that describes it.
+
+A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
+refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import torch
+from faults import unknown_key
+
+from sde.instantiate import check
+from sde.instantiate.annotations import Limit, check_value, shown
+from sde.runtime import choose_device
+from sde.storage.files import check_writable
+
+Count = Annotated[int, Limit(">=", 1)]
+Whole = Annotated[int, Limit(">=", 0)]
+Positive = Annotated[float, Limit(">", 0)]
+Fraction = Annotated[float, Limit(">=", 0), Limit("<", 1)]
+Seed = Annotated[int, Limit(">=", -(2**63)), Limit("<", 2**63)]  # the range of torch.manual_seed
+Device = Annotated[str, choose_device]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that is written at the end, with one of these suffixes if there are any, or a directory."""
+
+    suffixes: tuple[str, ...] = ()
+    directory: bool = False
+
+    def __call__(self, path: str) -> None:
+        check_writable(path, self.suffixes, directory=self.directory)
+
+
+File = Annotated[str, Output()]
+Picture = Annotated[str, Output((".png",))]
+Results = Annotated[str, Output((".h5",))]
+Directory = Annotated[str, Output(directory=True)]
+
+
+class Keys:
+    """The base of the classes that describe a config."""
+
+
+# Examples of the arguments of trees that the library fills in.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "network": {"channels": 1, "features": 1, "rank": 1},
+    "optimizer": {"params": [torch.zeros(1, device="cpu")]},
+}
+
+
+def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", trust: Any = ()) -> None:
+    """Checks a config before any work: its keys and their values.
+
+    Raises:
+        ValueError: for the first mistake, with its key.
+    """
+    annotations = get_type_hints(schema, include_extras=True)
+    for key in tree:
+        if key not in annotations:
+            raise ValueError(unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in annotations]))
+    for key, annotation in annotations.items():
+        name, value = f"{prefix}{key}", tree.get(key)
+        if key not in tree:
+            if not hasattr(schema, key):
+                raise ValueError(f"{name} is missing: give {name}=...")
+        elif isinstance(annotation, type) and issubclass(annotation, Keys):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name}={shown(value)}: expected the keys {', '.join(get_type_hints(annotation))}")
+            check_keys(annotation, value, f"{name}.", trust)
+        else:
+            check_value(name, value, annotation)
+            trust = value if key == "trust" else trust
+            check(value, name, trust=trust, **EXAMPLES.get(key, {}))

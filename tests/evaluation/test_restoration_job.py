@@ -1,0 +1,169 @@
+"""The restoration job: items keep their measurement and their draws, rows survive a stop, draws are calibrated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sde import Denoiser, Model
+from sde.data import Scaling, Split
+from sde.evaluation.job import Job
+from sde.evaluation.restoration_job import RestorationScorer, calibration, evidence_spread, restoration_report
+from sde.evaluation.restoration_tasks import (
+    Colourise,
+    CompressedSensing,
+    Deblur,
+    Denoise,
+    FourierSampling,
+    Inpaint,
+    SuperResolution,
+    Task,
+    measure,
+)
+from sde.evaluation.sharding import WHOLE, BatchPlan, Shard
+from sde.exact import Gaussian
+from sde.measurement import NormalVariance, check_adjoint
+from sde.plots import save_restorations
+from sde.processes import VP
+from sde.solvers import Particles
+
+SHAPE = (3, 4, 4)
+
+
+class Images(Denoiser):
+    """The exact denoiser of independent normal pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process = VP()
+        self.flat = Gaussian(torch.zeros(48), 0.04 * torch.eye(48)).denoiser(self.process)
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return self.flat(x_t.flatten(1), t).reshape(x_t.shape)
+
+
+def images(n: int) -> Tensor:
+    z = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(8))
+    return (128 + 25.6 * z).clamp(0, 255).to(torch.uint8)
+
+
+def job(path: Path, task: Task, n: int = 5, batch_size: int = 3, shard: Shard = WHOLE) -> Job[RestorationScorer]:
+    model = Model(Images(), Scaling.interval(256), SHAPE)
+    variance = NormalVariance(0.2)
+    scorer = RestorationScorer(model, Split(images(n)), task, None, Particles(2, 2, variance=variance), variance)
+    return Job("images", scorer, BatchPlan(n, None, 3, batch_size, shard), path, {"seed": 0}, {})
+
+
+TASKS: dict[str, Task] = {
+    "box": Inpaint(),
+    "half": Inpaint(mask="half", fraction=0.5),
+    "random": Inpaint(2.0, mask="random", fraction=0.7),
+    "super resolution": SuperResolution(1.0),
+    "deblur": Deblur(1.0, std=0.7),
+    "denoise": Denoise(),
+    "colourise": Colourise(),
+    "compressed sensing": CompressedSensing(1.0),
+    "fourier": FourierSampling(1.0),
+}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_an_item_has_one_measurement_whatever_its_batch(task: Task) -> None:
+    x, index = images(6), torch.arange(6)
+    operator, y = measure(task, x, index, 3)
+    assert check_adjoint(operator, (6, *SHAPE)) < 1e-12
+    for rows in (slice(4, 5), slice(2, 5)):
+        torch.testing.assert_close(measure(task, x[rows], index[rows], 3)[1], y[rows], rtol=0, atol=1e-12)
+    assert not task.noise or not torch.equal(measure(task, x, index, 4)[1], y)
+
+
+def test_masks_hide_what_they_say() -> None:
+    index = torch.arange(40)
+    kinds = {name: Inpaint(mask=name, fraction=0.25).operator(SHAPE, index, 0) for name in ("box", "half", "random")}
+    hidden = {name: 1.0 - operator(torch.ones(40, *SHAPE)) for name, operator in kinds.items()}
+    assert hidden["box"].flatten(1).mean(1).tolist() == [0.25] * 40
+    assert len(hidden["box"].unique(dim=0)) == 9  # a block of 2 by 2 has 9 places
+    assert bool((hidden["half"][:, :, 3] == 1).all())
+    assert float(hidden["half"].mean()) == 0.25
+    assert abs(float(hidden["random"].mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 640)
+    known = FourierSampling(acceleration=2.0).operator((1, 8, 8), index, 0).measured(torch.zeros(40, 1, 8, 8, 2))
+    assert known is not None
+    assert known[:, 0, :, 0, 0].sum(1).tolist() == [4] * 40
+    assert bool(known[:, :, 0].all())  # the mean is always measured
+
+
+def test_a_job_resumes_with_the_rows_of_an_undisturbed_one(tmp_path: Path) -> None:
+    task = Inpaint(mask="half", fraction=0.5)
+    whole = job(tmp_path / "whole.h5", task)
+    list(whole.run())
+    interrupted = job(tmp_path / "part.h5", task)
+    states = interrupted.run()
+    for _ in range(3):
+        next(states)
+    states.close()
+    list(job(tmp_path / "part.h5", task).run())
+    for rank in (1, 0):
+        list(job(tmp_path / "ranks.h5", task, shard=Shard(rank, 2)).run())
+    table = whole.table()
+    assert table["x"].shape == (15, *SHAPE)
+    for name in ("part", "ranks"):
+        other = job(tmp_path / f"{name}.h5", task).table()
+        for column, values in table.items():
+            np.testing.assert_array_equal(other[column], values, err_msg=column)
+    known = images(5).numpy()[:, :, :2]
+    for repeat in range(3):
+        np.testing.assert_array_equal(table["x"][table["repeat"] == repeat][:, :, :2], known)
+    assert not np.array_equal(table["x"][:5], table["x"][5:10])
+    assert set(table["nfe"].tolist()) == {3 * 2 + 1}
+    lines = list(restoration_report(whole))
+    for word in ("psnr", "ssim", "cover", "evidences", "calls"):
+        assert any(word in line for line in lines)
+    assert save_restorations(tmp_path / "a.png", whole.scorer, table, n=2)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_calibration_is_that_of_its_definition() -> None:
+    """Truth and draws of one distribution: all ranks are equally likely. 500 items of 4 pixels, 5 standard errors."""
+    generator = np.random.default_rng(2)
+    found = calibration(generator.normal(size=(19, 500, 4)), generator.normal(size=(500, 4)))
+    assert found.nominal == 0.9
+    assert abs(found.coverage - 0.9) < 5 * math.sqrt(0.09 / 2000)
+    assert np.abs(found.ranks - 0.05).max() < 5 * math.sqrt(0.05 * 0.95 / 2000)
+    wide = calibration(3 * generator.normal(size=(19, 500, 4)), generator.normal(size=(500, 4)))
+    assert wide.coverage > 0.98
+    # Ties count in equal parts, and pixels that are known do not count.
+    draws, truth = np.zeros((3, 1, 2)), np.zeros((1, 2))
+    draws[:, 0, 1] = [0, 1, 2]
+    tied = calibration(draws, truth)
+    np.testing.assert_allclose(tied.ranks, [0.5, 0.5, 0, 0])
+    assert "cover" in str(tied)
+
+
+def test_the_spread_of_evidences_is_within_items() -> None:
+    table = {"index": np.array([0, 0, 1, 1]), "log_evidence": np.array([1.0, 3.0, 100.0, 102.0])}
+    assert evidence_spread(table) == math.sqrt(2.0)
+    assert math.isnan(evidence_spread({"index": np.zeros(2), "log_evidence": np.full(2, math.nan)}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Inpaint(mask="circle"), "box, half, random"),
+        (lambda: Inpaint(fraction=1.0), "fraction"),
+        (lambda: Denoise(-1.0), "noise >= 0"),
+        (lambda: Deblur(std=0.0), "std > 0"),
+        (lambda: SuperResolution(kernel="sinc"), "bicubic"),
+        (lambda: CompressedSensing(fraction=2.0), "fraction"),
+        (lambda: FourierSampling(acceleration=0.5), "acceleration"),
+        (lambda: job(Path("a.h5"), SuperResolution(factor=3)), "multiple of 3"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
