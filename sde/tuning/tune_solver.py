@@ -7,7 +7,7 @@ long as that helps the samples that are held out.
 
 from __future__ import annotations
 
-__all__ = ["tune_solver"]
+__all__ = ["purpose", "tune_solver"]
 
 import math
 import time
@@ -94,7 +94,7 @@ def tune_solver(
         start: dict[str, Any] = {"trace": trace, "condition": condition, "seed": seed, "dtype": dtype, "atol": atol}
         flow = pilot_flow(denoiser, shape, data, **start)
         flow = solved(flow, tolerance, third, progress=lambda done: report(0.25 * done))
-        origin = _origin(denoiser, flow, condition)
+        origin = f"{purpose(denoiser, condition, data=data is not None)}, from {len(flow)} pilot samples"
         if len(flow) < SMALLEST:
             warnings.warn(
                 f"tune_solver: in seconds={seconds} the pilot could not be solved; the solver is not designed",
@@ -190,11 +190,11 @@ def _grids(process: SDE, steps: int, start: float, stop: float, data_std: float)
                 yield (times, skip) if start > stop else (times.flip(0), False)
 
 
-def _origin(denoiser: Denoiser, flow: PilotFlow, condition: Mapping[str, Tensor] | None) -> str:
-    """What a solver is designed for, in words."""
-    purpose = "samples" if flow.start > flow.stop else "likelihoods"
+def purpose(denoiser: Denoiser, condition: Mapping[str, Tensor] | None = None, *, data: bool = False) -> str:
+    """What a solver is designed for, in words: the use, the denoiser with its wrappers, and its conditions."""
     names = ", ".join(sorted(condition or {}))
-    return f"{purpose} of {_name(denoiser)}{' given ' + names if names else ''}, from {len(flow)} pilot samples"
+    use = "likelihoods" if data else "samples"
+    return f"{use} of {_name(denoiser)}{' given ' + names if names else ''}"
 
 
 def _name(denoiser: Denoiser) -> str:

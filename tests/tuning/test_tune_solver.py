@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
 from sde.sampling import sample
 from sde.solvers import DORMAND_PRINCE_8, Arcsinh, Designed, RungeKutta, Solver, UniPC
+from sde.tuning import load_solver, purpose
 from sde.tuning.design import Design
 from sde.tuning.gauss_newton import gradients, run
 from sde.tuning.reference import pilot_flow, solved
@@ -157,6 +160,21 @@ def test_the_same_seed_gives_the_same_solver(mixture: Mixture) -> None:
     solvers = [tune_solver(d, (8, 2), 2, seed=seed) for seed in (0, 0, 1)]
     assert solvers[0].times == pytest.approx(solvers[1].times, rel=1e-6)
     assert solvers[0].times[1] != pytest.approx(solvers[2].times[1], rel=1e-6)
+
+
+def test_a_model_keeps_it(mixture: Mixture, tmp_path: Path) -> None:
+    """In its run directory, by its public name, for one number of steps, process and denoiser."""
+    model = sde.Model(mixture.denoiser(VP()), sde.data.Scaling(1.0, 0.0), (2,))
+    solver = model.designed(2, tmp_path, pilot=8)
+    (path,) = tmp_path.glob("grids/Designed-2-*.json")
+    assert json.loads(path.read_text())["solver"]["_target_"] == "sde.solvers.Designed"
+    assert load_solver(tmp_path, 2, purpose(model.denoiser), repr(VP())) == solver
+    assert model.sample(3, solver=solver).shape == (3, 2)
+    for steps, process in ((3, VP()), (2, VE())):
+        assert load_solver(tmp_path, steps, purpose(model.denoiser), repr(process)) is None
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"delete it to design it again"):
+        model.designed(2, tmp_path, pilot=8)
 
 
 def test_what_is_refused(mixture: Mixture) -> None:
