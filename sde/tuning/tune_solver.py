@@ -121,20 +121,19 @@ def _designed(
     times = LogSNR().times(process, steps, flow.start, flow.stop)
     design = Design(method, process, times, data_std, density=flow.start < flow.stop)
     generator = torch.Generator("cpu").manual_seed(seed)
-    best, least, descent = (design, design.start()), math.inf, None
+    best = design, design.start()
     try:
         design, parameters = _first(design, train, deadline)
         best = design, parameters
         gaps, _, shift, _, _ = design.kinds()
         times_alone = gaps | (shift & (shift.cumsum(0) == 1))
         descent = Descent(design, train, deadline, generator)
-        descent.begin(parameters)
         strengths = [(0.0, times_alone), *((s, torch.ones_like(gaps)) for s in STRENGTHS)]
         for k, (strength, free) in enumerate(strengths):
             descent.prior = strength * (~times_alone).double()
-            descent.refresh()
+            descent.begin(best[1])
             least = before = descent.held_out(held)
-            best, stalled = (design, descent.parameters), 0
+            stalled = 0
             for i in range(ITERATIONS):
                 stalled = stalled + 1 if descent.step(free) < 5e-3 else 0
                 if (error := descent.held_out(held)) < least:
@@ -142,7 +141,7 @@ def _designed(
                 report((k + (i + 1) / ITERATIONS) / len(strengths))
                 if stalled == 3:
                     break
-            if least > 0.999 * before:
+            if k and least > 0.999 * before:
                 break
     except OutOfTime:
         pass
