@@ -21,6 +21,7 @@ from sde.evaluation.feature_files import FeatureFiles
 from sde.evaluation.item_sets import DrawnItems, StoredItems, items_of_file
 from sde.metrics.features import ClassifierNetwork, RawValues
 from sde.storage.hdf5 import decode
+from sde.storage.store import Store
 
 CONFIG: dict[str, Any] = {
     "samples": "a.npz",
@@ -151,8 +152,11 @@ def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
     means = lambda values, sizes: [float(part.mean()) for part in values.split(sizes)]  # noqa: E731
     x = (truth[index].int() + torch.tensor([1, 2, 4, 1, 0]).reshape(-1, 1, 1, 1)).clamp(max=16).byte()
     np.savez("truth.npz", x=truth.numpy(), levels=[17])
-    np.savez("restored.npz", x=x.numpy(), index=index.numpy(), levels=[17])
-    config = {**CONFIG, "samples": None, "restored": "restored.npz", "reference": "truth.npz"}
+    columns = {"x": np.dtype((np.uint8, (1, 12, 12))), "psnr": float}  # a result file, as restore.py writes it
+    with Store.open("restored.h5", columns, identity={}) as store:
+        rows = {"index": index.numpy(), "repeat": np.array([0, 0, 1, 0, 0]), "psnr": np.zeros(5), "x": x.numpy()}
+        store.append(rows)
+    config = {**CONFIG, "samples": None, "restored": "restored.h5", "reference": "truth.npz", "levels": 17}
     quality = result(quality_job({**config, "metrics": ["psnr", "ssim", "perceptual"]}))
     found = quality.estimates["restored"]
     psnr = metrics.psnr(x[:4], truth[index[:4]], data_range=16).per_item
@@ -165,7 +169,7 @@ def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
     with pytest.raises(ValueError, match="restorations of item 20"):
         quality_job({**config, "reference": "short.npz", "metrics": ["psnr"]})
     with pytest.raises(ValueError, match="psnr compares items with their true ones"):
-        quality_job({**config, "samples": "restored.npz", "restored": None, "metrics": ["psnr"]})
+        quality_job({**config, "samples": "restored.h5", "restored": None, "metrics": ["psnr"]})
 
 
 def test_what_is_written_can_be_read(folder: Path) -> None:

@@ -101,7 +101,15 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("0.1 null [0.3] [a]", {"train": "posthoc"}),
     ("null -1 256", {"train": "requeue_status"}),
     ("null", {"train": "loggers"}),
-    ("small 0", {"bounds": "atol end", "diagnose": "atol", "evaluate": "data_range", "likelihood": "atol"}),
+    (
+        "small 0",
+        {
+            "bounds": "atol end",
+            "diagnose": "atol",
+            "evaluate": "data_range",
+            "likelihood": "atol error error_per_image",
+        },
+    ),
     (
         "no null",
         {
