@@ -12,7 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from sde.comparison import Settings, Table, compare, open_problem, plan, write_report
+from sde.comparison import (
+    Settings,
+    Table,
+    compare,
+    compare_posteriors,
+    open_problem,
+    plan,
+    posterior_report,
+    posterior_ways,
+    write_report,
+)
 from sde.runtime import choose_device
 
 
@@ -34,8 +44,24 @@ def leaf(group: str, entry: Any) -> dict[str, Any]:
         raise ValueError(f"{group} {entry!r}: {str(error).splitlines()[0]}") from error
 
 
+def posteriors(config: dict[str, Any]) -> None:
+    """Compares posterior samplers on measurements of mixtures."""
+    settings = {key: config[key] for key in ("problems", "noises", "draws", "seed")}
+    folder = Path(config["out"] or f"runs/compare/posterior-{settings['draws']}-seed{settings['seed']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "posterior.h5"
+    states = compare_posteriors(path, posterior_ways(), **settings)
+    _, total = next(states)
+    for _ in progress(states, total, unit="row"):
+        pass
+    print(posterior_report(path))
+
+
 @command("compare")
 def main(config: dict[str, Any]) -> None:
+    if config["target"] == "posterior":
+        posteriors(config)
+        return
     keys, trust = ("n", "draws", "seed", "repeats", "tolerance", "directions"), config["trust"]
     device = choose_device(config["device"])
     # A checkpoint has its own process, which only an explicit override replaces, not the default of the config.

@@ -236,6 +236,8 @@ class Compare(Job):
     repeats: Count
     tolerance: Positive
     directions: Count
+    problems: Count
+    noises: list[Positive]
     out: Directory | None
     sde: SDE
 

@@ -6,16 +6,22 @@ __all__ = [
     "Estimate",
     "ExactProblem",
     "Experiment",
+    "PosteriorProblem",
     "Problem",
     "Row",
     "Settings",
     "Table",
     "TrainedProblem",
+    "Way",
     "compare",
+    "compare_posteriors",
     "digits_mixture",
     "markdown",
     "open_problem",
     "plan",
+    "posterior_problem",
+    "posterior_report",
+    "posterior_ways",
     "read_mixture",
     "read_table",
     "work_precision",
@@ -25,6 +31,14 @@ __all__ = [
 from ..metrics import Estimate
 from .plan import Cell, Entry, Experiment, plan
 from .plots import work_precision
+from .posteriors import (
+    PosteriorProblem,
+    Way,
+    compare_posteriors,
+    posterior_problem,
+    posterior_report,
+    posterior_ways,
+)
 from .problems import ExactProblem, Problem, TrainedProblem, digits_mixture, open_problem, read_mixture
 from .report import markdown, write_report
 from .run import Settings, compare

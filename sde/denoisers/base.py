@@ -88,6 +88,11 @@ class Denoiser(nn.Module, ABC):
                     "score, noise and velocity call predict"
                 )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "process":  # a module in its place, such as a learned schedule, would refuse one that is none
+            vars(self).get("_modules", {}).pop("process", None)
+        super().__setattr__(name, value)
+
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         r"""The denoised data :math:`E[x_0 \mid x_t]`.

@@ -25,9 +25,20 @@ from ..processes import SDE
 from ..runtime import exact_float32
 from ..sampling import encode, recording, sample
 from ..shapes import check_condition, check_count, check_event
-from ..solvers import GridSteps, Solver
+from ..solvers import Designed, GridSteps, Solver
 from ..trace import Trace
-from ..tuning import PilotRows, choose_solver, load_grid, pilot_rows, save_grid, tune_grid
+from ..tuning import (
+    PilotRows,
+    choose_solver,
+    load_grid,
+    load_solver,
+    pilot_rows,
+    purpose,
+    save_grid,
+    save_solver,
+    tune_grid,
+    tune_solver,
+)
 from .editing import Editing
 from .restoring import Restoring
 
@@ -178,6 +189,43 @@ class Model(Editing, Restoring):
             if directory is not None and save:
                 save_grid(directory, solver, grid, data=data is not None)
         return replace(solver, grid=grid)
+
+    def designed(
+        self,
+        steps: int,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        data: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+        trace: Trace | None = None,
+        pilot: int = 256,
+        seed: int = 0,
+        seconds: float | None = None,
+        save: bool = True,
+        progress: Callable[[float], object] | None = None,
+    ) -> Designed:
+        r"""A solver of `steps` network calls that a pilot run designs for this model; see :func:`sde.tune_solver`.
+
+        Args:
+            steps: the number of network calls.
+            directory: a run directory. A solver that was saved in its `grids/` for the same steps, process, denoiser
+                and conditions is used again.
+            data, condition, trace, pilot, seed, save: as in :meth:`tuned`.
+            seconds, progress: as in :func:`sde.tune_solver`.
+        """
+        start: dict[str, Any] = {"shape": (pilot, *self.shape)}
+        if data is None:
+            condition = self._labelled(condition, 0, pilot)
+        else:
+            start = {"data": self._states(data, seed=seed).x, "trace": trace}
+        made_for, process = purpose(self.denoiser, condition, data=data is not None), repr(self.process)
+        solver = None if directory is None else load_solver(directory, steps, made_for, process)
+        if solver is None:
+            how: dict[str, Any] = {"condition": condition, "seed": seed, "seconds": seconds, "progress": progress}
+            solver = tune_solver(self.denoiser, steps=steps, **how, **start)
+            if directory is not None and save:
+                save_solver(directory, solver, made_for)
+        return solver
 
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> dict[str, Tensor]:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""

@@ -9,20 +9,23 @@ __all__ = [
     "Tuning",
     "choose_solver",
     "load_grid",
+    "load_solver",
     "load_variance",
     "pilot_rows",
+    "purpose",
     "save_grid",
+    "save_solver",
     "save_variance",
     "tune_grid",
     "tune_particles",
     "tune_solver",
 ]
 
-from .cache import load_grid, load_variance, save_grid, save_variance
+from .cache import load_grid, load_solver, load_variance, save_grid, save_solver, save_variance
 from .equal_error import EqualError
 from .gradient import Gradient
 from .likelihood import Choice, PilotRows, choose_solver, pilot_rows
 from .particles import tune_particles
 from .pilot import Pilot, Tuning
 from .tune import tune_grid
-from .tune_solver import tune_solver
+from .tune_solver import purpose, tune_solver

@@ -1,8 +1,8 @@
-"""Files of tuned grids, and of the pilot runs of particles, in a run directory."""
+"""Files of tuned grids, designed solvers, and the pilot runs of particles, in a run directory."""
 
 from __future__ import annotations
 
-__all__ = ["load_grid", "load_variance", "save_grid", "save_variance"]
+__all__ = ["load_grid", "load_solver", "load_variance", "save_grid", "save_solver", "save_variance"]
 
 import dataclasses
 import hashlib
@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 
 from ..grids import Explicit
+from ..instantiate import build, class_name
 from ..measurement import PilotVariance
-from ..solvers import GridSteps
+from ..solvers import Designed, GridSteps
 from ..storage.files import write_atomically
 
 
@@ -49,6 +50,38 @@ def load_grid(directory: str | os.PathLike[str], solver: GridSteps, *, data: boo
     return None
 
 
+def save_solver(directory: str | os.PathLike[str], solver: Designed, purpose: str) -> Path:
+    """Saves a designed solver in a run directory, for :func:`load_solver`.
+
+    Args:
+        directory: the run directory; the file is written to its subdirectory `grids/`.
+        solver: the solver.
+        purpose: what it was designed for (:func:`sde.tuning.tune_solver.purpose`).
+
+    Returns:
+        The path of the file.
+    """
+    path = _solver_path(directory, solver.steps, purpose, solver.process)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver)}
+    text = json.dumps({"purpose": purpose, "solver": {"_target_": class_name(solver), **numbers}}, indent=1)
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def load_solver(directory: str | os.PathLike[str], steps: int, purpose: str, process: str) -> Designed | None:
+    """The saved solver of so many steps for a purpose and the `repr` of a process, or None if there is none."""
+    path = _solver_path(directory, steps, purpose, process)
+    if not path.exists():
+        return None
+    try:
+        solver = build(json.loads(path.read_text())["solver"], rooms=("sde.solvers.designed",))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a designed solver ({error}); delete it to design it again") from error
+    assert isinstance(solver, Designed)
+    return solver
+
+
 def save_variance(directory: str | os.PathLike[str], name: str, variance: PilotVariance) -> Path:
     """Saves what :func:`sde.tune_particles` measured in a run directory, for :func:`load_variance`.
 
@@ -74,6 +107,11 @@ def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a pilot run ({error}); delete it to run it again") from error
+
+
+def _solver_path(directory: str | os.PathLike[str], steps: int, purpose: str, process: str) -> Path:
+    digest = hashlib.sha256(f"{purpose} {process}".encode()).hexdigest()[:8]
+    return Path(directory) / "grids" / f"Designed-{steps}-{digest}.json"
 
 
 def _settings(solver: GridSteps) -> str:

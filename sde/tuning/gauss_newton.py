@@ -156,14 +156,10 @@ class Descent:
     damping: float = 1e-2
 
     def begin(self, parameters: Tensor) -> None:
-        """Starts from some parameters."""
+        """Starts from some parameters; their errors set the corner c of the loss."""
         self.parameters, self.numbers = parameters, self.design.numbers(parameters)[2]
         self.states, self.predictions = run(self.flow.dynamics, self.flow.begin, self.numbers, self.deadline)
         self.squares = self._squares(self.states[-1])
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Sets the corner c of the loss and the damping for the present errors."""
         self.corner, self.damping = ROBUST * self.squares.median().item(), 1e-2
 
     def value(self, squares: Tensor) -> float:

@@ -22,7 +22,7 @@ from ..likelihood.flow import DensityFlow
 from ..noise import Noise, Stream, repeat_key
 from ..sampling import state_like
 from ..shapes import event_dims, float64
-from ..solvers import RungeKutta, Solver
+from ..solvers import RungeKutta
 from ..trace import Trace
 
 # The samples of the first batch that is solved, which shows how long a sample takes.
@@ -98,7 +98,6 @@ def solved(
     tolerance: float,
     deadline: float = math.inf,
     *,
-    solver: Solver | None = None,
     progress: Callable[[float], object] = lambda done: None,
 ) -> PilotFlow:
     """The flow of those samples whose accurate solution was found in time, without those that failed.
@@ -109,13 +108,12 @@ def solved(
         flow: the flow.
         tolerance: rtol and atol of the solution.
         deadline: when to stop, by `time.monotonic`.
-        solver: the solver; Runge-Kutta with these tolerances by default.
         progress: called with the fraction of the samples that are solved.
 
     Raises:
         FloatingPointError: if every solution failed.
     """
-    solver, index, ends, failed = solver or RungeKutta(rtol=tolerance, atol=tolerance, on_failure="mark"), [], [], 0
+    solver, index, ends, failed = RungeKutta(rtol=tolerance, atol=tolerance, on_failure="mark"), [], [], 0
     total, first, size = len(flow), 0, min(FIRST, len(flow)) if math.isfinite(deadline) else len(flow)
     device = flow.begin[0].device
     while first < total and time.monotonic() < deadline:

@@ -7,7 +7,7 @@ long as that helps the samples that are held out.
 
 from __future__ import annotations
 
-__all__ = ["tune_solver"]
+__all__ = ["purpose", "tune_solver"]
 
 import math
 import time
@@ -94,7 +94,7 @@ def tune_solver(
         start: dict[str, Any] = {"trace": trace, "condition": condition, "seed": seed, "dtype": dtype, "atol": atol}
         flow = pilot_flow(denoiser, shape, data, **start)
         flow = solved(flow, tolerance, third, progress=lambda done: report(0.25 * done))
-        origin = _origin(denoiser, flow, condition)
+        origin = f"{purpose(denoiser, condition, data=data is not None)}, from {len(flow)} pilot samples"
         if len(flow) < SMALLEST:
             warnings.warn(
                 f"tune_solver: in seconds={seconds} the pilot could not be solved; the solver is not designed",
@@ -121,20 +121,19 @@ def _designed(
     times = LogSNR().times(process, steps, flow.start, flow.stop)
     design = Design(method, process, times, data_std, density=flow.start < flow.stop)
     generator = torch.Generator("cpu").manual_seed(seed)
-    best, least, descent = (design, design.start()), math.inf, None
+    best = design, design.start()
     try:
         design, parameters = _first(design, train, deadline)
         best = design, parameters
         gaps, _, shift, _, _ = design.kinds()
         times_alone = gaps | (shift & (shift.cumsum(0) == 1))
         descent = Descent(design, train, deadline, generator)
-        descent.begin(parameters)
         strengths = [(0.0, times_alone), *((s, torch.ones_like(gaps)) for s in STRENGTHS)]
         for k, (strength, free) in enumerate(strengths):
             descent.prior = strength * (~times_alone).double()
-            descent.refresh()
+            descent.begin(best[1])
             least = before = descent.held_out(held)
-            best, stalled = (design, descent.parameters), 0
+            stalled = 0
             for i in range(ITERATIONS):
                 stalled = stalled + 1 if descent.step(free) < 5e-3 else 0
                 if (error := descent.held_out(held)) < least:
@@ -142,7 +141,7 @@ def _designed(
                 report((k + (i + 1) / ITERATIONS) / len(strengths))
                 if stalled == 3:
                     break
-            if least > 0.999 * before:
+            if k and least > 0.999 * before:
                 break
     except OutOfTime:
         pass
@@ -190,11 +189,11 @@ def _grids(process: SDE, steps: int, start: float, stop: float, data_std: float)
                 yield (times, skip) if start > stop else (times.flip(0), False)
 
 
-def _origin(denoiser: Denoiser, flow: PilotFlow, condition: Mapping[str, Tensor] | None) -> str:
-    """What a solver is designed for, in words."""
-    purpose = "samples" if flow.start > flow.stop else "likelihoods"
+def purpose(denoiser: Denoiser, condition: Mapping[str, Tensor] | None = None, *, data: bool = False) -> str:
+    """What a solver is designed for, in words: the use, the denoiser with its wrappers, and its conditions."""
     names = ", ".join(sorted(condition or {}))
-    return f"{purpose} of {_name(denoiser)}{' given ' + names if names else ''}, from {len(flow)} pilot samples"
+    use = "likelihoods" if data else "samples"
+    return f"{use} of {_name(denoiser)}{' given ' + names if names else ''}"
 
 
 def _name(denoiser: Denoiser) -> str:

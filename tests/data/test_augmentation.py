@@ -79,6 +79,7 @@ def test_the_draws_have_their_distribution() -> None:
         ({"x": 0.5, "y": -0.25}, lambda x, y: (x - 0.0625 * 48, y + 0.03125 * 40)),
         ({"mirror": 1.0, "angle": math.pi / 2, "x": 0.5}, lambda x, y: (-y, 3.0 - x)),
         ({"size": -1.0, "x": 1.0}, lambda x, y: ((x - 6.0) * 2**0.2, y * 2**0.2)),
+        ({"stretching": 1.0, "x": 1.0, "y": -0.6}, lambda x, y: ((x - 6.0) / 2**0.2, (y + 3.0) * 2**0.2)),
     ],
 )
 def test_images_change_as_the_coordinates_do(change: dict[str, float], back: Any) -> None:

@@ -78,6 +78,16 @@ def test_a_stream_has_the_samples_of_the_whole(folder: Path, kind: str) -> None:
     assert torch.equal(copied.train[torch.arange(3)][0], whole.train[torch.arange(3)][0])
 
 
+def test_a_renamed_file_is_other_data(folder: Path) -> None:
+    before = images(folder, memory=0).train.source  # type: ignore[attr-defined]
+    second = Path(before.describe(1))
+    second.rename(second.with_name("05.png"))  # whose place stays
+    after = images(folder, memory=0).train.source  # type: ignore[attr-defined]
+    assert (before.files != after.files).any()
+    assert before.fingerprint != after.fingerprint
+    assert len(before) == len(after)
+
+
 def test_names_of_any_kind(tmp_path: Path) -> None:
     """Beyond ASCII, and those that are no text at all."""
     for i, name in enumerate(("ä – ö.png", "b.png", os.fsdecode(b"c\xff.png"))):

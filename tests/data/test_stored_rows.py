@@ -146,7 +146,7 @@ def test_every_process_opens_the_file_for_itself(tmp_path: Path, file: str) -> N
 
 def test_bad_rows_are_named_when_they_are_met(tmp_path: Path) -> None:
     x, e = VALUES["pixels"] % 16, CONDITIONS["e"].copy()
-    x[31, 2, 1, 0], e[33, 2] = 17, np.nan
+    x[31, 2, 1, 0], e[33, 2], e[34, 0] = 17, np.nan, np.inf
     path = save(tmp_path / "a.npz", x_train=x, e=e)
     data = arrays(path, test=None, levels=16, memory=0, train_conditions={"embedding": "e"}, test_fraction=0.05)
     train = data.train.source  # type: ignore[attr-defined]
@@ -156,6 +156,8 @@ def test_bad_rows_are_named_when_they_are_met(tmp_path: Path) -> None:
         train[torch.tensor([4, 31, 2])]
     with pytest.raises(UnreadableSample, match=r"'embedding' of row 33 of .*\[0, 2\] is nan.*missing"):
         train[torch.tensor([4, 33, 2])]
+    with pytest.raises(UnreadableSample, match=r"'embedding' of row 34 of .*\[0, 0\] is inf.*missing"):
+        train[torch.tensor([34])]
     for suffix in (".npy", ".h5"):
         path = save(tmp_path / f"cut{suffix}", x_train=np.zeros((4000, 100)))
         data = arrays(path, test=None, memory=0, standardise=False)

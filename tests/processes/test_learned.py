@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import sde
+from sde.data import Scaling
+from sde.likelihood.truncation import truncated_at
 from sde.objective import LearnedSchedule
 
 F64 = torch.float64
@@ -107,6 +109,17 @@ def test_its_parameters_are_those_of_the_denoiser(tmp_path: Path) -> None:
         assert replaced.process is process
         assert torch.equal(replaced.process.log_snr(t[1:]), process.log_snr(t[1:]))
         assert torch.equal(replaced.denoiser.network.inlet.weight, model.denoiser.network.inlet.weight)
+
+
+def test_another_process_may_take_its_place() -> None:
+    """As in the bounds on discrete data, which end where the noise is half a bin wide."""
+    d = sde.NetworkDenoiser(sde.networks.MLP(2, width=8, depth=1), sde.LearnedVP(), level=sde.LogSNRLevel())
+    truncated = truncated_at(d, Scaling.interval(17), 0.5)
+    assert 0.0 < truncated.process.t_min < 1.0
+    for process in (sde.VP(), sde.LearnedVP(), sde.VE()):
+        d.process = process
+        assert d.process is process
+        assert any(name.startswith("process.") for name in d.state_dict()) == isinstance(process, sde.LearnedVP)
 
 
 def test_a_training_of_a_learned_schedule_goes_on_from_its_state() -> None:

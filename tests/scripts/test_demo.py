@@ -40,7 +40,7 @@ def test_the_demo_ends_with_three_sentences_and_has_no_picture_twice(tmp_path: P
         assert f"{RUN}/{path}" in where
         assert (run / path).is_file()
     assert f'sde.load("{RUN}")' in where
-    model, uniform, mixture = (float(n) for n in re.findall(r"\d+\.\d+", meaning))
+    model, uniform, mixture = (float(n) for n in re.findall(r"-?\d+\.\d+", meaning))
     assert model == pytest.approx(float(scored), abs=0.01)
     assert uniform == round(math.log2(17), 2) == 4.09
     # The fit ends in another local optimum where a processor rounds otherwise.

@@ -1,0 +1,263 @@
+r"""Comparison of posterior samplers: their draws against those of exact posteriors.
+
+A problem is a mixture of five Gaussians in 8 or 16 dimensions, in units of its standard deviation, and a random
+projection to half as many, with noise. Of 16 measurements it takes the one that leaves the most modes open. The
+posterior is a mixture, so that its draws are exact, and so is the conditional score, with which a solver shows its own
+error.
+
+The error is the sliced Wasserstein distance of n draws from n exact ones, in prior standard deviations; that of a
+second set of exact draws is the floor of the problem, which differs from problem to problem as mode counts do. The cost
+is the number of network calls and of vector-Jacobian products for one independent draw; the pilot run, once for a
+model, is not in it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PosteriorProblem", "Way", "compare_posteriors", "posterior_problem", "posterior_report", "posterior_ways"]
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..exact import Mixture
+from ..grids import Karras
+from ..measurement import DPS, MMPS, DiffPIR, Matrix, Measurement, PiGDM, Variance
+from ..metrics import sliced_wasserstein
+from ..noise import Noise, Stream
+from ..processes import VE, VP
+from ..sampling import sample
+from ..solvers import Ancestral, DPMSolverPP, Particles, Solver
+from ..storage.files import write_atomically
+from ..storage.store import Store, read
+from ..tuning import tune_particles
+
+COLUMNS = {"noise": np.float64, "error": np.float64, "calls": np.int64, "vjps": np.int64, "misfit": np.float64}
+
+
+@dataclass(frozen=True)
+class PosteriorProblem:
+    """A prior, a measurement of it, and the exact posterior.
+
+    Attributes:
+        prior: the prior.
+        A: the matrix, with shape (M, D).
+        y: the measurement, with shape (M,).
+        noise: the standard deviation of its noise.
+        posterior: the posterior.
+    """
+
+    prior: Mixture
+    A: Tensor
+    y: Tensor
+    noise: float
+    posterior: Mixture
+
+
+def posterior_problem(dims: int, noise: float, seed: int) -> PosteriorProblem:
+    """A random problem.
+
+    Args:
+        dims: the number of dimensions D.
+        noise: the standard deviation of the noise, in prior standard deviations.
+        seed: the seed.
+    """
+    g = Noise(seed).generator(Stream.MEASUREMENT, dims)
+    uniform = partial(torch.rand, generator=g, dtype=torch.float64, device="cpu")
+    normal = partial(torch.randn, generator=g, dtype=torch.float64, device="cpu")
+    weights = 0.5 + uniform(5)
+    weights = weights / weights.sum()
+    means, basis = normal(5, dims), torch.linalg.qr(normal(5, dims, dims))[0]
+    eigenvalues = torch.exp(math.log(0.01) + math.log(60.0) * uniform(5, dims))  # from 0.01 to 0.6
+    covs = (basis * eigenvalues[:, None]) @ basis.mT
+    means = means - weights @ means
+    variance = float((weights[:, None] * (means.square() + covs.diagonal(dim1=1, dim2=2))).sum(0).mean())
+    prior = Mixture(weights, means / math.sqrt(variance), covs / variance)
+    A = normal(dims // 2, dims) / math.sqrt(dims)
+    best: tuple[float, Tensor, Mixture] | None = None
+    for _ in range(16):
+        y = A @ prior.sample(1, generator=g)[0] + noise * normal(len(A))
+        posterior = prior.posterior(A=A, y=y, noise=noise)
+        entropy = float(torch.special.entr(posterior.weights).sum())
+        if best is None or entropy > best[0]:
+            best = entropy, y, posterior
+    assert best is not None
+    return PosteriorProblem(prior, A, best[1], noise, best[2])
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to sample a posterior.
+
+    Attributes:
+        method: makes the guided denoiser; None for the exact denoiser of the posterior.
+        solver: makes the solver from the pilot's variance.
+        chain: run it along VP with linear betas, for which the method is made, rather than along VE.
+    """
+
+    method: Callable[[Denoiser, Measurement, Variance], Denoiser] | None
+    solver: Callable[[Variance], Solver]
+    chain: bool = False
+
+
+def _fixed(solver: Solver, variance: Variance) -> Solver:
+    return solver
+
+
+def posterior_ways(particles: int = 16, steps: int = 50) -> dict[str, Way]:
+    """The methods of this library at the settings at which they are compared, by name."""
+    karras = Karras()
+    two = partial(_fixed, DPMSolverPP(25, 2, grid=karras))
+    ancestral = partial(_fixed, Ancestral(100, grid=karras))
+    gradient = partial(MMPS, covariance_gradient=True)
+    ways = {
+        "exact conditional score": Way(None, two),
+        f"Particles({steps}, {particles})": Way(DiffPIR, lambda v: Particles(steps, particles, variance=v)),
+        "PiGDM": Way(lambda d, y, v: PiGDM(d, y), ancestral),
+        "MMPS, 8 iterations": Way(partial(MMPS, iterations=8), partial(_fixed, Ancestral(90, grid=karras))),
+        "MMPS, covariance gradient": Way(gradient, partial(_fixed, Ancestral(25, grid=karras))),
+        "DiffPIR": Way(lambda d, y, v: DiffPIR(d, y), ancestral),
+    }
+    for scale in (0.01, 0.1, 0.3):
+        ways[f"DPS, scale {scale:g}"] = Way(partial(DPS, scale=scale), partial(_fixed, Ancestral(1000)), chain=True)
+    return ways
+
+
+def compare_posteriors(
+    path: Path,
+    ways: Mapping[str, Way],
+    *,
+    noises: Sequence[float] = (0.01, 0.1, 1.0),
+    problems: int = 4,
+    draws: int = 1024,
+    seed: int = 0,
+) -> Iterator[tuple[int, int]]:
+    """Measures the methods, and stores a row for each problem and method; it continues a file of the same settings.
+
+    Args:
+        path: the HDF5 file (:mod:`sde.storage.store`); its `index` is the problem, its `repeat` the method, 0 the
+            floor.
+        ways: the methods by name.
+        noises: the noises.
+        problems: the number of problems for each noise, of 8 and 16 dimensions in turn.
+        draws: the number of draws.
+        seed: the seed of the problems and of the draws.
+
+    Yields:
+        The number of rows so far and their total, before the first row and after every one.
+    """
+    identity: dict[str, Any] = {"ways": "\n".join(["floor", *ways]), "noises": str([*noises]), "draws": draws}
+    total = len(noises) * problems * (len(ways) + 1)
+    with Store.open(path, COLUMNS, identity={**identity, "seed": seed}) as store:
+        done = {repeat: store.done(repeat) for repeat in range(len(ways) + 1)}
+        yield len(store), total
+        for index in range(len(noises) * problems):
+            place, noise = index // len(noises), noises[index % len(noises)]
+            if all(index in known for known in done.values()):
+                continue
+            problem = posterior_problem((8, 16)[place % 2], noise, seed + place)
+            g = Noise(seed).generator(Stream.PRIOR, index)
+            truth, floor = (problem.posterior.sample(draws, generator=g) for _ in range(2))
+            for repeat, way in enumerate([None, *ways.values()]):
+                if index in done[repeat]:
+                    continue
+                x, calls, vjps = (floor, 0, 0) if way is None else _drawn(problem, way, draws, seed)
+                residual = (problem.y - x @ problem.A.mT) / noise
+                row = {"noise": noise, "error": _error(x, truth), "calls": calls, "vjps": vjps}
+                row |= {"misfit": float(residual.square().mean().sqrt()), "index": index, "repeat": repeat}
+                store.append({name: np.array([value]) for name, value in row.items()})
+                yield len(store), total
+
+
+def _error(x: Tensor, truth: Tensor) -> float:
+    g = torch.Generator().manual_seed(0)
+    directions = torch.randn(x.shape[1], 128, generator=g, dtype=torch.float64, device="cpu")
+    # A draw that diverged is as far as the data is wide.
+    x = torch.where(x.isfinite().all(1, keepdim=True) & (x.abs() < 1e3).all(1, keepdim=True), x, 30.0)
+    return sliced_wasserstein(x, truth, directions=directions / directions.norm(dim=0), permutations=0).value
+
+
+def _drawn(problem: PosteriorProblem, way: Way, draws: int, seed: int) -> tuple[Tensor, int, int]:
+    """The draws of a method, and the calls and products of each."""
+    process = VP() if way.chain else VE(sigma_min=0.002, sigma_max=30.0)
+    denoiser = problem.prior.denoiser(process)
+    pilot = problem.prior.sample(512, generator=Noise(seed).generator(Stream.PERTURB, 0))
+    variance = tune_particles(denoiser, data=pilot)
+    measurement = Measurement(Matrix(problem.A), problem.y[None], problem.noise)
+    guided = problem.posterior.denoiser(process) if way.method is None else way.method(denoiser, measurement, variance)
+    shape = (draws, problem.A.shape[1])
+    solver = way.solver(variance)
+    # Particles end in draws; the others in the noise that is left at t_min.
+    how: dict[str, Any] = {"solver": solver, "denoise": solver.population == 1}
+    r = sample(guided, shape, seed=seed, dtype=torch.float64, **how)
+    return r.x, int(r.nfe.max()), int(r.vjps.max())
+
+
+def posterior_report(path: Path) -> str:
+    """Writes the table (CSV, Markdown) and the plot (PNG) of a finished comparison beside its file.
+
+    Returns:
+        The table in Markdown: for each method its cost, and for each noise the mean error with its standard error over
+        problems, and the median of the error over the floor of the problem.
+    """
+    results = read(path)
+    columns, names = results.columns, str(results.attributes["ways"]).splitlines()
+    noises = sorted(set(columns["noise"].tolist()))
+    head = ["method", "calls", "products", *(f"noise {noise:g}" for noise in noises)]
+    lines, points = [], []
+    for repeat, name in enumerate(names):
+        own = columns["repeat"] == repeat
+        cells = [name, f"{columns['calls'][own].mean():.0f}", f"{columns['vjps'][own].mean():.0f}"]
+        cost = float((columns["calls"][own] + columns["vjps"][own]).mean())
+        for noise in noises:
+            errors, floors = (
+                {
+                    i: e
+                    for i, e, r, s in zip(*(columns[c].tolist() for c in ("index", "error", "repeat", "noise")))
+                    if r == kind and s == noise
+                }
+                for kind in (repeat, 0)
+            )
+            values = np.array(list(errors.values()))
+            spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            ratio = float(np.median([errors[i] / floors[i] for i in errors]))
+            cells.append(f"{values.mean():.3f} ± {spread:.3f} ({ratio:.2f})")
+            points.append((name, noise, cost, float(values.mean())))
+        lines.append(cells)
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *lines])
+    rule = ["---"] * len(head)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *lines])
+    _write(path.with_suffix(".csv"), text.getvalue())
+    _write(path.with_suffix(".md"), table + "\n")
+    _plot(path.with_suffix(".png"), noises, points)
+    return table
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _plot(path: Path, noises: Sequence[float], points: Sequence[tuple[str, float, float, float]]) -> None:
+    from matplotlib.figure import Figure  # slow to import, and rarely needed
+
+    figure = Figure(figsize=(4.0 * len(noises), 4.2), dpi=120, layout="constrained")
+    for axes, noise in zip(np.atleast_1d(figure.subplots(1, len(noises), sharey=True)), noises):
+        for name, at, cost, error in points:
+            if at == noise and cost == 0.0:
+                axes.axhline(error, color="0.6", linewidth=1.0, label=name)
+            elif at == noise:
+                axes.loglog(cost, error, "o", label=name)
+        axes.set(title=f"noise {noise:g}", xlabel="calls and products for one draw")
+    figure.axes[0].set_ylabel("error (prior standard deviations)")
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path)
