@@ -57,7 +57,7 @@ def test_a_missing_argument_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["sde.VPP", "sde.solver.Heun", "sde.VP.gamma", "VP", "sde", "sde.solvers", "", "sde.", ".VP", "torch.optim.SGD"],
+    ["sde.VPP", "sde.solver.Heun", "sde.VP.gamma", "VP", "sde", "sde.solvers", "", "sde.", ".VP", "torch.optim.Rprop"],
 )
 def test_a_misspelt_name_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=rf"_target_ '{re.escape(name)}' .* sde, .*torch\.optim\.Adam"):

@@ -243,7 +243,7 @@ def test_a_marked_sample_becomes_nan_and_leaves_the_others_alone(tableau: Tablea
         assert 0 < int(b.nfe[~good].min()) <= int(b.nfe[~good].max()) < 450
         for name, before in vars(a).items():
             after = getattr(b, name)
-            if name not in ("nfe", "vjps", "standard_error", "log_weight"):
+            if before is not None and name not in ("nfe", "vjps", "standard_error", "log_weight"):
                 # A sample's place in the batch decides which of a processor's kernels computes it: rounding may differ.
                 torch.testing.assert_close(after[good], before[good], rtol=1e-10, atol=1e-10)
                 assert bool(after[~good].isnan().all()), name
