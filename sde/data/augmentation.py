@@ -7,14 +7,13 @@ meant where a mirror image is as likely as the image.
 
 The changes of EDM are geometric. With u a fair coin, n standard normal and r uniform on [-pi, pi], in this order,
 
-| change | of the coordinates about the middle | vector | applied with probability |
-|---|---|---|---|
-| mirror | x -> -x if u = 1 | u | 1 |
-| upside down | y -> -y if u = 1 | u | p |
-| size | times 2^(0.2 n) | n | p |
-| rotation | by r | cos r - 1, sin r | p |
-| stretching | times 2^(0.2 n) in the direction r, or 0 with probability 1/2; 2^(-0.2 n) across | n cos r, n sin r | p |
-| shift | by 0.125 n of the width, 0.125 n of the height | n, n | p |
+- mirror: x -> -x if u = 1; the vector has u; always applied;
+- upside down: y -> -y if u = 1; u; applied with probability p, as are all that follow;
+- size: times 2^(0.2 n); n;
+- rotation: by r; cos r - 1, sin r;
+- stretching: times 2^(0.2 n) in the direction r, or in the direction 0 with probability 1/2, and times 2^(-0.2 n)
+  across; n cos r, n sin r;
+- shift: by 0.125 n of the width and 0.125 n of the height; both n;
 
 where the vector of a change that is not applied is 0. All but the mirror images resample the image, by interpolation of
 6 by 6 pixels, where the original has a wavelet filter of twice the resolution; beyond its edges the image is reflected.

@@ -30,12 +30,10 @@ class DPS(PosteriorDenoiser):
 
     so that any solver serves, and :math:`\zeta` has the paper's meaning; `Ancestral(1000)` is closest to it. The norm
     is that of one sample: a norm over the batch, as in the paper's code, makes a sample depend on its batch mates and
-        weakens
-    the guidance of large batches. One vector-Jacobian product; any differentiable operator.
+    weakens the guidance of large batches. One vector-Jacobian product; any differentiable operator.
 
     Bias: the best scale differs by a factor of 30 between noises and problems, and no rule finds it without the truth.
-        At
-    that scale it errs less in the weights of modes than :class:`PiGDM`, for a thousand calls.
+    At that scale it errs less in the weights of modes than :class:`PiGDM`, for a thousand calls.
 
     Args:
         inner, measurement, variance: as in :class:`PosteriorDenoiser`.

@@ -33,8 +33,7 @@ class MMPS(PosteriorDenoiser):
     whole logarithm, determinant included, by M products, a Cholesky decomposition and twice as many products again.
 
     Bias: the weights of modes are wrong where the noise is small, whatever the number of iterations, while the draws
-        fit
-    y; the gradient through the covariance halves this.
+    fit y; the gradient through the covariance halves this.
 
     Args:
         inner, measurement, variance: as in :class:`PosteriorDenoiser`; the variance serves particles alone.

@@ -95,7 +95,7 @@ class VarianceGrid(Grid):
     With :math:`\tilde\sigma = \sigma_t/\alpha_t` and :math:`r = v_t / \tilde\sigma^2`, the density of times in
     :math:`\log \tilde\sigma` is :math:`r (1 - r)`, and a ten-thousandth at least. Where r is near 0 the state says
     nothing yet, and where it is near 1 the data is known up to noise that is normal: both cost particles hardly any
-        steps.
+    steps.
 
     Args:
         variance: :math:`v_t`.
