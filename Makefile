@@ -6,7 +6,7 @@ RUN ?= runs/digits-vp
 .PHONY: help demo test test-portable verify lint types docs check clean
 
 help:
-	@echo "make demo            train on digits, draw samples, score the test set in bits/dim (about 8 minutes), into $(RUN)"
+	@echo "make demo            train on digits, draw samples, score the test set in bits/dim (about 6 minutes), into $(RUN)"
 	@echo "make test            the test suite"
 	@echo "make test-portable   the tests of arithmetic, as a processor without vector instructions computes"
 	@echo "make verify          the tests that take too long for make test"
