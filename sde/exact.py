@@ -209,8 +209,9 @@ class Mixture(Target):
         weight = log_joint.softmax(1)[..., None]  # p(k | x), (B, K, 1)
         basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
         whitened = u / variance
-        score = -torch.einsum("kij,bkj->bi", basis, weight * whitened)
-        shift = torch.einsum("kij,bkj->bi", basis, weight * eigenvalues * whitened)
+        rows = basis.mT.flatten(0, 1)  # the eigenvectors of all components, (K D, D)
+        score = -(weight * whitened).flatten(1) @ rows
+        shift = (weight * eigenvalues * whitened).flatten(1) @ rows
         x0 = (weight * means).sum(1) + alpha.reshape(-1, 1) * shift
         return x0.reshape(x.shape), score.reshape(x.shape)
 
@@ -221,7 +222,7 @@ class Mixture(Target):
             raise ValueError(f"expected samples with {d} dimensions, got samples of shape {tuple(x.shape[1:])}")
         basis, means, eigenvalues = self.basis.to(x), self.means.to(x), self.eigenvalues.to(x)
         alpha, var = alpha.reshape(-1, 1, 1), var.reshape(-1, 1, 1)
-        u = torch.einsum("kij,bki->bkj", basis, x.flatten(1)[:, None] - alpha * means)
+        u = torch.bmm((x.flatten(1)[:, None] - alpha * means).transpose(0, 1), basis).transpose(0, 1)
         variance = (alpha.square() * eigenvalues + var).expand(len(x), -1, -1)
         log_normal = -0.5 * (u.square() / variance + (2.0 * math.pi * variance).log()).sum(-1)
         return self.weights.to(x).log() + log_normal, u, variance
