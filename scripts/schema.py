@@ -5,19 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from keys import (
-    Count,
-    Device,
-    Directory,
-    File,
-    Fraction,
-    Keys,
-    Picture,
-    Positive,
-    Results,
-    Seed,
-    Whole,
-)
+from keys import Count, Device, Directory, File, Fraction, Keys, Picture, Positive, Results, Seed, Whole
 
 from sde.data import Augmentation, DataSet
 from sde.data.captions import Encoder
@@ -154,6 +142,8 @@ class Sample(Conditional):
     batch_size: Count
     denoise: bool
     pilot: Count | None
+    design: Count | None
+    seconds: Positive | None
     out: Picture | None
     overwrite: bool
     solver: Solver
@@ -230,6 +220,9 @@ class Compare(Job):
     grids: list[str] | str | None
     calls: list[Count] | Count | None
     tolerances: list[Positive] | Positive | None
+    design: bool
+    pilot: Annotated[int, Limit(">=", 4)]
+    seconds: Positive | None
     n: Annotated[int, Limit(">=", 2)]
     draws: Annotated[int, Limit(">=", 40)]
     seed: Annotated[int, Limit(">=", 0), Limit("<", 2**63)]

@@ -22,7 +22,7 @@ from ..denoisers import Denoiser
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
 from ..processes import SDE
 from ..sampling import evaluating, recording
-from ..shapes import check_count, float64
+from ..shapes import as_tensor, check_count, float64
 from ..solvers import Arcsinh, Designed, UniPC
 from ..trace import Trace
 from .design import Design
@@ -190,15 +190,26 @@ def _grids(process: SDE, steps: int, start: float, stop: float, data_std: float)
 
 
 def purpose(denoiser: Denoiser, condition: Mapping[str, Tensor] | None = None, *, data: bool = False) -> str:
-    """What a solver is designed for, in words: the use, the denoiser with its wrappers, and its conditions."""
-    names = ", ".join(sorted(condition or {}))
+    """What a solver is designed for, in words: the use, the denoiser with its wrappers and their settings, and its
+    conditions, with the values of those that are whole numbers."""
+    names = ", ".join(_values(name, value) for name, value in sorted((condition or {}).items()))
     use = "likelihoods" if data else "samples"
     return f"{use} of {_name(denoiser)}{' given ' + names if names else ''}"
 
 
 def _name(denoiser: Denoiser) -> str:
-    """The name of a denoiser with those that it wraps."""
+    """The name of a denoiser with those that it wraps, and with the settings of the wrappers."""
     inner = getattr(denoiser, "inner", None)
-    weight = getattr(denoiser, "weight", None)
-    settings = f"weight={float(weight):g}, " if isinstance(weight, float | int) else ""
-    return type(denoiser).__name__ + (f"({settings}{_name(inner)})" if isinstance(inner, Denoiser) else "")
+    if not isinstance(inner, Denoiser):
+        return type(denoiser).__name__
+    return f"{type(denoiser).__name__}({', '.join(filter(None, [denoiser.extra_repr(), _name(inner)]))})"
+
+
+def _values(name: str, value: Tensor | float) -> str:
+    """A condition by its name, with the values of whole numbers: `label 0 to 9`, `label 3, 7`."""
+    tensor = as_tensor(value)
+    if tensor.is_floating_point() or tensor.ndim > 1:
+        return name
+    found = sorted(set(tensor.reshape(-1).tolist()))
+    consecutive = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
+    return f"{name} {found[0]} to {found[-1]}" if consecutive else f"{name} {', '.join(map(str, found))}"
