@@ -21,7 +21,6 @@ from torch import Tensor
 from ..brownian import along_path
 from ..dynamics import Dynamics, State
 from ..noise import StepNoise
-from ..shapes import float64
 from .base import Progress, Run, Solver, finite, require_noise, rows
 
 
@@ -156,23 +155,10 @@ class _AdaptiveRun(Run):
         path = along_path(require_noise(noise)) if self.dynamics.stochastic else None
         slope = self.dynamics.drift(x, t)
         h, previous = self.solver.begin(self.dynamics, t, x, slope, self.stop - self.start)
-        h = h.sign() * h.abs().clamp(max=self._first())
         active, none = torch.arange(len(t), device=t.device), torch.zeros_like(t, dtype=torch.bool)
         return self._drop_failed(
             Progress(t, x, 0, Memory(active, self.dynamics, path, h, slope, none, previous), noise)
         )
-
-    def _first(self) -> float:
-        """The longest first step from data to noise: over a factor of 2 in the signal-to-noise ratio.
-
-        An error estimate sees what happens at the stages of a step alone. Near the data a density may change in the
-        first part of a long first step, as that of dequantised levels does close to the edge of a bin.
-        """
-        if self.start > self.stop:
-            return math.inf
-        process, start = self.dynamics.process, float64(self.start)
-        length = float(process.time(process.log_snr(start) - math.log(2.0)) - start)
-        return length if length > 0.0 else math.inf  # NaN where the ratio is not finite
 
     def finished(self, progress: Progress) -> bool:
         return len(progress.memory.active) == 0

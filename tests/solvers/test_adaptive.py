@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde.denoisers import Conditioned, Denoiser, QuantisedDenoiser
+from sde.denoisers import Conditioned, Denoiser
 from sde.dynamics import Dynamics, Reverse, Semilinear, State, WithLogDensity
 from sde.exact import Gaussian, Mixture
 from sde.likelihood import log_prob
@@ -336,21 +336,3 @@ def test_gradients_do_not_pass_through_scipy(gaussian: Gaussian) -> None:
     d = gaussian.denoiser(VP())
     with pytest.raises(ValueError, match=r"ScipyODE.*gradients.*RungeKutta"):
         log_prob(d, x, solver=ScipyODE(), differentiable=True)
-
-
-class Levels(torch.nn.Module):
-    """The logits of two levels, whatever the state."""
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return torch.tensor([0.02, 0.98], dtype=x.dtype).log().expand(len(x), 2)
-
-
-def test_the_first_step_does_not_jump_over_an_edge_of_the_density() -> None:
-    """Two bins with the masses 0.02 and 0.98 and an edge at 0: 6 to 10 standard deviations of the noise below it a
-    density is flat at `t_min`, and changes before 100 times this time. Against the closed form; the prior at `t_max`
-    is that of standard normals to 0.01 nats."""
-    process = VP()
-    x = -torch.tensor([0.006, 0.007, 0.008, 0.01], dtype=torch.float64)[:, None]
-    d = QuantisedDenoiser(Levels(), process, 2)
-    found = log_prob(d, x, trace=ExactTrace(), solver=RungeKutta(rtol=1e-4, atol=1e-4), atol=2e-3).nats
-    torch.testing.assert_close(found, torch.full_like(found, math.log(0.02)), atol=0.05, rtol=0.0)
