@@ -178,8 +178,9 @@ def choose_solver(
         solver, left = _fitted(denoiser, pilot, exact.nats, few, steps, data_std, trace, seed)
         calls += steps * len(pilot.x)
         size = float(left.square().mean().sqrt())
-        # With margins for a root mean square and a mean that a few rows estimate.
-        if not (1.2 * size <= each and size / math.sqrt(len(left) + len(unseen.x)) <= 0.5 * error):
+        # With margins for a root mean square and a mean that a few rows estimate. The weights will be fitted to all
+        # of the rows, which leaves less than is left here.
+        if not (1.2 * size <= each and size / math.sqrt(len(left) + len(unseen.x)) <= 0.6 * error):
             continue
         truth, found = solve(unseen, **accurate), solve(unseen, solver=solver)
         confirmation = int((truth.nfe + found.nfe).sum())
