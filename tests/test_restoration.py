@@ -15,7 +15,7 @@ from sde.data import Scaling
 from sde.exact import Gaussian
 from sde.measurement import DPS, Downsample, Grayscale, Identity, Linear, Mask, Matrix, NormalVariance, Operator, PiGDM
 from sde.processes import VP
-from sde.solvers import Particles
+from sde.solvers import Ancestral, Particles, Polish
 
 SHAPE = (3, 2, 2)
 
@@ -176,3 +176,18 @@ def test_what_is_no_measurement_is_refused_before_the_first_call(call, message: 
 
     with pytest.raises(ValueError, match=message):
         call(Model(Never(), Scaling.identity(), SHAPE))
+
+
+def test_a_polish_follows_any_method(generator: torch.Generator) -> None:
+    y = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
+    one, polishing = model(Scaling.identity()), Polish(Ancestral(2), steps=3)
+    for solver, draws in ((Particles(4, 4, draws=2), 2), (Particles(4, 4), 1)):
+        restore = partial(one.restore, y, Identity(), 0.3, variance=VARIANCE, solver=solver)
+        plain, moved = restore(), restore(polishing=polishing)
+        assert moved.x.shape == (2, draws, *SHAPE)
+        assert not torch.equal(moved.x, plain.x)
+        assert (moved.nfe - plain.nfe).tolist() == [[draws * (1 + 2 * 3 + 2 + 1)]] * 2
+        small = restore(polishing=polishing, batch_size=1)
+        torch.testing.assert_close(small.x, moved.x, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="too accurate"):
+        one.restore(y, Identity(), 1e-9, polishing=polishing)

@@ -23,6 +23,7 @@ __all__ = [
     "PosteriorDenoiser",
     "ReflectingBlur",
     "SeparableBlur",
+    "Unguided",
     "Variance",
     "VarianceGrid",
     "check_adjoint",
@@ -38,4 +39,5 @@ from .operator import Compose, Diagonalised, Linear, LinearOperator, Operator, c
 from .pigdm import PiGDM
 from .posterior import PosteriorDenoiser
 from .spatial import Blur, Downsample, Fourier, ReflectingBlur, SeparableBlur
+from .unguided import Unguided
 from .variance import NormalVariance, PilotVariance, Variance, VarianceGrid

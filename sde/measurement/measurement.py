@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import float64, recordable, sum_event
-from .operator import Operator, check_adjoint
+from .operator import Operator, check_adjoint, decomposed, positive, rowwise
 
 
 class Measurement:
@@ -104,6 +104,62 @@ class Measurement:
         residual = self.residual(x0)
         mean = sum_event(residual.square()) / self.count.to(residual)
         return mean.sqrt() / self.noise.to(residual)
+
+    def conditioned(self, x: Tensor, variance: Tensor | float, e: Tensor) -> Tensor:
+        r"""A draw from :math:`\mathcal N(m, v I)` turned into one given y, with shape (B, \*) (Matheron's rule):
+
+        .. math:: x + v A^T (v A A^T + \sigma^2 I)^{-1} (y + \sigma e - A x)
+
+        Args:
+            x: the draw, with shape (B, \*).
+            variance: v, of shape () or (B,).
+            e: standard normals, with shape (B, \*m).
+        """
+        noise, rows = self.noise.to(x), self.operator.measured(self.y)
+        e = e if rows is None else torch.where(rows.to(x.device), e, 0.0)
+        solved = self.operator.solve(self.residual(x) + rowwise(noise, e) * e, variance, noise)
+        return x + rowwise(variance, x) * self.operator.adjoint(solved)
+
+    def coupled(self, u: Tensor, spread: float, variance: float, z: Tensor) -> Tensor:
+        r"""A draw u from :math:`\mathcal N(m, v I)` turned into one given y, with shape (B, \*); u is noisy data,
+        :math:`x_0 + s \epsilon`.
+
+        Along a singular vector with the singular value a, y has the noise :math:`\sigma / a` in the units of u. Where
+        this is above s, y is a measurement of u with the noise :math:`(\sigma^2/a^2 - s^2)^{1/2}`: the noise of y is
+        taken to have that of u in it, which leaves :math:`p(u | y)` what it is. Elsewhere u is y with as much noise
+        added as is missing.
+
+        Args:
+            u: the draw, with shape (B, \*).
+            spread: s.
+            variance: v.
+            z: standard normals, with shape (B, \*).
+
+        Raises:
+            ValueError: if the operator has no decomposition.
+        """
+        operator = decomposed(self.operator, "coupled noise")
+
+        def rest(squares: Tensor) -> Tensor:
+            return rowwise(self.noise, squares).square() - spread**2 * squares
+
+        def gain(squares: Tensor) -> Tensor:
+            free = rest(squares)
+            total = torch.where(free > 0, variance * squares + free, squares)
+            return torch.where(total > 0, torch.where(free > 0, variance / positive(total), 1.0 / positive(total)), 0.0)
+
+        def scatter(squares: Tensor) -> Tensor:
+            return gain(squares) * (rest(squares).abs() * squares).sqrt()
+
+        pulled = operator.adjoint(operator.on_measurement(gain, self.residual(u)))
+        return u + pulled + operator.on_data(scatter, z)
+
+    def coupling(self) -> Tensor:
+        r"""The largest s for which y is a measurement of :math:`x_0 + s \epsilon`, :math:`\sigma / |A|`: float64 of
+        shape (1,) or (B,)."""
+        operator = decomposed(self.operator, "coupled noise")
+        squares = operator.spectrum(operator.adjoint(self.y)).double().flatten(1).amax(1)
+        return self.noise.double() / squares.sqrt()
 
     def log_likelihood(self, x0: Tensor, variance: Tensor | float = 0.0) -> Tensor:
         r"""The logarithm of :math:`\mathcal N(y; A x_0, v A A^T + \sigma^2 I)`, in nats, with shape (B,).

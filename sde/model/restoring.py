@@ -19,7 +19,7 @@ from ..denoisers import Denoiser
 from ..measurement import Mask, Operator, PilotVariance, Variance
 from ..sampling import state_like
 from ..shapes import check_event
-from ..solvers import Solver
+from ..solvers import Polish, Solver
 from ..tuning import load_variance, save_variance, tune_particles
 from .restoration import Method, Restored, pixel_mask, restore
 
@@ -71,6 +71,7 @@ class Restoring:
         *,
         method: Method | None = None,
         solver: Solver | None = None,
+        polishing: Polish | None = None,
         n: int = 1,
         seed: int = 0,
         index: Tensor | None = None,
@@ -93,6 +94,7 @@ class Restoring:
             method: makes a posterior denoiser of a denoiser and a measurement, such as :class:`sde.measurement.PiGDM`;
                 by default :class:`sde.measurement.DiffPIR` with the pilot's variance, the proposal of particles.
             solver: the solver; 50 steps of 16 particles by default.
+            polishing: Langevin steps that follow, `Polish(Ancestral(8, grid=LogSNR()))` say; see :func:`sde.polish`.
             n: the number of independent draws for each measurement.
             seed: the seed of all noise.
             index: the positions of the measurements in their data set, int64 with shape (B,).
@@ -114,6 +116,7 @@ class Restoring:
             variance=self.pilot if variance is None else lambda: variance,
             method=method,
             solver=solver,
+            polishing=polishing,
             n=n,
             seed=seed,
             index=index,
