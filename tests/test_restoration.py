@@ -142,9 +142,12 @@ def test_the_pilot_run_is_made_once_and_kept(tmp_path) -> None:
     first = one.pilot(tmp_path, n=4)
     assert one.pilot(n=4) is first
     again = model(Scaling.identity()).pilot(tmp_path, n=4)
-    assert again == first
+    assert torch.equal(again.values, first.values)  # type: ignore[arg-type]
+    assert again.covariance(one.process, torch.tensor(0.3)).shape == (1, 12, 12)  # type: ignore[union-attr]
+    scalar = [model(Scaling.identity()).pilot(tmp_path / "scalar", n=4, covariance=False) for _ in range(2)]
+    assert scalar[0] == scalar[1]
     (file,) = (tmp_path / "grids").iterdir()
-    file.write_text("{}")
+    file.write_bytes(b"{}")
     with pytest.raises(ValueError, match="not a pilot run"):
         model(Scaling.identity()).pilot(tmp_path, n=4)
 

@@ -19,6 +19,7 @@ __all__ = [
     "NormalVariance",
     "Operator",
     "PiGDM",
+    "PilotCovariance",
     "PilotVariance",
     "PosteriorDenoiser",
     "ReflectingBlur",
@@ -40,4 +41,4 @@ from .pigdm import PiGDM
 from .posterior import PosteriorDenoiser
 from .spatial import Blur, Downsample, Fourier, ReflectingBlur, SeparableBlur
 from .unguided import Unguided
-from .variance import NormalVariance, PilotVariance, Variance, VarianceGrid
+from .variance import NormalVariance, PilotCovariance, PilotVariance, Variance, VarianceGrid

@@ -6,6 +6,7 @@ __all__ = ["Measurement"]
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ class Measurement:
             raise ValueError(f"Measurement: y{[*first]} is {y[first].item()}: expected a finite number")
         self.y = torch.where(rows, recordable(y), 0.0)
         self.count = rows.expand(len(rows), *y.shape[1:]).flatten(1).sum(1)  # measured entries, (1,) or (B,)
+        self._whole = self
+        self._index: Tensor | None = None
+        self._grams: dict[Any, tuple[Tensor, Tensor]] = {}
         if not operator.trusted and operator.linear:
             event = operator.adjoint(self.y[:1])
             seen = operator(event)
@@ -72,11 +76,48 @@ class Measurement:
         """The measurements of some samples of the batch; indices may repeat."""
         other = copy.copy(self)
         other.operator = self.operator.select(index)
+        other._index = index if self._index is None else self._index[index]
         for name in ("y", "noise", "count"):
             value = getattr(self, name)
             if value.ndim and len(value) > 1:
                 setattr(other, name, value[index.to(value.device)])
         return other
+
+    def gram(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r""":math:`A^T A` of a linear operator as a matrix on flattened data, computed once for a batch and its parts.
+
+        Args:
+            x: states, with shape (B, \*).
+
+        Returns:
+            The matrices (U, D, D) and the noises (U,), float64, and which of them belongs to each sample, int64 (B,).
+        """
+        known, event = self._grams, tuple(x.shape[1:])
+        if (event, x.device) not in known:
+            known[event, x.device] = self._whole._computed_gram(x)
+        gram, noise = known[event, x.device]
+        if len(gram) == 1:
+            return gram, noise, torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        index = torch.arange(len(gram), device=x.device) if self._index is None else self._index.to(x.device)
+        kept, rows = index.unique(return_inverse=True)
+        return gram[kept], noise[kept], rows
+
+    def _computed_gram(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        number, dims, operator = max(len(self.y), len(self.count), self.noise.numel()), x[0].numel(), self.operator
+        noise = self.noise.double().to(x.device).reshape(-1)
+        units = torch.eye(dims, dtype=torch.float64, device=x.device).reshape(dims, *x.shape[1:])
+
+        def square(rows: Tensor, z: Tensor) -> Tensor:
+            picked = operator.select(rows)
+            return picked.adjoint(picked(z)).flatten(1)
+
+        every = torch.arange(number, device=x.device)
+        # A vector without a pattern shows whether all samples have the same operator.
+        probe = (1.0 + units.new_tensor(range(dims)).sin()).reshape(1, *x.shape[1:]).expand(number, *x.shape[1:])
+        seen = square(every, probe)
+        same = torch.allclose(seen, seen[:1].expand_as(seen), rtol=1e-9, atol=0.0) and bool((noise == noise[0]).all())
+        matrices = [square(torch.full((dims,), i, device=x.device), units) for i in ([0] if same else every.tolist())]
+        return torch.stack(matrices), noise[:1] if same else noise.expand(number)
 
     def check(self, x: Tensor) -> None:
         """Refuses data that the operator does not map to the likes of y.

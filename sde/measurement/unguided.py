@@ -42,5 +42,5 @@ class Unguided(PosteriorDenoiser):
         state = working(x_t)
         self.measurement.check(state)
         steering = self.inner.steer(state, t, **condition)
-        weight = self.measurement.log_likelihood(steering.x0, self.variance(self.process, t).to(state))
+        weight = self.update(steering.x0, t).log_likelihood(steering.x0)
         return replace(steering, log_potential=steering.log_potential + weight)

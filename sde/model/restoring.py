@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Restoring"]
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..data import Scaling
 from ..denoisers import Denoiser
-from ..measurement import Mask, Operator, PilotVariance, Variance
+from ..measurement import Mask, Operator, PilotCovariance, PilotVariance, Variance
 from ..sampling import state_like
 from ..shapes import check_event
 from ..solvers import Polish, Solver
@@ -36,28 +37,32 @@ class Restoring:
         self,
         directory: str | os.PathLike[str] | None = None,
         *,
-        n: int = 128,
+        n: int = 256,
         seed: int = 0,
+        covariance: bool | None = None,
         progress: Callable[[float], object] | None = None,
-    ) -> PilotVariance:
+    ) -> PilotVariance | PilotCovariance:
         """The variance of the data given the state, for particles; see :func:`sde.tune_particles`. It is computed once.
 
         Args:
             directory: a run directory, which keeps it in its `grids/`.
             n: the number of samples of the pilot run.
             seed: the seed of the pilot run.
+            covariance: the covariance in its place; by default for data of at most 256 dimensions.
             progress: as in :func:`sde.tune_particles`.
         """
-        pilots: dict[str, PilotVariance] = vars(self).setdefault("_pilots", {})  # a model is frozen; these belong to it
-        name = f"particles-{n}-seed{seed}"
+        # A model is frozen; these belong to it.
+        pilots: dict[str, PilotVariance | PilotCovariance] = vars(self).setdefault("_pilots", {})
+        covariance = math.prod(self.shape) <= 256 if covariance is None else covariance
+        name = f"particles-{n}-seed{seed}{'-covariance' * covariance}"
         if name not in pilots:
             known = None if directory is None else load_variance(directory, name)
             if known is None:
                 label = None if self.classes is None else torch.arange(n, device="cpu") % self.classes
                 device = state_like(self.denoiser).device
                 condition = None if label is None else {"label": label.to(device)}
-                start: dict[str, Any] = {"condition": condition, "seed": seed, "progress": progress}
-                known = tune_particles(self.denoiser, (n, *self.shape), **start)
+                start: dict[str, Any] = {"condition": condition, "seed": seed, "covariance": covariance}
+                known = tune_particles(self.denoiser, (n, *self.shape), progress=progress, **start)
                 if directory is not None:
                     save_variance(directory, name, known)
             pilots[name] = known

@@ -137,7 +137,7 @@ class _PolishRun(Run):
         if k < self.solver.steps:
             x, memory = self._move(k, progress.x[0], memory, source)
             return Progress(progress.t, (x,), k + 1, memory, source)
-        inner = memory.descent or self.descent.init(progress.x, Renumbered(source, self.solver.steps))
+        inner = memory.descent or self.descent.init(progress.x, Renumbered(source, 0))
         inner = self.descent.step(inner)
         return Progress(inner.t, inner.x, k + 1, _Memory(None, memory.accepted, inner), source)
 

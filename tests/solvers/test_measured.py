@@ -121,11 +121,11 @@ def test_decoupled_draws_the_posterior_of_normal_data() -> None:
     prior = Gaussian(torch.tensor([0.5, -0.2], dtype=torch.float64), torch.eye(2, dtype=torch.float64))
     exact = prior.posterior(A=A, y=Y[0], noise=0.3)
     denoiser = Unguided(prior.denoiser(PROCESS), Measurement(Matrix(A), Y, 0.3))
-    for inner in (None, Ancestral(12, grid=LogSNR())):
-        solver = Decoupled(12, inner=inner)
+    for steps, inner in ((12, None), (12, Ancestral(12, grid=LogSNR())), (1, Ancestral(60, grid=LogSNR()))):
+        solver = Decoupled(steps, inner=inner)
         r = sde.sample(denoiser, (2000, 2), solver=solver, dtype=torch.float64, denoise=True)
         covered(r.x, exact, 0.0 if inner is None else 0.1)
-        assert r.nfe.tolist() == [(12 if inner is None else 12 * 12) + 1] * 2000
+        assert r.nfe.tolist() == [steps * (1 if inner is None else inner.steps) + 1] * 2000
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.0])
@@ -140,6 +140,11 @@ def test_replacement_draws_the_posterior_of_independent_directions(noise: float)
     covered(r.x, exact, 0.1)
     if noise == 0.0:
         torch.testing.assert_close(r.x @ A.T, Y.expand(2000, 1), rtol=0, atol=0.02)
+    else:  # another scale of the state
+        denoiser = Unguided(prior.denoiser(VP()), Measurement(Matrix(A), Y, 2.0))
+        exact = prior.posterior(A=A, y=Y[0], noise=2.0)
+        solver = Replacement(Ancestral(60, grid=LogSNR()), 2)
+        covered(sde.sample(denoiser, (2000, 2), solver=solver, dtype=torch.float64, denoise=True).x, exact, 0.1)
 
 
 def test_repeats_leave_the_prior_as_it_is() -> None:
@@ -175,17 +180,19 @@ def test_a_polish_leads_to_the_posterior() -> None:
         torch.testing.assert_close(alone.x, together.x[row], rtol=0, atol=1e-10)
 
 
-def test_acceptance_leaves_the_target_as_it_is() -> None:
-    """Steps far too long are refused rather than biased: the covariance along the measured direction, of 2000 draws."""
-    prior = Gaussian(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), 4e-3, dtype=torch.float64))
-    one, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    exact = prior.posterior(A=one, y=y[0], noise=0.5)
-    x = exact.sample(2000, generator=torch.Generator().manual_seed(0))
-    solver = Polish(Ancestral(20, grid=LogSNR()), steps=10, size=1.0)
-    r = sde.polish(prior.denoiser(PROCESS), Measurement(Matrix(one), y, 0.5), x, solver=solver)
+def test_acceptance_leaves_the_noisy_posterior_as_it_is() -> None:
+    """Steps far too long are refused rather than biased: the variance of 2000 draws of u, within 5 standard errors."""
+    prior, s = Gaussian(torch.zeros(1, dtype=torch.float64), torch.full((1, 1), 0.01, dtype=torch.float64)), 0.25
+    one, y = torch.ones(1, 1, dtype=torch.float64), torch.full((1, 1), 0.2, dtype=torch.float64)
+    time = PROCESS.time(torch.tensor(-2.0 * math.log(s), dtype=torch.float64))
+    exact = Gaussian(prior.means[0], prior._covs()[0] + s**2).posterior(A=one, y=y[0], noise=math.sqrt(0.25 - s**2))
+    start, path = exact.sample(2000, generator=torch.Generator().manual_seed(0)), list[tuple[Tensor, Tensor]]()
+    denoiser = Unguided(prior.denoiser(PROCESS), Measurement(Matrix(one), y, 0.5))
+    solver = Polish(Ancestral(2), steps=20, size=1.0)
+    r = sde.sample(denoiser, start=time.item(), x_start=start, solver=solver, trajectory=path.append)
     assert r.acceptance is not None
-    assert float(r.acceptance.mean()) < 0.9
-    covered(r.x, exact, 0.05)
+    assert float(r.acceptance.mean()) < 0.95
+    covered(path[20][1], exact, 0.0)
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
