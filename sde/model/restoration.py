@@ -31,6 +31,7 @@ from ..data import Scaling
 from ..denoisers import Denoiser
 from ..dynamics import Reverse
 from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance
+from ..metrics import EvidenceShift, evidence_shift
 from ..noise import repeat_key, sample_index
 from ..sampling import Samples, coupling_times, polish, sample, state_like
 from ..shapes import check_condition, check_count, float64
@@ -51,8 +52,11 @@ class Restored:
         nfe: the network calls of each draw, int64 with shape (B, n).
         vjps: the vector-Jacobian products of each draw, int64 with shape (B, n).
         log_evidence: of particles, the logarithm of an estimate of p(y) in the model's range, in nats, with shape
-            (B, n). Where the draws of one measurement have evidences that differ by more than 1, they are biased.
+            (B, n).
         ess: of particles, the smallest effective sample size of each run, with shape (B, n).
+        shift: of several draws by particles, how far they move when they are weighed by their evidence, a sign of a
+            mode that some runs lost, with its null: see :func:`sde.metrics.evidence_shift`; each (B,). None where
+            draws come from one population.
     """
 
     x: Tensor
@@ -61,6 +65,7 @@ class Restored:
     vjps: Tensor
     log_evidence: Tensor | None
     ess: Tensor | None
+    shift: EvidenceShift | None = None
 
 
 class _FromModel(LinearOperator):
@@ -198,7 +203,10 @@ def restore(
 
     nfe, vjps = (torch.cat([getattr(r, name) for r in results]).reshape(batch, n).cpu() for name in ("nfe", "vjps"))
     fit = (misfit.sqrt() / each).reshape(shaped).cpu()
-    return Restored(values.reshape(*shaped, *shape), fit, nfe, vjps, joined("log_evidence"), joined("ess"))
+    evidence = joined("log_evidence")
+    several = evidence is not None and n > 1 and draws == 1
+    shift = evidence_shift(states.cpu().reshape(batch, n, -1), evidence) if several else None  # type: ignore[arg-type]
+    return Restored(values.reshape(*shaped, *shape), fit, nfe, vjps, evidence, joined("ess"), shift)
 
 
 def _polished(
