@@ -1,7 +1,7 @@
 """The command line: train, sample, likelihood; what goes on, what is refused, and with which words.
 
-The scripts run as `__main__` in this process, because most of a process's time goes into imports. Processes of their own
-are in the slow tests here, and in those of killed jobs and of converted checkpoints.
+The scripts run as `__main__` in this process, because most of a process's time goes into imports. Processes of their
+own are in the slow tests here, and in those of killed jobs and of converted checkpoints.
 """
 
 from __future__ import annotations
