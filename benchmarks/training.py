@@ -1,4 +1,5 @@
-"""The cost of a training step: `python benchmarks/training.py [toy|step|memory|device]`, all by default.
+"""The cost of a training step: `python benchmarks/training.py [toy|step|memory|device]`, all by default; and what
+importance-sampled times save: `python benchmarks/training.py times RUN_DIR`.
 
 toy: 2-D training at batch 1024 with an MLP of 128 x 4, against a bare loop of the same operations.
 step: a step of DDPM++ (width 64, 32 x 32, batch 32, float32), everything included, as a multiple of the forward pass
@@ -6,6 +7,8 @@ step: a step of DDPM++ (width 64, 32 x 32, batch 32, float32), everything includ
 memory: the peak memory of that step with and without activation checkpointing, each in a process of its own.
 device: DDPM++ as for CIFAR-10 (width 128, batch 128; on a CPU width 32, batch 8) in float32, TF32 and bfloat16, eager
     and compiled, with the fraction of the measured rate of matrix products.
+times: the variance of the likelihood's loss of a digits model, with uniform times as a multiple of that with
+    importance-sampled ones.
 
 Times are medians over interleaved repeats, so that other work on the machine affects both sides of a ratio; on a CPU
 with one thread.
@@ -27,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sde
 from sde.networks import InResidual, UNet
+from sde.objective import DenoisingScoreMatching, Likelihood, UniformLogSNR
 from sde.runtime import keep_memory
 from sde.training import Execution
 
@@ -140,6 +144,24 @@ def memory() -> None:
         )
 
 
+@torch.no_grad()
+def times(folder: str, repeats: int = 16) -> None:
+    """Both from importance-sampled draws of the test set: uniform ones meet the largest terms too seldom."""
+    model, x = sde.load(folder), sde.data.digits().test.values
+    objective, factors = DenoisingScoreMatching(Likelihood(), UniformLogSNR()), []
+    for repeat in range(repeats):
+        g = torch.Generator().manual_seed(repeat)
+        x0 = model.scaling.to_model(x, torch.rand(x.shape, generator=g, dtype=torch.float64))
+        u = (torch.randperm(len(x), generator=g) + torch.rand(len(x), generator=g)) / len(x)
+        _, ratio, error = objective.weighted_error(model.denoiser, x0, u, torch.randn(x0.shape, generator=g))
+        ratio, error = ratio.double(), error.double()  # the ratio of the densities of times
+        uniform = (ratio * error.square()).mean() - (ratio * error).mean().square()
+        factors.append(float(uniform / (ratio * error).var(correction=0)))
+    mean, error = statistics.mean(factors), statistics.stdev(factors) / repeats**0.5
+    print(f"{model.denoiser.process}: the variance of the likelihood's loss over samples, times and noise is")
+    print(f"  {mean:.0f} +- {error:.0f} times as large with uniform times, {repeats} x {len(x)} draws")
+
+
 def device() -> None:
     gpu = torch.cuda.is_available()
     place = torch.device("cuda" if gpu else "cpu")
@@ -175,5 +197,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     keep_memory()
     known = {"toy": toy, "step": step, "memory": memory, "device": device}
-    for name in sys.argv[1:] or known:
-        known[name]()
+    if sys.argv[1:2] == ["times"]:
+        times(sys.argv[2])
+    else:
+        for name in sys.argv[1:] or known:
+            known[name]()
