@@ -174,23 +174,17 @@ def device() -> None:
     for precision in ("float32", "TF32", "bf16") if gpu else ("float32", "bf16"):
         torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "TF32" else "ieee"
         torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "TF32" else "ieee"
-        rate = _rate(place, torch.bfloat16 if precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        a, b = torch.randn(2, *(8192 if gpu else 1024,) * 2, device=place).to(dtype)
         for backend in (None, "inductor"):
             execution = Execution("bf16" if precision == "bf16" else None, backend, channels_last=gpu)
             training = training_of(ddpmpp(width, multipliers=multipliers), size, place, execution=execution)
-            (taken,) = medians(training.advance, repeats=10 if gpu else 3, device=place)
+            taken, product = medians(training.advance, lambda: a @ b, repeats=10 if gpu else 5, device=place)  # noqa: B023
+            rate = 2.0 * len(a) ** 3 / product
             print(
                 f"  {precision}, {'compiled' if backend else 'eager'}: {1e3 * taken:.0f} ms a step, "
-                f"{100 * work / taken / rate:.0f} % of the rate of matrix products, {rate / 1e12:.2f} TFLOP/s"
+                f"{100 * work / taken / rate:.0f} % of the rate of matrix products, {rate / 1e12:.3f} TFLOP/s"
             )
-
-
-def _rate(place: torch.device, dtype: torch.dtype) -> float:
-    """The floating-point operations a second of a product of large matrices."""
-    n = 8192 if place.type == "cuda" else 1024
-    a, b = torch.randn(2, n, n, device=place, dtype=dtype)
-    (taken,) = medians(lambda: a @ b, repeats=10, device=place)
-    return 2.0 * n**3 / taken
 
 
 if __name__ == "__main__":
