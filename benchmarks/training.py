@@ -165,7 +165,7 @@ def times(folder: str, repeats: int = 16) -> None:
 def device() -> None:
     gpu = torch.cuda.is_available()
     place = torch.device("cuda" if gpu else "cpu")
-    width, size, multipliers = (128, 128, (1, 2, 2, 2)) if gpu else (32, 8, (1, 2))
+    width, size, multipliers, side = (128, 128, (1, 2, 2, 2), 8192) if gpu else (32, 8, (1, 2), 1024)
     name = torch.cuda.get_device_name() if gpu else "CPU, one thread"
     print(f"DDPM++ of width {width}, batch {size}, on {name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     with FlopCounterMode(display=False) as counter:
@@ -175,12 +175,12 @@ def device() -> None:
         torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "TF32" else "ieee"
         torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "TF32" else "ieee"
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        a, b = torch.randn(2, *(8192 if gpu else 1024,) * 2, device=place).to(dtype)
+        a, b = torch.randn(2, side, side, device=place).to(dtype)
         for backend in (None, "inductor"):
             execution = Execution("bf16" if precision == "bf16" else None, backend, channels_last=gpu)
             training = training_of(ddpmpp(width, multipliers=multipliers), size, place, execution=execution)
             taken, product = medians(training.advance, lambda: a @ b, repeats=10 if gpu else 5, device=place)  # noqa: B023
-            rate = 2.0 * len(a) ** 3 / product
+            rate = 2.0 * side**3 / product
             print(
                 f"  {precision}, {'compiled' if backend else 'eager'}: {1e3 * taken:.0f} ms a step, "
                 f"{100 * work / taken / rate:.0f} % of the rate of matrix products, {rate / 1e12:.3f} TFLOP/s"
