@@ -350,8 +350,13 @@ def test_trace(leaf: str) -> None:
 
 
 @pytest.mark.parametrize("leaf", leaves("experiment"))
-def test_experiment(leaf: str) -> None:
-    config = composed("train", f"experiment={leaf}")
+def test_experiment(leaf: str, tmp_path: Path) -> None:
+    given = []
+    if leaf == "mnist":
+        x, y = np.zeros((1100, 28, 28), np.uint8), np.zeros(1100, np.int64)
+        np.savez(tmp_path / "a.npz", x_train=x, x_test=x[:3], y_train=y, y_test=y[:3])
+        given = [f"data.path={tmp_path / 'a.npz'}"]
+    config = composed("train", f"experiment={leaf}", *given)
     data = build(config["data"])
     denoiser, _ = assemble(config, data)
     build(config["objective"])
