@@ -81,7 +81,7 @@ def main() -> None:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     (a.out / "solvers.md").write_text("\n".join(lines) + "\n")
     shown = {name: {m: found[m] for m in SHOWN} for name, found in quality.estimates.items()}
-    measures(shown).savefig(a.out / "solvers.png")
+    measures(shown, quality.differences).savefig(a.out / "solvers.png")
     print("\n".join(lines))
 
 

@@ -23,7 +23,7 @@ def samples(folder: Path) -> None:
 
 def test_it_compares_sets_with_data(tmp_path: Path) -> None:
     samples(tmp_path)
-    command = ["samples=[a.npz,b.npz]", "data=digits", "metrics=[frechet,memorisation]", "device=cpu"]
+    command = ["samples=[a.npz,b.npz]", "data=digits", "metrics=[frechet,memorisation,precision_recall]", "device=cpu"]
     first = here(tmp_path, "evaluate", *command, "out=out/r.h5")
     assert first.code == 0, first.err
     lines = first.out.splitlines()
@@ -31,7 +31,8 @@ def test_it_compares_sets_with_data(tmp_path: Path) -> None:
     assert lines[head + 1].startswith("frechet ")
     assert any(line.startswith("minus a:") for line in lines)
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"r.h5", "r.json", "r.png", "r-histograms.png", "r-nearest0.png", "r-nearest1.png"}
+    pictures = {"r.png", "r-precision-recall.png", "r-histograms.png", "r-nearest0.png", "r-nearest1.png"}
+    assert written == {"r.h5", "r.json", *pictures}
     rows = json.loads((tmp_path / "out" / "r.json").read_text())["estimates"]
     difference = next(row for row in rows if row["difference_from"] == "a" and row["measure"] == "frechet")
     assert difference["value"] > 3 * difference["standard_error"] > 0
@@ -67,3 +68,12 @@ def test_what_it_cannot_compare_is_one_line(tmp_path: Path) -> None:
     refused(here(tmp_path, "evaluate", "samples=a.npz", "reference=b.npz", "metrics=[memorisation]"), "give data=")
     refused(here(tmp_path, "evaluate", "samples=none", "data=digits"), "none")
     refused(here(tmp_path, "evaluate", "data=digits"), "samples is missing")
+    # A measure that is refused is said, and what is known beside it is written first.
+    command = ["samples=a.npz", "data=digits", "out=r.h5", "metrics=[inception_score,frechet]"]
+    part = here(tmp_path, "evaluate", *command)
+    assert part.code == 1
+    assert "\nfrechet " in part.out
+    assert part.err.startswith("error: not computed: a: inception_score (")
+    assert list(json.loads((tmp_path / "r.json").read_text())["refused"]) == ["a: inception_score"]
+    refused(here(tmp_path, "evaluate", *command[:2], "out=s.h5", "metrics=[inception_score]"), "not computed")
+    assert not (tmp_path / "s.h5").exists()
