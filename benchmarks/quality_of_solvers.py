@@ -34,7 +34,6 @@ SOLVERS: Mapping[str, Solver] = {
     "UniPC 5": UniPC(5),
     "Ancestral 50": Ancestral(50),
     "Euler-Maruyama 50": EulerMaruyama(50),
-    "Euler-Maruyama 150": EulerMaruyama(150),
 }
 SHOWN = ("frechet", "kernel", "precision", "recall", "coverage", "distance_ratio")
 METRICS = ("frechet", "kernel", "precision_recall", "memorisation")
