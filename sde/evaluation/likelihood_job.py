@@ -41,7 +41,7 @@ from ..model import Model
 from ..runtime import exact_float32
 from ..sampling import state_like
 from ..shapes import check_count, check_event
-from ..solvers import Solver
+from ..solvers import RungeKutta, Solver
 from ..storage.results import Plain, read
 from ..trace import Trace
 from .importance_weighting import is_exact, weighted_bound
@@ -180,13 +180,16 @@ def flow_scorer(setup: JobSetup, split: Source, *, solved: bool = True) -> FlowS
 def pinned(setup: JobSetup, scorer: FlowScorer, path: Path) -> tuple[FlowScorer, dict[str, Plain]]:
     """The scorer of a file, and the part of its key for a tolerance of the log-density that the config leaves open.
 
-    The rows of a file have one tolerance: files that version 0.1.0 began, which do not name it, keep its 0.01 nats.
+    The rows of a file have one tolerance and one rule for the first step: files that version 0.1.0 began, which name
+    neither, keep its 0.01 nats and its first step.
     """
-    atol = tolerance(_solver_of(scorer), math.prod(scorer.model.shape), scorer.atol)
+    solver = _solver_of(scorer)
+    atol = tolerance(solver, math.prod(scorer.model.shape), scorer.atol)
     if scorer.atol is not None or atol is None:
         return scorer, {}
     if setup.config["atol"] == "auto" and path.exists() and "atol" not in read(path).attributes:
-        return replace(scorer, atol=0.01), {}
+        plain = replace(solver, first_ratio=None) if isinstance(solver, RungeKutta) else solver
+        return replace(scorer, atol=0.01, solver=plain), {}
     return scorer, {"atol": atol}
 
 

@@ -13,7 +13,7 @@ All widths are half-widths of 99 % intervals, in nats. For each sample:
   :math:`t_n \sqrt{\overline{(d / c)^2}}`, since the scale of the error is estimated from these rows alone; for a row
   that was solved again it is at least :math:`|d| / c`.
   This takes the errors for normal. Where a few samples have most of the error, as with a coarse adaptive solver, a
-  few rows miss them and the width is too small: with tolerances of 1e-3 on VE, the width from 8 rows covered 79 of 100
+  few rows miss them and the width is too small: with tolerances of 1e-3 on VE, the width from 8 rows covered 90 of 100
   samples.
 
 For the data set, because these are errors of the model and not of the computation:

@@ -112,6 +112,34 @@ def test_runge_kutta_and_scipy_agree(process: SDE, mixture: Mixture, direction: 
         torch.testing.assert_close(left, right, rtol=2e-5, atol=2e-5)
 
 
+def test_the_first_step_overlooks_nothing(mixture: Mixture) -> None:
+    """At this point the slope at t_min tells nothing of what comes soon: the plain starting step passes over it, and
+    no later step makes up for that."""
+    x = torch.tensor([[1.0637628280908467, -0.11368178778033089]], dtype=torch.float64)
+    target, prior = mixture.log_prob(x, VP(), VP().t_min), mixture.at(VP(), 1.0)
+    errors = []
+    for first_ratio in (2.0, None):
+        solver = RungeKutta(rtol=1e-3, atol=1e-3, first_ratio=first_ratio)
+        r = log_prob(mixture.denoiser(VP()), x, solver=solver, trace=ExactTrace(), prior=prior)
+        errors.append(float((r.nats - target).abs()))
+    assert errors[0] < 1e-3 < 5e-3 < errors[1]
+
+
+@pytest.mark.parametrize(("process", "start", "stop"), [(VP(), 1e-5, 1.0), (SubVP(), 1.0, 1e-5), (VE(), 0.0, 1.0)])
+def test_the_first_step_changes_the_noise_level_by_a_bounded_factor(process: SDE, start: float, stop: float) -> None:
+    """Where the state is so large that any step would do."""
+    x, t = (torch.full((1, 2), 1e6, dtype=torch.float64),), torch.tensor([start], dtype=torch.float64)
+    dynamics = Clock(0, process)
+    h, _ = RungeKutta(first_ratio=3.0).begin(dynamics, t, x, dynamics.drift(x, t), stop - start)
+    ratio = (0.5 * (process.log_snr(t) - process.log_snr(t + h))).exp()
+    assert math.isclose(abs(math.log(float(ratio))), math.log(3.0), rel_tol=1e-6)
+
+
+def test_a_first_ratio_of_at_most_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"first_ratio=1\.0"):
+        RungeKutta(first_ratio=1.0)
+
+
 # An entry that demands more than the solver's own tolerance gets it, at the cost of more calls, and only then.
 @pytest.mark.parametrize("solver", [RungeKutta(rtol=1e-2, atol=1e-2), ScipyODE(rtol=1e-2, atol=1e-2, per_sample=True)])
 def test_the_log_density_has_a_tolerance_of_its_own(mixture: Mixture, solver: Solver) -> None:
