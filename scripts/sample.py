@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from command import command, conditions, draw, track, variant
 from sheet import Sheet
 
 import sde
+from sde.evaluation.job_setup import guided_by
 from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 from sde.instantiate import build
 from sde.runtime import choose_device
@@ -26,9 +26,7 @@ def main(config: dict[str, Any]) -> None:
     solver = build(config["solver"], trust=config["trust"])
     device = choose_device(config["device"])
     model = sde.load(path, ema=config["ema"], device=device, trust=config["trust"])
-    if config.get("guidance"):
-        guided = build(config["guidance"], trust=config["trust"], inner=model.denoiser)
-        model = replace(model, denoiser=guided.to(device))
+    model = guided_by(config.get("guidance"), model, trust=config["trust"])
     if config["pilot"]:
         with track("pilot run") as progress:
             solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)

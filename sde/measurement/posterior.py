@@ -112,6 +112,9 @@ class PosteriorDenoiser(Wrapper):
         variance = self.variance(self.process, t).to(state)
         return steering.log_potential + self.measurement.log_likelihood(steering.x0, variance)
 
+    def potential_cost(self, t: Tensor) -> int | Tensor:
+        return self.inner.cost(t)[0]
+
     def select(self, index: Tensor) -> PosteriorDenoiser:
         other = self.wrap(self.inner.select(index))
         other.measurement = self.measurement.select(index)
