@@ -173,6 +173,11 @@ class Denoiser(nn.Module, ABC):
         weight = self.log_potential(x_t, t, **condition) if self.weighed else x_t.new_zeros(len(x_t))
         return Steering(x0, x0, weight)
 
+    def measured(self) -> Any:
+        """The measurement that the prediction does not follow, :class:`sde.Measurement`, or None: solvers such as
+        :class:`sde.solvers.Replacement` impose it themselves."""
+        return None
+
     def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
         """The network calls and the vector-Jacobian products of one prediction at time `t`, each a number or, where
         samples differ, int64 with shape (B,); by default `calls` and `vjps`, which are the most at any time."""
@@ -243,6 +248,9 @@ class Wrapper(Denoiser):
         if self.weighed:
             steering = replace(steering, log_potential=wrapped.log_potential(x_t, t, **condition))
         return replace(steering, guided=guided)
+
+    def measured(self) -> Any:
+        return self.inner.measured()
 
     def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
         calls, vjps = self.inner.cost(t)  # what this wrapper adds to them is the same at all times

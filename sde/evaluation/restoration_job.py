@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..data import Source
 from ..denoisers import Denoiser
+from ..grids import LogSNR
 from ..instantiate import build, find
 from ..measurement import Measurement, Variance
 from ..metrics.fidelity import psnr, ssim
@@ -30,7 +31,7 @@ from ..model import Model
 from ..model.restoration import Method
 from ..noise import repeat_key
 from ..shapes import as_tensor
-from ..solvers import Solver
+from ..solvers import Ancestral, Polish, Solver
 from .job import Job, Scorer
 from .job_setup import JobSetup
 from .likelihood_job import check_data, condition_of
@@ -51,7 +52,7 @@ class RestorationScorer(Scorer):
         model: the model.
         split: the data, raw values.
         task: the measurement that is made of each item.
-        method, solver, variance: as in :meth:`sde.Model.restore`.
+        method, solver, variance, polishing: as in :meth:`sde.Model.restore`.
         seed: the seed of masks, noise and draws.
 
     Raises:
@@ -65,6 +66,7 @@ class RestorationScorer(Scorer):
     solver: Solver | None = None
     variance: Variance | None = None
     seed: int = 0
+    polishing: Polish | None = None
 
     def __post_init__(self) -> None:
         check_data(self.model, self.split)
@@ -96,6 +98,7 @@ class RestorationScorer(Scorer):
             self.task.noise,
             method=self.method,
             solver=self.solver,
+            polishing=self.polishing,
             variance=self.variance,
             seed=self.seed,
             index=repeat_key(index, repeat),
@@ -197,7 +200,9 @@ def restoration_job(setup: JobSetup, *, progress: Callable[[float], object] | No
         return made
 
     solver: Solver = _built(setup, "solver", variance)
-    return replace(job, scorer=replace(draft, method=method, solver=solver, variance=variance))
+    steps = config["polish"]
+    polishing = Polish(Ancestral(8, grid=LogSNR()), steps) if steps else None
+    return replace(job, scorer=replace(draft, method=method, solver=solver, variance=variance, polishing=polishing))
 
 
 def _built(setup: JobSetup, key: str, variance: Variance, **arguments: Any) -> Any:

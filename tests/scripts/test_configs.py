@@ -283,10 +283,11 @@ def test_solver(leaf: str) -> None:
     preview = build(composed("train", f"solver@preview.solver={leaf}")["preview"]["solver"])
     assert isinstance(preview, sde.solvers.Solver)
     adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
-    steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
+    steps = "solver.predictor.steps" if leaf in ("predictor_corrector", "replacement") else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
-    d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
+    y = sde.Measurement(sde.measurement.Identity(), torch.zeros(1, 2), 0.1)
+    d = sde.measurement.Unguided(d, y)  # for the solvers that need a measurement
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
