@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from command import command, conditions, draw, track, variant
+from hydra.core.hydra_config import HydraConfig
 from sheet import Sheet
 
 import sde
@@ -20,6 +22,20 @@ from sde.storage.files import sha256
 TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 
 
+def from_pilot(model: sde.Model, solver: Any, config: dict[str, Any], directory: Path, **how: Any) -> Any:
+    """The solver that a pilot run designs or whose grid it tunes, or that an earlier command saved."""
+    how["seconds"] = config["seconds"]
+    if not config["design"]:
+        return model.tuned(solver, directory, pilot=config["pilot"], **how)
+    if any(key.startswith("solver") for key in HydraConfig.get().overrides.task):
+        raise ValueError(f"design={config['design']} takes the place of a solver: leave out solver=")
+    pilot = config["pilot"] or 256
+    # The conditions that the samples will have, in turn.
+    solver = model.designed(config["design"], directory, condition=conditions(model, config, pilot), pilot=pilot, **how)
+    print(solver)
+    return solver
+
+
 @command("sample")
 def main(config: dict[str, Any]) -> None:
     path, n, first = resolve(config["ckpt"]), config["n"], config["first"]
@@ -27,13 +43,13 @@ def main(config: dict[str, Any]) -> None:
     device = choose_device(config["device"])
     model = sde.load(path, ema=config["ema"], device=device, trust=config["trust"])
     model = guided_by(config.get("guidance"), model, trust=config["trust"])
-    if config["pilot"]:
-        with track("pilot run") as progress:
-            solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)
     condition = conditions(model, config, n, first)
+    if config["design"] or config["pilot"]:
+        with track("pilot run") as progress:
+            solver = from_pilot(model, solver, config, run_directory(path), progress=progress)
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
-    tuned = {"tuned": repr(solver)} if config["pilot"] else {}
-    settings = relevant(config, "batch_size", "pilot", checkpoint_sha256=sha256(path), **tuned)
+    tuned = {"tuned": repr(solver)} if config["pilot"] or config["design"] else {}
+    settings = relevant(config, "batch_size", "pilot", "design", "seconds", checkpoint_sha256=sha256(path), **tuned)
     sheet = Sheet(config, run_directory(path) / "samples" / name, settings)
     x = draw(
         model,

@@ -5,19 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from keys import (
-    Count,
-    Device,
-    Directory,
-    File,
-    Fraction,
-    Keys,
-    Picture,
-    Positive,
-    Results,
-    Seed,
-    Whole,
-)
+from keys import Count, Device, Directory, File, Fraction, Keys, Picture, Positive, Results, Seed, Whole
 from schema_classifiers import FeatureClassifier, NoiseAware
 
 from sde.data import Augmentation, DataSet
@@ -157,6 +145,8 @@ class Sample(Conditional):
     batch_size: Count
     denoise: bool
     pilot: Count | None
+    design: Count | None
+    seconds: Positive | None
     out: Picture | None
     overwrite: bool
     solver: Solver
@@ -233,6 +223,9 @@ class Compare(Job):
     grids: list[str] | str | None
     calls: list[Count] | Count | None
     tolerances: list[Positive] | Positive | None
+    design: bool
+    pilot: Annotated[int, Limit(">=", 4)]
+    seconds: Positive | None
     n: Annotated[int, Limit(">=", 2)]
     draws: Annotated[int, Limit(">=", 40)]
     seed: Annotated[int, Limit(">=", 0), Limit("<", 2**63)]

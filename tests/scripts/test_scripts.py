@@ -142,6 +142,23 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
     assert not [p for p in h5.parent.iterdir() if p != h5 and p.suffix != ".png"]
 
 
+def test_samples_by_a_solver_that_is_designed_for_the_model(run: Path) -> None:
+    """It is kept in the run directory, used again, and stands in place of another solver."""
+    keys = ["ckpt=run", "device=cpu", "design=2", "pilot=4", "n=3"]
+    first = here(run.parent, "sample", *keys)
+    assert first.code == 0, first.err
+    assert "2 calls" in first.out
+    (kept,) = run.glob("grids/Designed-2-*.json")
+    before = kept.read_bytes()
+    again = here(run.parent, "sample", *keys, "out=a.png")
+    assert again.code == 0, again.err
+    assert kept.read_bytes() == before
+    (npz,) = run.glob("samples/*Designed*.npz")
+    with np.load(npz) as one, np.load(run.parent / "a.npz") as other:
+        np.testing.assert_array_equal(one["x"], other["x"])
+    refused(here(run.parent, "sample", *keys, "solver=unipc"), "design=2", "solver=")
+
+
 def test_no_samples_are_written_over_by_a_command_with_other_settings(run: Path) -> None:
     """Default names tell what differs, and with `out=` what stands is kept; the same command gives the same files."""
     command = ["ckpt=run", *CHEAP, "n=2"]
