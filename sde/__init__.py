@@ -64,8 +64,10 @@ __all__ = [
     "tune_grid",
     "tune_particles",
     "tune_solver",
+    "tune_trace",
     "Exact",
     "ExactTrace",
+    "Controlled",
     "Hutchinson",
     "Orthogonal",
     "XTrace",
@@ -147,9 +149,9 @@ from .processes import (
 )
 from .sampling import Samples, encode, polish, sample
 from .shapes import expand
-from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
+from .trace import Controlled, Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
-from .tuning import tune_grid, tune_particles, tune_solver
+from .tuning import tune_grid, tune_particles, tune_solver, tune_trace
 from .version import __version__
 
 # The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.

@@ -277,7 +277,7 @@ def encode(
     return latent
 
 
-def state_like(denoiser: Denoiser) -> Tensor:
+def state_like(denoiser: nn.Module) -> Tensor:
     """An empty tensor like the states of a denoiser: on the device and in the dtype, float32 at least, of its first
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))

@@ -125,6 +125,9 @@ class PosteriorDenoiser(Wrapper):
             self._updates[key] = update
         return update
 
+    def potential_cost(self, t: Tensor) -> int | Tensor:
+        return self.inner.cost(t)[0]
+
     def select(self, index: Tensor) -> PosteriorDenoiser:
         other = self.wrap(self.inner.select(index))
         other.measurement, other._updates = self.measurement.select(index), {}
