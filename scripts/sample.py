@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from sheet import Sheet
 
 import sde
+from sde.evaluation.job_setup import guided_by
 from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 from sde.instantiate import build
 from sde.runtime import choose_device
@@ -42,9 +42,7 @@ def main(config: dict[str, Any]) -> None:
     solver = build(config["solver"], trust=config["trust"])
     device = choose_device(config["device"])
     model = sde.load(path, ema=config["ema"], device=device, trust=config["trust"])
-    if config.get("guidance"):
-        guided = build(config["guidance"], trust=config["trust"], inner=model.denoiser)
-        model = replace(model, denoiser=guided.to(device))
+    model = guided_by(config.get("guidance"), model, trust=config["trust"])
     condition = conditions(model, config, n, first)
     if config["design"] or config["pilot"]:
         with track("pilot run") as progress:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from keys import Count, Device, Directory, File, Fraction, Keys, Picture, Positive, Results, Seed, Whole
+from schema_classifiers import FeatureClassifier, NoiseAware
 
 from sde.data import Augmentation, DataSet
 from sde.data.captions import Encoder
@@ -85,9 +86,11 @@ class Likelihood(Batched):
     error: Positive | None
     error_per_image: Positive | None
     budget: Whole
+    guided: bool
     dry_run: bool
     ood: str | DataSet | None
     ood_array: str
+    guidance: Guidance | None = None
 
 
 class Bounds(Batched):
@@ -161,6 +164,7 @@ class Restore(DataJob):
     repeats: Count
     batch_size: Count
     pilot: Count
+    polish: Whole
     rank: Whole
     world: Count
     out: File | None
@@ -274,22 +278,6 @@ class Evaluate(Keys):
     data: DataSet | None = None
 
 
-class FeatureClassifier(Keys):
-    """`feature_classifier.py`."""
-
-    trust: list[str]
-    steps: Count
-    batch_size: Count
-    lr: Positive
-    width: Annotated[int, Limit(">=", 8)]
-    features: Count
-    seed: Seed
-    device: Device
-    out: File | None
-    overwrite: bool
-    data: DataSet
-
-
 class Paired(Keys):
     """`paired.py`."""
 
@@ -382,6 +370,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "evaluate": Evaluate,
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
+    "noise_classifier": NoiseAware,
     "paired": Paired,
     "restore": Restore,
     "sample": Sample,

@@ -59,6 +59,7 @@ __all__ = [
     "Samples",
     "encode",
     "expand",
+    "polish",
     "sample",
     "tune_grid",
     "tune_particles",
@@ -146,7 +147,7 @@ from .processes import (
     RectifiedFlow,
     SubVP,
 )
-from .sampling import Samples, encode, sample
+from .sampling import Samples, encode, polish, sample
 from .shapes import expand
 from .trace import Controlled, Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training

@@ -26,8 +26,8 @@ from sde.comparison.run import Settings
 from sde.exact import Mixture
 
 CONFIGS = SCRIPTS.parent / "configs"
-# Particles need a denoiser that is weighed.
-LEAVES = sorted({path.stem for path in (CONFIGS / "solver").glob("*.yaml")} - {"particles"})
+# These need a denoiser with a measurement.
+LEAVES = sorted({path.stem for path in (CONFIGS / "solver").glob("*.yaml")} - {"particles", "replacement", "decoupled"})
 # A mixture in the plane, and everything small.
 QUICK = ["target=blobs.npz", "n=8", "draws=40", "repeats=1", "tolerance=1e-6", "directions=8", "device=cpu"]
 FEW = ["solvers=[heun,ancestral,runge_kutta]", "calls=[1,6]", "tolerances=[0.01]", "grids=[log_snr]"]

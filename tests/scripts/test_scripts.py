@@ -1,7 +1,7 @@
 """The command line: train, sample, likelihood; what goes on, what is refused, and with which words.
 
-The way that a user goes is gone in processes of their own. The refusals are told by the same scripts, run as
-`__main__` in this process, because most of a process's time goes into imports.
+The scripts run as `__main__` in this process, because most of a process's time goes into imports. Processes of their
+own are in the slow tests here, and in those of killed jobs and of converted checkpoints.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         "validate_every=2",
         "run_dir=run",
     ]
-    return folder, process(folder, "train", *arguments)
+    return folder, here(folder, "train", *arguments)
 
 
 @pytest.fixture
