@@ -161,15 +161,15 @@ def test_guided_and_conditional_models(mixture: Mixture) -> None:
     """For samples with other labels in turn than the pilot's, along the flow of the guided score."""
     model = Classes(mixture, VP())
     d = ClassifierFree(model, 2.0, {"label": 3})
-    solver = tune_solver(d, (24, 2), 3, condition={"label": torch.arange(24) % 3})
-    label, x = torch.arange(60) // 20, torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).double()
+    solver = tune_solver(d, (12, 2), 2, condition={"label": torch.arange(12) % 3}, tolerance=1e-2)
+    label, x = torch.arange(30) // 10, torch.randn(30, 2, generator=torch.Generator().manual_seed(0)).double()
     runs = {}
-    for name, s in (("exact", RungeKutta(rtol=1e-7, atol=1e-7)), ("plain", UniPC(3)), ("designed", solver)):
+    for name, s in (("exact", RungeKutta(rtol=1e-5, atol=1e-5)), ("plain", UniPC(2)), ("designed", solver)):
         runs[name] = sample(d, x_T=x, solver=s, condition={"label": label}).x
     plain, designed = (float((runs[name] - runs["exact"]).square().mean().sqrt()) for name in ("plain", "designed"))
-    assert designed < 0.3 * plain
+    assert designed < 0.7 * plain
     assert solver.origin.startswith("samples of ClassifierFree(weight=2.0, ")
-    assert "given label 0 to 2, from 24" in solver.origin
+    assert "given label 0 to 2, from 12" in solver.origin
     others = [(ClassifierFree(model, w, {"label": 3}, high=h), torch.arange(n)) for w, h, n in CASES]
     assert len({purpose(d, {"label": label}) for d, label in others}) == len(CASES)  # each has a file of its own
 
