@@ -10,9 +10,10 @@ of row b and the errors :math:`e_b`, the weights change by the factors :math:`1 
 .. math:: \sum_b \Big(e_b - \sum_k A_{bk} \delta_k\Big)^2 + \mu \lVert \delta \rVert^2 ,
 
 which takes no more calls. The errors left over are those of leave-one-out, which have a closed form, and they choose
-:math:`\mu`. The first step count that meets both errors is taken if rows that were not fitted confirm it: their root
-mean square error has to be as stated, and their mean within its standard error. The weights are then fitted to all of
-these rows. Else the adaptive solver is taken.
+:math:`\mu`. The first step count that meets both errors has to be confirmed by rows that were not fitted: their root
+mean square error has to be as stated. The weights are then fitted to all of these rows, and the mean of the errors that
+leave-one-out leaves on the unseen ones has to be as stated within its standard error; if only that fails, larger step
+counts are tried. Else the adaptive solver is taken.
 """
 
 from __future__ import annotations
@@ -174,32 +175,37 @@ def choose_solver(
     if int(few.sum()) < 4:
         return replace(fallback, reason="because the pilot failed on most of its rows", calls=calls)
     data_std = float(pilot.x.double().std() / process.alpha(float64(process.t_min)))
+    both, truth, confirmation = pilot.joined(unseen), None, 0
+    reason = "because no fixed number of calls was accurate enough in the pilot"
     for steps in (n for n in LADDER if n < 0.8 * float(exact.nfe.double().mean())):
         solver, left = _fitted(denoiser, pilot, exact.nats, few, steps, data_std, trace, seed)
         calls += steps * len(pilot.x)
         size = float(left.square().mean().sqrt())
         # With margins for a root mean square and a mean that a few rows estimate. The weights will be fitted to all
         # of the rows, which leaves less than is left here.
-        if not (1.2 * size <= each and size / math.sqrt(len(left) + len(unseen.x)) <= 0.6 * error):
+        if not (1.2 * size <= each and size / math.sqrt(len(both.x)) <= 0.6 * error):
             continue
-        truth, found = solve(unseen, **accurate), solve(unseen, solver=solver)
-        confirmation = int((truth.nfe + found.nfe).sum())
-        good = truth.nats.isfinite()
-        difference = ((found.nats - truth.nats) / bits).double()[good]
-        mean, spread = float(difference.mean()), float(difference.square().mean().sqrt())
-        shown = (
-            f"with errors of {spread:.2g} bits/dim in a sample and {mean:+.2g} in the mean of {len(difference)} rows"
-        )
-        report(1.0)
-        if spread <= each and abs(mean) - float(difference.std()) / math.sqrt(len(difference)) <= error:
-            both, nats = pilot.joined(unseen), torch.cat([exact.nats, truth.nats])
-            solver, _ = _fitted(denoiser, both, nats, torch.cat([few, good]), steps, data_std, trace, seed)
-            confirmation += steps * len(both.x)
+        if truth is None:
+            truth = solve(unseen, **accurate)
+            confirmation, good = int(truth.nfe.sum()), truth.nats.isfinite()
+        found = solve(unseen, solver=solver)
+        confirmation += int(found.nfe.sum())
+        left = ((found.nats - truth.nats) / bits).double()[good]
+        spread = float(left.square().mean().sqrt())
+        if spread <= each:
+            nats, finite = torch.cat([exact.nats, truth.nats]), torch.cat([few, good])
+            solver, left = _fitted(denoiser, both, nats, finite, steps, data_std, trace, seed)
+            confirmation, left = confirmation + steps * len(both.x), left[int(few.sum()) :]
+        mean = float(left.mean())
+        shown = f"with errors of {spread:.2g} bits/dim in a sample and {mean:+.2g} in the mean of {len(left)} rows"
+        if spread <= each and abs(mean) - float(left.std()) / math.sqrt(len(left)) <= error:
+            report(1.0)
             return Choice(solver, None, f"confirmed on unseen rows, {shown}", calls, confirmation)
         reason = f"because {steps} calls were not confirmed on unseen rows, {shown}"
-        return replace(fallback, reason=reason, calls=calls, confirmation=confirmation)
+        if spread > each:
+            break  # these rows are unlike those of the pilot
     report(1.0)
-    return replace(fallback, reason="because no fixed number of calls was accurate enough in the pilot", calls=calls)
+    return replace(fallback, reason=reason, calls=calls, confirmation=confirmation)
 
 
 def _fitted(
