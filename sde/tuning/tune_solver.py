@@ -30,8 +30,8 @@ from .gauss_newton import Descent
 from .pilot import OutOfTime
 from .reference import PilotFlow, frozen, pilot_flow, solved
 
-# The strengths of the prior, each with its largest number of iterations; None is for the times alone.
-LADDER = ((None, 12), (1e-1, 6), (1e-2, 8), (1e-3, 12), (1e-4, 20))
+# The strengths of the prior, and the largest number of iterations with each of them.
+STRENGTHS, ITERATIONS = (1e-1, 1e-2, 1e-3, 1e-4), 12
 # The smallest pilot: some to learn from, and some that are held out.
 SMALLEST = 4
 
@@ -128,22 +128,20 @@ def _designed(
         gaps, _, shift, _, _ = design.kinds()
         times_alone = gaps | (shift & (shift.cumsum(0) == 1))
         descent = Descent(design, train, deadline, generator)
-        done, total = 0, sum(n for _, n in LADDER)
-        for k, (strength, iterations) in enumerate(LADDER):
-            free = times_alone if strength is None else torch.ones_like(gaps)
-            descent.prior = (strength or 0.0) * (~times_alone).double()
+        strengths = [(0.0, times_alone), *((s, torch.ones_like(gaps)) for s in STRENGTHS)]
+        for k, (strength, free) in enumerate(strengths):
+            descent.prior = strength * (~times_alone).double()
             descent.begin(best[1])
             least = before = descent.held_out(held)
             stalled = 0
-            for i in range(iterations):
+            for i in range(ITERATIONS):
                 stalled = stalled + 1 if descent.step(free) < 5e-3 else 0
                 if (error := descent.held_out(held)) < least:
                     best, least = (design, descent.parameters), error
-                report((done + i + 1) / total)
+                report((k + (i + 1) / ITERATIONS) / len(strengths))
                 if stalled == 3:
                     break
-            done += iterations
-            if k > 1 and least > 0.999 * before:
+            if k and least > 0.999 * before:
                 break
     except OutOfTime:
         pass
