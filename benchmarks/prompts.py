@@ -12,7 +12,7 @@ at all places finds the digit *and* the place.
 clips; the prompts are the test clips, other recordings of the same speakers. A sample is right if the classifier of
 real digits finds the digit that was said.
 
-Classifier-free guidance, with everything fixed by `--seed`. Each takes about five minutes on one core.
+Classifier-free guidance, with everything fixed by `--seed`. Each takes two to four minutes on one core.
 """
 
 from __future__ import annotations
