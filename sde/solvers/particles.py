@@ -56,8 +56,8 @@ class Particles(SDESolver):
 
     A system's draw errs by O(1 / `particles`), and by the discretisation, whose error is of second order where the
     variance is known (:func:`sde.tune_particles`). A mode that all particles left while the weights spoke against it is
-    lost. Where evidences of several systems for one measurement differ much, draws are biased towards the modes of
-    systems with a small one; the effective sample size does not show it.
+    lost; the effective sample size does not show it, but :func:`sde.metrics.evidence_shift` of draws of several systems
+    for one measurement.
 
     Args:
         steps: the number of steps.
