@@ -15,10 +15,11 @@ with the kernels of the reverse process without and with guidance,
     b = \frac{\sigma_s^2 \sigma_{t|s}^2}{\sigma_t^2}.
 
 d is :math:`E[x_0|x_t]`, :math:`d_y` the guided one, :math:`v_t` the variance of :math:`x_0` given :math:`x_t` and
-:math:`V_t` its covariance given y too. With :math:`v_t` in it the kernel is of second order in the step; DDPM's has v =
-0. Whatever the guidance and the potentials, the weights make up for them: with more particles the draws approach the
-distribution of the chain of kernels p, weighed by the last potential. The mean of the products of the weights is an
-unbiased estimate of its normalisation, for a likelihood the evidence :math:`p(y)`.
+:math:`V_t` its covariance given y too; where the pilot run measured a covariance, it takes the place of :math:`v_t I`.
+With it the kernel is of second order in the step; DDPM's has v = 0. Whatever the guidance and the potentials, the
+weights make up for them: with more particles the draws approach the distribution of the chain of kernels p, weighed by
+the last potential. The mean of the products of the weights is an unbiased estimate of its normalisation, for a
+likelihood the evidence :math:`p(y)`.
 
 Wu et al., Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, 2023,
 https://arxiv.org/abs/2306.17775; Bao et al., Analytic-DPM, 2022, https://arxiv.org/abs/2201.06503, for the variance;
