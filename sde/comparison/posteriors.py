@@ -138,6 +138,7 @@ def posterior_ways(particles: int = 16, steps: int = 50) -> dict[str, Way]:
     ways = {
         "exact conditional score": Way(None, partial(_fixed, DPMSolverPP(25, 2, grid=karras))),
         f"Particles({steps}, {particles})": Way(DiffPIR, lambda v: Particles(steps, particles, variance=v)),
+        "Particles(24, 32)": Way(DiffPIR, lambda v: Particles(24, 32, variance=v)),
         f"Particles({steps}, {particles}), polished": Way(
             DiffPIR, lambda v: Particles(steps, particles, variance=v), polished=True
         ),
