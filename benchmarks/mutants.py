@@ -386,6 +386,29 @@ NOISE = Group(
     ),
 )
 
+MEASURED = Group(
+    ("tests/solvers/test_measured.py", "tests/measurement/test_posterior_denoisers.py"),
+    within(
+        "sde",
+        ("solvers/replacement.py", r"k \* \(self\.repeats - 1\) \+ j", "0"),
+        ("solvers/replacement.py", r"back \* x \+ std", "x + std"),
+        ("solvers/decoupled.py", r"Renumbered\(source, k \* used\)", "Renumbered(source, 0)"),
+        ("solvers/decoupled.py", r"or not inner\.eta", "or True"),
+        ("solvers/polish.py", r"uniform\.log\(\) < log_ratio", "uniform.log() < math.inf"),
+        ("solvers/polish.py", r"4\.0 \* middle", "2.0 * middle"),
+        ("solvers/polish.py", r"\(4\.0 \* size\)", "(2.0 * size)"),
+        ("solvers/polish.py", r"if not spread < most", "if False"),
+        ("sampling.py", r"\"index\": keys\[rows\]", '"index": keys'),
+        ("measurement/measurement.py", r"rowwise\(noise, e\) \* e", "0 * e"),
+        ("measurement/measurement.py", r"squares \+ free, squares", "squares + free, 0.5 * squares"),
+        ("measurement/measurement.py", r"noise\[kept\], rows", "noise[kept], rows.flip(0)"),
+        ("measurement/update.py", r" / var\n        R", "\n        R"),
+        ("measurement/update.py", r"- explained", "+ explained"),
+        ("measurement/update.py", r"torch\.equal\(blocks, self\.rows\)", "True"),
+        ("measurement/variance.py", r"1\.0 \+ places\.exp\(\), 1\.0", "1.0, 1.0"),
+    ),
+)
+
 GROUPS = {
     "architecture": ARCHITECTURE,
     "bind": BIND,
@@ -396,4 +419,5 @@ GROUPS = {
     "trace": TRACE,
     "processes": PROCESSES,
     "noise": NOISE,
+    "measured": MEASURED,
 }

@@ -106,7 +106,13 @@ def test_draws_do_not_depend_on_batches(generator: torch.Generator) -> None:
     torch.testing.assert_close(small.x, whole.x, rtol=0, atol=1e-10)
     torch.testing.assert_close(part.x, whole.x[1:], rtol=0, atol=1e-10)
     assert not torch.equal(whole.x[:, 0], whole.x[:, 1])
+    assert whole.shift is not None
+    assert whole.log_evidence is not None
+    alone = sde.metrics.evidence_shift(whole.x[1:2], whole.log_evidence[1:2])
+    torch.testing.assert_close(whole.shift.value[1:2], alone.value)
+    assert restore(y, Mask(mask), 0.1).shift is None
     many = restore(y, Mask(mask), 0.1, solver=Particles(5, 4, draws=3))
+    assert many.shift is None
     assert many.x.shape == (3, 3, *SHAPE)
     assert many.misfit.shape == (3, 3)
 

@@ -48,7 +48,7 @@ COLUMNS = {
 
 
 LOST = 3.0  # floors, above which a problem is taken to have lost a mode
-SIGN = 1.5  # times what chance moves, above which draws say so
+SIGN = 0.2  # standard deviations beyond chance; draws that move by more say so
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def posterior_ways(particles: int = 16, steps: int = 50) -> dict[str, Way]:
     ways = {
         "exact conditional score": Way(None, partial(_fixed, DPMSolverPP(25, 2, grid=karras))),
         f"Particles({steps}, {particles})": Way(DiffPIR, lambda v: Particles(steps, particles, variance=v)),
+        "Particles(24, 32)": Way(DiffPIR, lambda v: Particles(24, 32, variance=v)),
         f"Particles({steps}, {particles}), polished": Way(
             DiffPIR, lambda v: Particles(steps, particles, variance=v), polished=True
         ),
@@ -272,12 +273,13 @@ def posterior_report(path: Path) -> str:
             points.append((name, noise, cost, float(values.mean())))
         lines.append(cells)
         if np.isfinite(own["shift"]).all():
-            lost, seen = ratios > LOST, own["shift"] > SIGN * own["shift_null"]
+            lost, seen = ratios > LOST, own["shift"] ** 2 > SIGN**2 + own["shift_null"] ** 2
             error = own["evidence_error"]
+            hits, alarms = (seen & lost).sum(), (seen & ~lost).sum()
             signs.append(
                 f"{name}: log evidence off by {error.mean():+.3f} nats on average, {np.abs(error).mean():.3f} in "
-                f"absolute value; draws move by more than {SIGN} times chance in {(seen & lost).sum()} of {lost.sum()} "
-                f"problems above {LOST:g} floors and in {(seen & ~lost).sum()} of the {(~lost).sum()} others."
+                f"absolute value; draws weighed by it move by more than {SIGN} standard deviations in {hits} of "
+                f"{lost.sum()} problems above {LOST:g} floors and in {alarms} of the {(~lost).sum()} others."
             )
     text = io.StringIO()
     csv.writer(text).writerows([head, *lines])

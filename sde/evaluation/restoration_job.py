@@ -45,8 +45,7 @@ _SCALARS: Mapping[str, DTypeLike] = {
 }
 
 
-# Above so many times what chance moves, draws are taken to have lost a mode.
-LOST = 1.5
+LOST = 0.2  # standard deviations, above which draws are taken to have lost a mode; see sde.metrics.evidence_shift
 
 
 @dataclass(frozen=True)
@@ -234,12 +233,9 @@ def restoration_report(job: Job[RestorationScorer]) -> Iterator[str]:
     evidence = repeats_of(table, index, "log_evidence").T
     if len(draws) > 1 and len(index) and np.isfinite(evidence).all():
         shift = evidence_shift(torch.from_numpy(draws).transpose(0, 1), torch.from_numpy(evidence))
-        value, null = (float(v.square().mean().sqrt()) for v in (shift.value, shift.null))
-        more = "; some runs lost a mode: take more particles" if value > LOST * null else ""
-        yield (
-            f"{job.name}: weighed by their evidence, draws move by {value:.2f} standard deviations, by chance by "
-            f"{null:.2f}{more}"
-        )
+        net = (shift.value.square().mean() - shift.null.square().mean()).clamp(min=0.0).sqrt()
+        lost = "; some runs lost a mode: take more particles" if net > LOST else ""
+        yield f"{job.name}: weighed by their evidence, draws move by {net:.2f} standard deviations beyond chance{lost}"
     yield f"{job.name}: {table['nfe'].mean():.0f} network calls and {table['vjps'].mean():.0f} products a draw"
 
 

@@ -15,10 +15,11 @@ with the kernels of the reverse process without and with guidance,
     b = \frac{\sigma_s^2 \sigma_{t|s}^2}{\sigma_t^2}.
 
 d is :math:`E[x_0|x_t]`, :math:`d_y` the guided one, :math:`v_t` the variance of :math:`x_0` given :math:`x_t` and
-:math:`V_t` its covariance given y too. With :math:`v_t` in it the kernel is of second order in the step; DDPM's has v =
-0. Whatever the guidance and the potentials, the weights make up for them: with more particles the draws approach the
-distribution of the chain of kernels p, weighed by the last potential. The mean of the products of the weights is an
-unbiased estimate of its normalisation, for a likelihood the evidence :math:`p(y)`.
+:math:`V_t` its covariance given y too; where the pilot run measured a covariance, it takes the place of :math:`v_t I`.
+With it the kernel is of second order in the step; DDPM's has v = 0. Whatever the guidance and the potentials, the
+weights make up for them: with more particles the draws approach the distribution of the chain of kernels p, weighed by
+the last potential. The mean of the products of the weights is an unbiased estimate of its normalisation, for a
+likelihood the evidence :math:`p(y)`.
 
 Wu et al., Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, 2023,
 https://arxiv.org/abs/2306.17775; Bao et al., Analytic-DPM, 2022, https://arxiv.org/abs/2201.06503, for the variance;
@@ -56,8 +57,8 @@ class Particles(SDESolver):
 
     A system's draw errs by O(1 / `particles`), and by the discretisation, whose error is of second order where the
     variance is known (:func:`sde.tune_particles`). A mode that all particles left while the weights spoke against it is
-    lost. Where evidences of several systems for one measurement differ much, draws are biased towards the modes of
-    systems with a small one; the effective sample size does not show it.
+    lost; the effective sample size does not show it, but :func:`sde.metrics.evidence_shift` of draws of several systems
+    for one measurement.
 
     Args:
         steps: the number of steps.

@@ -34,6 +34,7 @@ def test_evidence_that_has_nothing_to_do_with_the_draws_moves_them_by_the_null()
     x[..., 0] += 3.0 * (log_evidence > 0.5)
     lost = evidence_shift(x, log_evidence)
     assert bool((lost.value > lost.null).all())
+    torch.testing.assert_close(lost.net.square() + lost.null.square(), lost.value.square())
     assert lost.value.mean() > 1.5 * lost.null.mean()
     # A set does not know the others.
     torch.testing.assert_close(evidence_shift(x[7:8], log_evidence[7:8]).value, lost.value[7:8])

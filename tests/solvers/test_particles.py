@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sde
 from sde import Denoiser, Measurement, Prediction, Wrapper
+from sde.comparison import posterior_problem
 from sde.exact import Gaussian, Mixture
 from sde.measurement import DPS, Compose, DiffPIR, Identity, Linear, Mask, Matrix, PiGDM, PilotVariance
 from sde.processes import VE, VP
@@ -79,6 +80,48 @@ def test_the_evidence_is_unbiased_and_draws_are_from_the_posterior(guide: type, 
     assert r.vjps.tolist() == [21 * 16 * posterior.vjps] * n
     assert r.ess is not None
     assert bool(((r.ess >= 1.0) & (r.ess <= 16.0)).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("covariance", [False, True])
+def test_the_evidence_of_64_particles_is_near_and_unbiased(covariance: bool) -> None:
+    """200 runs: the mean logarithm within 0.1 nats, and p(y) itself within 4 standard errors. Two problems of 8 and 16
+    dimensions, three or more modes."""
+    for dims, noise in ((8, 0.1), (16, 1.0)):
+        problem = posterior_problem(dims, noise, seed=21)
+        denoiser = problem.prior.denoiser(PROCESS)
+        data = problem.prior.sample(512, generator=torch.Generator().manual_seed(4))
+        variance = sde.tune_particles(denoiser, data=data, covariance=covariance)
+        y = Measurement(Matrix(problem.A), problem.y[None], noise)
+        solver = Particles(100, 64, variance=variance)
+        r = sde.sample(DiffPIR(denoiser, y, variance), (200, dims), solver=solver, dtype=torch.float64, seed=6)
+        assert r.log_evidence is not None
+        exact = problem.prior.observed(A=problem.A, noise=noise).log_prob(problem.y[None])
+        ratio = (r.log_evidence - exact).exp()
+        assert abs(float((r.log_evidence - exact).mean())) < 0.1
+        assert abs(ratio.mean() - 1.0) < 4.0 * ratio.std() / math.sqrt(200)
+
+
+def test_without_a_pilot_kernels_have_no_variance_of_the_data() -> None:
+    """A guess of it would blur the draws; the grid is that of Karras. With a pilot both know it."""
+    denoiser, y = prior().denoiser(PROCESS), Measurement(Matrix(A), torch.tensor([[0.3]], dtype=torch.float64), 0.2)
+    x, t, z = (
+        torch.zeros(1, 2, dtype=torch.float64),
+        PROCESS.time(torch.zeros(1).double())[0],
+        torch.ones(1, 2).double(),
+    )
+    variance = pilot(denoiser)
+    for guided, plain in ((DiffPIR(denoiser, y), True), (DiffPIR(denoiser, y, variance), False)):
+        kernel = guided.steer(x, t).kernel
+        assert kernel is not None
+        e, _ = kernel(z, 0.0 * z, 0.04, 0.5)
+        assert torch.allclose(e, 0.2 * z, rtol=1e-12) == plain
+    times: list[float] = []
+    for solver in (Particles(5, 4), Particles(5, 4, grid=sde.grids.Karras()), Particles(5, 4, variance=variance)):
+        path: list = []
+        sde.sample(DiffPIR(denoiser, y), (1, 2), solver=solver, trajectory=path.append)
+        times.append(float(path[2][0]))
+    assert times[0] == times[1] != times[2]
 
 
 def draws(rows: slice, first: int, particles: int = 4, **kwargs: object) -> sde.Samples:
