@@ -12,7 +12,7 @@ from command import command, progress, show
 
 from sde.evaluation import Quality, QualityJob, quality_job, quality_table
 from sde.evaluation.outputs import check_replaceable, relevant
-from sde.plots import histograms, measures, save_neighbours
+from sde.plots import fidelity_and_diversity, histograms, measures, save_neighbours
 from sde.storage.files import Lock
 
 # The keys that results do not depend on, and those of sources, which count by their content.
@@ -43,20 +43,29 @@ def main(config: dict[str, Any]) -> None:
         for (*what, so_far), bar in progress(job.measure(), job.steps, unit="measure"):
             bar.set_postfix_str(" ".join(what), refresh=False)
             result = so_far
-        result.write(out, settings)
-    print(f"{quality_table(result.estimates)}\n")
-    if result.differences:
-        print(f"minus {next(iter(result.estimates))}:\n{quality_table(result.differences)}\n")
-    print(f"wrote {out}, {', '.join(path.name for path in (out.with_suffix('.json'), *pictures(out, job, result)))}")
+        if any(result.estimates.values()):
+            result.write(out, settings)
+            print(f"{quality_table(result.estimates)}\n")
+            if result.differences:
+                print(f"minus {next(iter(result.estimates))}:\n{quality_table(result.differences)}\n")
+            written = out.with_suffix(".json"), *pictures(out, job, result)
+            print(f"wrote {out}, {', '.join(path.name for path in written)}")
+    if result.refused:
+        raise ValueError("not computed: " + "; ".join(f"{what} ({reason})" for what, reason in result.refused.items()))
 
 
 def pictures(out: Path, job: QualityJob, result: Quality) -> list[Path]:
     """Writes the pictures beside the result file."""
     written = [out.with_suffix(".png")]
-    measures(result.estimates).savefig(written[0])
-    if (figure := histograms(result.estimates, result.memorisation)) is not None:
-        written.append(out.with_name(f"{out.stem}-histograms.png"))
-        figure.savefig(written[-1])
+    measures(result.estimates, result.differences).savefig(written[0])
+    more = {
+        "precision-recall": fidelity_and_diversity(result.estimates),
+        "histograms": histograms(result.estimates, result.memorisation),
+    }
+    for name, figure in more.items():
+        if figure is not None:
+            written.append(out.with_name(f"{out.stem}-{name}.png"))
+            figure.savefig(written[-1])
     for number, files in enumerate(job.samples):
         if (found := result.memorisation.get(files.items.name)) is None or job.training is None:
             continue

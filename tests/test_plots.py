@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -284,6 +285,59 @@ def test_histograms_of_bits_per_dim() -> None:
     for container, name in zip(axes.containers, bits):
         area[name] = sum(bar.get_height() * bar.get_width() for bar in container)
     assert area == pytest.approx({"test": 1.0, "other": 1.0})
+
+
+def estimate(value: float, error: float, **known: float) -> sde.metrics.Estimate:
+    return sde.metrics.Estimate(value, value - 2 * error, value + 2 * error, error, **known)
+
+
+def test_measures_of_sets_have_a_panel_each_that_says_what_differs() -> None:
+    """Orange differs from the first set; a distance far above its errors has a logarithmic axis."""
+    found = {
+        "a": {"frechet": estimate(0.2, 0.5, plain=1.0, null=0.0), "precision": estimate(0.5, 0.1)},
+        "b": {"frechet": estimate(60.0, 1.0, plain=61.0, null=0.0), "precision": estimate(math.inf, 0.1)},
+    }
+    differences = {"b": {"frechet": estimate(59.8, 1.0, p_value=0.001)}}
+    frechet, precision = sde.plots.measures(found, differences).axes[:2]
+    assert [axes.get_xscale() for axes in (frechet, precision)] == ["symlog", "linear"]
+    assert [label.get_text() for label in frechet.get_yticklabels()] == ["a", "b"]
+    bars = [(bar.lines[0].get_xdata()[0], bar.lines[0].get_color()) for bar in frechet.containers]
+    assert bars == [(0.2, "C0"), (60.0, "C1")]
+    hollow = [line.get_xdata()[0] for line in frechet.lines if line.get_fillstyle() == "none"]
+    assert hollow == [1.0, 61.0]
+    assert len(precision.containers) == 1  # an infinite value has no place
+
+
+def test_precision_stands_over_recall_and_density_over_coverage() -> None:
+    names = ("precision", "recall", "density", "coverage")
+    found = {"a": {name: estimate(0.1 * i, 0.05) for i, name in enumerate(names, 1)}}
+    panels = sde.plots.fidelity_and_diversity(found).axes
+    points = [tuple(float(v[0]) for v in axes.containers[0].lines[0].get_data()) for axes in panels]
+    assert np.allclose(points, [(0.2, 0.1), (0.4, 0.3)])
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels] == [
+        ("recall", "precision"),
+        ("coverage", "density"),
+    ]
+    assert sde.plots.fidelity_and_diversity({"a": {"frechet": estimate(1, 1)}}) is None
+
+
+def test_histograms_are_of_measures_with_values_of_items() -> None:
+    values = torch.arange(10.0)
+    ratio = replace(estimate(4.5, 1.0), per_item=values)
+    memory = sde.metrics.Memorisation(ratio, estimate(0, 0), values, values, values + 5)
+    figure = sde.plots.histograms({"a": {"distance_ratio": ratio, "frechet": estimate(1, 1)}}, {"a": memory})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "held out"]
+    assert axes.get_xlim()[1] >= 14
+    assert sde.plots.histograms({"a": {"frechet": estimate(1, 1)}}) is None
+
+
+def test_samples_stand_above_their_nearest_items() -> None:
+    x = torch.tensor([0, 16, 8]).byte().reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    image = sde.plots.neighbours(x, x.flip(0), 17)
+    rows, columns = ([int((i + 0.5) / n * side) for i in range(n)] for n, side in ((2, image.height), (3, image.width)))
+    centres = np.asarray(image)[rows][:, columns]
+    assert centres.tolist() == [[0, 255, 128], [128, 255, 0]]
 
 
 def test_plots_leave_pyplot_alone() -> None:

@@ -4,7 +4,7 @@ The HDF5 file has a row for every set and measure, with a column for each number
 `samples`, `measure`, `value`, `standard_error`, `low`, `high`, `plain` (before correction), `null` (of equal
 distributions), `p_value`, `note`, and `difference_from`, the first set in the rows of differences. The groups
 `items NUMBER` have the values of single items, and the nearest training item of every sample. The attributes are the
-settings and facts. The JSON file beside it has the same rows.
+settings, the facts, and the reasons why measures were refused. The JSON file beside it has the same rows.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ class Quality:
         differences: those of every set but the first, minus those of the first.
         memorisation: the nearest training items of every set, where they were computed.
         facts: what else is stored: the numbers of items and the fingerprints.
+        refused: the reasons why measures could not be computed, by name of the set and measure.
     """
 
     estimates: Mapping[str, Estimates]
     differences: Mapping[str, Estimates]
     memorisation: Mapping[str, Memorisation] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Writes the HDF5 file and, beside it, the same as JSON."""
@@ -58,6 +60,7 @@ class Quality:
 
         def fill(file: h5py.File) -> None:
             file.attrs["settings"], file.attrs["facts"] = text, json.dumps(self.facts, sort_keys=True)
+            file.attrs["refused"] = json.dumps(self.refused, sort_keys=True)
             for column in rows[0]:
                 values = [row[column] for row in rows]
                 if column in NUMBERS:
@@ -77,7 +80,7 @@ class Quality:
         image = encode(fill)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(image))
-        tree = {"settings": settings, "facts": self.facts, "estimates": rows}
+        tree = {"settings": settings, "facts": self.facts, "estimates": rows, "refused": self.refused}
         finite = json.dumps(_finite(tree), indent=1, sort_keys=True, allow_nan=False)
         write_atomically(path.with_suffix(".json"), lambda file: file.write(finite.encode()))
 

@@ -89,7 +89,10 @@ class QualityJob:
         }
 
     def measure(self) -> Iterator[tuple[str, str, Quality]]:
-        """Computes the measures one after another; yields the set, the measure, and the result so far."""
+        """Computes the measures one after another; yields the set, the measure, and the result so far.
+
+        A measure that refuses its input is among the refused ones of the result, and takes no other with it.
+        """
         sets = [name for name in self.metrics if name in SET_MEASURES]
         known: dict[Path, Extracted] = {}
 
@@ -100,6 +103,7 @@ class QualityJob:
 
         estimates: dict[str, dict[str, Estimate]] = {files.items.name: {} for files in self.samples}
         nearest: dict[str, Memorisation] = {}
+        refused: dict[str, str] = {}
         for files in self.samples:
             name, found = files.items.name, estimates[files.items.name]
             if sets:
@@ -108,14 +112,19 @@ class QualityJob:
                 how = dict(self.settings)
                 comparison = Comparison(loaded(files), loaded(self.reference), both, training, held_out, **how)
             for measure in self.metrics:
-                if measure in SET_MEASURES:
-                    found |= SET_MEASURES[measure](comparison)
-                else:
-                    everything = torch.arange(len(files.items.index), device="cpu")
-                    pairs = Pairs(files.items.values(everything), self.truths[name], self.data_range, files.features)
-                    found[measure] = _over_repeats(ITEM_MEASURES[measure](pairs), files.items.index)
-                if measure == "memorisation":
-                    nearest[name] = comparison.memorisation
+                try:
+                    if measure in SET_MEASURES:
+                        found |= SET_MEASURES[measure](comparison)
+                    else:
+                        everything = torch.arange(len(files.items.index), device="cpu")
+                        pairs = Pairs(
+                            files.items.values(everything), self.truths[name], self.data_range, files.features
+                        )
+                        found[measure] = _over_repeats(ITEM_MEASURES[measure](pairs), files.items.index)
+                    if measure == "memorisation":
+                        nearest[name] = comparison.memorisation
+                except ValueError as error:
+                    refused[f"{name}: {measure}"] = str(error)
                 yield name, measure, Quality(estimates, {}, nearest)
             if files.directory != self.reference.directory:
                 known.pop(files.directory, None)
@@ -124,7 +133,7 @@ class QualityJob:
             name: {m: difference(estimates[first][m], e) for m, e in estimates[name].items() if m in estimates[first]}
             for name in others
         }
-        yield "", "", Quality(estimates, differences, nearest, self.facts)
+        yield "", "", Quality(estimates, differences, nearest, self.facts, refused)
 
 
 def _over_repeats(estimate: Estimate, index: Tensor) -> Estimate:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .estimate import Estimate, mean_estimate, proportion
-from .sets import check_pair, distance_rows, pooled_mean, slices
+from .sets import check_pair, distance_rows, pooled_mean, repeated, slices
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,9 @@ def memorisation(
         raise ValueError(f"memorisation: expected a threshold between 0 and 1, got {threshold}")
     check_pair("memorisation", samples, training)
     check_pair("memorisation (samples: the held-out data)", held_out, training)
-    distinct, inverse = training.unique(dim=0, return_inverse=True)
-    # The first position of each distinct item in the training set.
-    positions = torch.arange(len(training), device=training.device)
-    first = torch.full((len(distinct),), len(training), device=training.device)
-    first = first.scatter_reduce(0, inverse, positions, "amin")
-    offset = pooled_mean(samples, training)
-    ratios, nearest, distance = _ratios(samples, distinct, offset, chunk_size)
-    expected, _, _ = _ratios(held_out, distinct, offset, chunk_size)
+    again, offset = repeated(training), pooled_mean(samples, training)
+    ratios, nearest, distance = _ratios(samples, training, again, offset, chunk_size)
+    expected, _, _ = _ratios(held_out, training, again, offset, chunk_size)
     from scipy.stats import fisher_exact
 
     below, expected_below = (int((r < threshold).sum()) for r in (ratios, expected))
@@ -78,13 +73,14 @@ def memorisation(
         proportion(below, n), null=expected_below / m, p_value=float(fisher_exact(table, "greater").pvalue)
     )
     ratio = replace(mean_estimate(ratios), null=float(expected.mean()), p_value=_smaller_mean(ratios, expected))
-    return Memorisation(ratio, copies, first[nearest], distance, expected)
+    return Memorisation(ratio, copies, nearest, distance, expected)
 
 
-def _ratios(x: Tensor, training: Tensor, offset: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The distance ratios (n,), and the nearest items and their distances."""
-    rows = [distance_rows(x[part], training, offset).topk(2, largest=False) for part in slices(len(x), size)]
-    squares, order = torch.cat([r.values for r in rows]), torch.cat([r.indices for r in rows])
+def _ratios(x: Tensor, training: Tensor, again: Tensor, offset: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The distance ratios (n,), and the nearest items and their distances, without training items that come again."""
+    chunks = (distance_rows(x[part], training, offset) for part in slices(len(x), size))
+    found = [chunk.masked_fill_(again, torch.inf).topk(2, largest=False) for chunk in chunks]
+    squares, order = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
     distances = squares.sqrt()
     # Distinct training items closer than rounding tells apart: 0/0 is the ratio of a copy.
     ratios = (distances[:, 0] / distances[:, 1]).nan_to_num(nan=0.0)

@@ -23,10 +23,12 @@ __all__ = [
     "keyed_order",
     "permuted_labels",
     "pooled_mean",
+    "repeated",
     "slices",
     "squared_distances",
 ]
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -157,6 +159,29 @@ def pooled_mean(samples: Tensor, reference: Tensor) -> Tensor:
     total = sum(side[part].double().sum(0) for side in (samples, reference) for part in slices(len(side), 4096))
     assert isinstance(total, Tensor)
     return total / (len(samples) + len(reference))
+
+
+def repeated(x: Tensor) -> Tensor:
+    """Whether an item has the features of an earlier one, bool with shape (N,).
+
+    Items are sorted by a hash of their features, and those of one hash are compared. Of N different items two have one
+    hash by chance with probability N^2 / 2^65; then the next hash is tried.
+    """
+    positions, columns = (torch.arange(n, device=x.device) for n in x.shape)
+    for attempt in itertools.count():
+        keys = torch.cat([_hashes(x[part], columns, attempt) for part in slices(len(x), 1024)])
+        distinct, inverse = keys.unique(return_inverse=True)
+        first = torch.full_like(distinct, len(x)).scatter_reduce(0, inverse, positions, "amin")[inverse]
+        again = first < positions
+        if all(torch.equal(x[part], x[first[part]]) for part in positions[again].split(1024)):
+            break
+    return again
+
+
+def _hashes(x: Tensor, columns: Tensor, seed: int) -> Tensor:
+    """The sums of the hashes of (number, column) for the rows of (n, D), int64; -0 counts as 0."""
+    numbers = (x.double() + 0.0).view(torch.int64)
+    return Noise(seed).bits(Stream.GROUP, numbers, columns, 1).sum((1, 2))
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ __all__ = [
     "bits_histogram",
     "density",
     "diagnostics",
+    "fidelity_and_diversity",
     "image_grid",
     "histograms",
     "losses",
@@ -26,6 +27,6 @@ __all__ = [
 
 from .likelihoods import bits_histogram, diagnostics, save_diagnostics, save_likelihoods, typicality
 from .losses import losses, save_losses
-from .quality import histograms, measures, neighbours, save_neighbours
+from .quality import fidelity_and_diversity, histograms, measures, neighbours, save_neighbours
 from .restorations import save_restorations
 from .samples import density, image_grid, samples, save_samples, trajectory

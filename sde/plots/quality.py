@@ -2,7 +2,7 @@ r"""Plots of sample quality: measures with their intervals, values of single ite
 
 from __future__ import annotations
 
-__all__ = ["histograms", "measures", "neighbours", "save_neighbours"]
+__all__ = ["fidelity_and_diversity", "histograms", "measures", "neighbours", "save_neighbours"]
 
 import math
 import os
@@ -18,39 +18,80 @@ from .figures import subplots
 from .samples import image_grid, samples
 
 
-def measures(estimates: Mapping[str, Mapping[str, Estimate]]) -> Any:
-    """Plot of the measures of sets of samples, a panel each, with 95 % intervals.
+def measures(
+    estimates: Mapping[str, Mapping[str, Estimate]], differences: Mapping[str, Mapping[str, Estimate]] | None = None
+) -> Any:
+    """Plot of the measures of sets of samples, a panel each, with a line for each set and its 95 % interval.
 
     A dashed line is the value of equal distributions, where it is known; a hollow point the value before correction.
+    Distances that are far larger than their errors have an axis that is logarithmic above these.
 
     Args:
         estimates: the measures, by name of the set and of the measure.
+        differences: those from the first set; a set with p < 0.01 is orange.
 
     Returns:
         The matplotlib figure.
     """
     names = list(dict.fromkeys(measure for found in estimates.values() for measure in found))
-    columns = min(4, len(names))
-    rows = math.ceil(len(names) / columns)
-    wide = max(2.2, 0.3 * len(estimates) + 1.2)
-    figure, grid = subplots((wide * columns, 2.6 * rows + 0.4), nrows=rows, ncols=columns, squeeze=False)
+    columns = min(3, len(names))
+    rows, left = math.ceil(len(names) / columns), 0.07 * max(len(name) for name in estimates)
+    size = 2.3 * columns + left, (0.19 * len(estimates) + 0.9) * rows
+    figure, grid = subplots(size, nrows=rows, ncols=columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for axes, name in zip(grid.flat, names):
-        for place, found in enumerate(estimates.values()):
-            if (e := found.get(name)) is None or not math.isfinite(e.value):
-                continue
-            ends = [[max(0.0, e.value - e.low)], [max(0.0, e.high - e.value)]]
-            ends = [[end[0] if math.isfinite(end[0]) else 0.0] for end in ends]
-            axes.errorbar([place], [e.value], yerr=ends, fmt="o", markersize=4, capsize=3, color=f"C{place % 10}")
+        known = {
+            i: e for i, found in enumerate(estimates.values()) if (e := found.get(name)) and math.isfinite(e.value)
+        }
+        for place, e in known.items():
+            d = (differences or {}).get(list(estimates)[place], {}).get(name)
+            colour = "C1" if d is not None and d.p_value is not None and d.p_value < 0.01 else "C0"
+            ends = [[max(0.0, end) if math.isfinite(end) else 0.0] for end in (e.value - e.low, e.high - e.value)]
+            axes.errorbar([e.value], [place], xerr=ends, fmt="o", markersize=4, capsize=2, color=colour)
             if e.plain is not None:
-                axes.plot([place], [e.plain], "o", markersize=4, fillstyle="none", color=f"C{place % 10}")
+                axes.plot([e.plain], [place], "o", markersize=4, fillstyle="none", color=colour)
             if e.null is not None:
-                axes.plot([place - 0.4, place + 0.4], [e.null] * 2, "--", linewidth=0.8, color="0.4")
-        axes.set_title(name, fontsize=9)
-        axes.set_xticks(range(len(estimates)), list(estimates), rotation=60, ha="right", fontsize=7)
-        axes.set_xlim(-0.6, len(estimates) - 0.4)
-        axes.tick_params(axis="y", labelsize=7)
+                axes.plot([e.null] * 2, [place - 0.5, place + 0.5], "--", linewidth=0.8, color="0.4")
+        errors = [e.high - e.low for e in known.values() if e.null == 0.0 and 0.0 < e.high - e.low < math.inf]
+        if errors and max(e.value for e in known.values()) > 5.0 * max(errors):
+            axes.set_xscale("symlog", linthresh=max(errors))
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set_yticks(range(len(estimates)), list(estimates), fontsize=7)
+        axes.set_ylim(len(estimates) - 0.4, -0.6)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.grid(axis="x", linewidth=0.3)
+    return figure
+
+
+def fidelity_and_diversity(estimates: Mapping[str, Mapping[str, Estimate]]) -> Any:
+    """Plot of precision over recall and of density over coverage, a point with 95 % intervals for each set of samples.
+
+    Dashed lines are the values of equal distributions, where they are known.
+
+    Args:
+        estimates: as in :func:`measures`.
+
+    Returns:
+        The matplotlib figure, None if no set has these measures.
+    """
+    shown = {key: found for key, found in estimates.items() if "precision" in found}
+    if not shown:
+        return None
+    figure, panels = subplots((7.6, 3.4), ncols=2)
+    for axes, (below, beside) in zip(panels, (("recall", "precision"), ("coverage", "density"))):
+        for number, (key, found) in enumerate(shown.items()):
+            x, y = found[below], found[beside]
+            x_error, y_error = ([[max(0.0, e.value - e.low)], [max(0.0, e.high - e.value)]] for e in (x, y))
+            style: dict[str, Any] = {"color": f"C{number % 10}", "fmt": "os^Dv"[number // 10 % 5], "markersize": 4}
+            axes.errorbar([x.value], [y.value], yerr=y_error, xerr=x_error, linewidth=0.8, label=key, **style)
+            for line, null in ((axes.axvline, x.null), (axes.axhline, y.null)):
+                if null is not None:
+                    line(null, linestyle="--", linewidth=0.6, color="0.4")
+        axes.set_xlabel(below, fontsize=8)
+        axes.set_ylabel(beside, fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=6, loc="outside right upper")
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,16 +225,27 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_extracted(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n": 1}, "at least 3 items, the samples has 1"),
+        ({"n": 1}, r"at least \d+ items, the samples has 1"),
         ({"n": 8, "metrics": ["precision_recall"]}, "at least 12 items, the samples has 8"),
         ({"samples": "constant.npz"}, "all 20 items of the samples have the same features"),
         ({"metrics": ["inception_score"]}, "without class logits"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(folder: Path, change: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_measured_is_refused_with_the_reason(folder: Path, change: dict[str, Any], words: str) -> None:
     np.savez("constant.npz", x=np.ones((20, 3)))
-    with pytest.raises(ValueError, match=words):
-        result(quality_job({**CONFIG, **change}))
+    reasons = result(quality_job({**CONFIG, **change})).refused
+    assert all(re.search(words, reason) for reason in reasons.values())
+    assert list(reasons) == [
+        f"{Path(change.get('samples', 'a')).stem}: {m}" for m in change.get("metrics", CONFIG["metrics"])
+    ]
+
+
+def test_a_measure_that_is_refused_takes_no_other_with_it(folder: Path) -> None:
+    quality = result(quality_job({**CONFIG, "samples": ["a.npz", "c.npz"], "metrics": ["inception_score", "frechet"]}))
+    assert [list(table) for table in (*quality.estimates.values(), *quality.differences.values())] == [["frechet"]] * 3
+    assert list(quality.refused) == ["a: inception_score", "c: inception_score"]
+    quality.write(folder / "a.h5", {})
+    assert json.loads((folder / "a.json").read_text())["refused"] == quality.refused
 
 
 def test_files_of_samples_say_their_levels_and_indices(folder: Path) -> None:

@@ -14,7 +14,7 @@ from support.sets import Nearest, normals
 from torch import Tensor
 
 from sde import metrics
-from sde.metrics import Estimate
+from sde.metrics import Estimate, sets
 from sde.metrics.estimate import (
     difference,
     halves,
@@ -228,3 +228,18 @@ def test_distances_of_copies_are_zero() -> None:
     assert squares[:3, :3].diag().tolist() == [0.0] * 3
     expected = (x[:, None] - (x[:3] + 1e-3)).square().sum(-1)
     assert torch.allclose(squares[:, 3:], expected, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("collisions", [0, 2])
+def test_items_that_come_again_are_found(collisions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By comparison with all earlier ones, -0 among them; also if the first hashes cannot tell items apart."""
+    hashes = sets._hashes
+    monkeypatch.setattr(sets, "_hashes", lambda x, c, seed: hashes(x, c, seed) % (2 if seed < collisions else 2**40))
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randint(-1, 2, (70, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+        x[::2] *= -1
+        x[60:] = normals(10, 3).to(dtype)
+        x[65] = x[61]
+        expected = [any(torch.equal(x[i], x[j]) for j in range(i)) for i in range(70)]
+        assert sets.repeated(x).tolist() == expected
+        assert 30 < sum(expected) < 60

@@ -51,7 +51,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
         "abc 1.5 null 0",
         {
             "bounds": "repeats batch_size draws data_draws chain_draws world",
-            "compare": "n draws repeats directions problems",
+            "compare": "n draws repeats directions problems pilot",
             "demo": "components",
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
@@ -86,7 +86,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "evaluate": "n levels",
             "likelihood": "n pilot",
             "restore": "n",
-            "sample": "pilot",
+            "sample": "pilot design",
             "train": "keep score_every sample_every evaluate_every",
         },
     ),
@@ -112,11 +112,14 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "atol",
             "evaluate": "data_range",
             "likelihood": "atol error error_per_image",
+            "compare": "seconds",
+            "sample": "seconds",
         },
     ),
     (
         "no null",
         {
+            "compare": "design",
             "convert": "overwrite",
             "dequantise": "overwrite",
             "diagnose": "overwrite",

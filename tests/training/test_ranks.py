@@ -258,6 +258,38 @@ def test_ranks_that_are_started_again_meet_each_other_and_not_those_before() -> 
     assert [on_ranks(2, met_again, store.port, restart) for restart in (0, 1)] == [[2.0, 2.0]] * 2
 
 
+def conditional(ranks: Ranks | None) -> tuple[list[float], Any]:
+    """The losses and the weights of a training with three conditions, each of which is left out for half of the rows;
+    one of the vectors is not known in part."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
+    sizes = sde.networks.Conditions(embedding=2, tokens=3)
+    network = sde.networks.MLP(2, width=8, depth=1, classes=3, conditions=sizes)
+    denoiser = sde.NetworkDenoiser(network, sde.VP())
+    embedding, tokens = torch.randn(20, 2, generator=g), torch.randn(20, 4, 3, generator=g)
+    embedding[3, 1] = torch.nan
+    data = sde.data.Split(
+        torch.randn(20, 2, generator=g), torch.arange(20) % 3, {"embedding": embedding, "tokens": tokens}
+    )
+    run = Training(
+        denoiser,
+        sde.Batches(data, 8, seed=2),
+        optimizer=torch.optim.SGD(denoiser.parameters(), lr=0.1),
+        conditions={"label": 0.5, "embedding": 0.5, "tokens": 0.5},
+        accumulate=2,
+        ranks=ranks,
+    )
+    return [report.loss for report in run.run(6)], saved(run.state())["weights"]
+
+
+def test_conditions_are_left_out_on_two_ranks_as_on_one() -> None:
+    losses, weights = conditional(None)
+    for found, same in on_ranks(2, conditional, DDP()):
+        np.testing.assert_allclose(found, losses, atol=1e-5)
+        assert_close(same, weights)
+    assert weights["network.context.table.weight"][3].abs().max() > 0.0
+
+
 def refused(what: str) -> str:
     rank = dist.get_rank()
     torch.manual_seed(rank)
