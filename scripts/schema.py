@@ -164,6 +164,7 @@ class Restore(DataJob):
     repeats: Count
     batch_size: Count
     pilot: Count
+    polish: Whole
     rank: Whole
     world: Count
     out: File | None

@@ -195,14 +195,11 @@ def compare_posteriors(
             problem = posterior_problem((8, 16)[place % 2], noise, seed + place)
             g = Noise(seed).generator(Stream.PRIOR, index)
             truth, floor = (problem.posterior.sample(draws, generator=g) for _ in range(2))
+            none = torch.zeros(1, dtype=torch.int64, device=floor.device)  # exact draws cost no call
             for repeat, way in enumerate([None, *ways.values()]):
                 if index in done[repeat]:
                     continue
-                r = (
-                    Samples(floor, *(torch.zeros(1, dtype=torch.int64),) * 2)
-                    if way is None
-                    else _drawn(problem, way, draws, seed)
-                )
+                r = Samples(floor, none, none) if way is None else _drawn(problem, way, draws, seed)
                 residual = (problem.y - r.x @ problem.A.mT) / noise
                 row = {"noise": noise, "error": _error(r.x, truth), "misfit": float(residual.square().mean().sqrt())}
                 row |= {"calls": int(r.nfe.max()), "vjps": int(r.vjps.max()), "index": index, "repeat": repeat}

@@ -95,7 +95,7 @@ class FullUpdate(Update):
         # Without noise the solution is that of a noise that rounding allows.
         var = torch.maximum(noise.square(), 1e-12 * self.C.diagonal(dim1=1, dim2=2).mean(1))[:, None, None]
         L = torch.linalg.cholesky(self.C)
-        W = torch.eye(gram.shape[1]).to(gram) + L.mT @ gram @ L / var
+        W = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device) + L.mT @ gram @ L / var
         R = torch.linalg.cholesky(W)
         self.var, self.half_log_det = var[:, 0, 0], R.diagonal(dim1=1, dim2=2).log().sum(1)
         self.root = torch.linalg.solve_triangular(R, L.mT.expand_as(R), upper=False)  # root^T root is the covariance
@@ -116,7 +116,7 @@ class FullUpdate(Update):
         return -0.5 * (square + log_det)
 
     def kernel(self, z: Tensor, shift: Tensor, b: float, c: float) -> tuple[Tensor, Tensor]:
-        eye = b * torch.eye(z[0].numel()).to(self.C)
+        eye = b * torch.eye(z[0].numel(), dtype=self.C.dtype, device=self.C.device)
         free = torch.linalg.cholesky(eye + c**2 * self.C)
         given = torch.linalg.cholesky(eye + c**2 * (self.root.mT @ self.root))
         flat = z.flatten(1).double()

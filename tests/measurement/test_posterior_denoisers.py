@@ -122,18 +122,18 @@ def test_with_its_covariance_every_method_is_exact_for_a_gaussian(
     assert method.select(torch.tensor([1])).predict(Prediction.X0, x[1:2].float(), t).dtype == torch.float32
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("one_for_all", [True, False])
 def test_kernels_of_a_covariance_are_the_gaussians_that_they_say(
-    shared: bool, gaussian: Gaussian, generator: torch.Generator
+    one_for_all: bool, gaussian: Gaussian, generator: torch.Generator
 ) -> None:
     """The proposal's covariance from the images of unit normals, and the ratio of the two densities at its points."""
     process, t, b, c = VP(), at(0.4), 0.03, 0.7
     A2 = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=torch.float64)[:1]
-    operator = Matrix(A2 if shared else torch.stack([A2, 2.0 * A2]))
-    y = torch.full((1 if shared else 2, 1), 0.4, dtype=torch.float64)
+    operator = Matrix(A2 if one_for_all else torch.stack([A2, 2.0 * A2]))
+    y = torch.full((1 if one_for_all else 2, 1), 0.4, dtype=torch.float64)
     method = DiffPIR(gaussian.denoiser(process), Measurement(operator, y, NOISE), known(gaussian, process))
     n = 4
-    method = method if shared else method.select(torch.tensor([0, 0, 1, 1]))
+    method = method if one_for_all else method.select(torch.tensor([0, 0, 1, 1]))
     z = torch.cat([torch.eye(2), torch.eye(2)]).double()
     kernel = method.steer(torch.zeros(n, 2, dtype=torch.float64), t).kernel
     assert kernel is not None
@@ -142,7 +142,7 @@ def test_kernels_of_a_covariance_are_the_gaussians_that_they_say(
     eye = torch.eye(2, dtype=torch.float64)
     C = torch.linalg.inv(torch.linalg.inv(gaussian._covs()[0]) + process.log_snr(t).exp() * eye)
     for i in range(n):
-        a = A2 if shared or i < 2 else 2.0 * A2
+        a = A2 if one_for_all or i < 2 else 2.0 * A2
         V = C - C @ a.T @ torch.linalg.inv(a @ C @ a.T + NOISE**2) @ a @ C
         root = e[i // 2 * 2 : i // 2 * 2 + 2]
         torch.testing.assert_close(root.T @ root, b * eye + c**2 * V, rtol=1e-9, atol=1e-9)

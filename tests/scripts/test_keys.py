@@ -73,7 +73,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "bounds": "rank",
             "evaluate": "permutations rank",
             "likelihood": "budget rank",
-            "restore": "rank shown",
+            "restore": "rank shown polish",
             "train": "warmup workers unreadable preview.n max_skipped levels",
         }
         | dict.fromkeys(("edit", "sample", "translate"), "first"),
@@ -125,7 +125,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "overwrite",
             "evaluate": "overwrite",
             "feature_classifier": "overwrite",
-            "likelihood": "dry_run",
+            "likelihood": "dry_run guided",
             "sample": "denoise overwrite",
             "edit": "denoise overwrite",
             "translate": "denoise overwrite",
