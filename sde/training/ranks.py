@@ -80,7 +80,7 @@ def _of_this_start(store: dist.Store) -> dist.Store:
     """
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store
-    return dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def total(values: Tensor) -> Tensor:

@@ -84,19 +84,18 @@ def saved(training: Training) -> dict[str, Any]:
     return state
 
 
-@pytest.mark.parametrize("conditional", [False, True])
-def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(digits: sde.data.DataSet, conditional: bool) -> None:
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(digits: sde.data.DataSet) -> None:
     torch.manual_seed(0)
-    undisturbed = unet_training(digits, conditional=conditional)
+    undisturbed = unet_training(digits, conditional=True)
     states, reports = [saved(undisturbed)], []
     for report in train(undisturbed, STEPS):
         reports.append(report)
         states.append(saved(undisturbed))
     assert len({r.loss for r in reports}) == STEPS
 
-    for stop in (1, 2, 3, 5) if not conditional else (2,):
+    for stop in (1, 3, 5):
         torch.manual_seed(99)  # the fresh process has other weights and another state of the global generator
-        resumed = unet_training(digits, conditional=conditional)
+        resumed = unet_training(digits, conditional=True)
         resumed.restore(states[stop])
         assert list(train(resumed, STEPS)) == reports[stop:]
         assert_same_bits(resumed.state(), states[STEPS])

@@ -197,12 +197,12 @@ def matrices(ranks: Ranks | None) -> list[Tensor]:
 
 
 def convolutions(ranks: Ranks | None) -> list[Tensor]:
-    """The weights after two steps on images with the channels last."""
+    """The weights after two steps on images with the channels last, whose activations are computed twice."""
     torch.manual_seed(0)
     network = sde.networks.UNet(2, width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0)
     denoiser, images = sde.NetworkDenoiser(network, sde.VP()), torch.randn(8, 2, 4, 4)
     optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.1)
-    how: dict[str, Any] = {"execution": Execution(channels_last=True), "ranks": ranks}
+    how: dict[str, Any] = {"execution": Execution(channels_last=True, checkpointing=True), "ranks": ranks}
     run = Training(denoiser, sde.Batches(images, 4), optimizer=optimizer, **how)
     formats: list[bool] = []
     inner = next(module for module in network.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 8)
@@ -223,7 +223,7 @@ def masks() -> list[Any]:
     return found
 
 
-def test_sharded_ranks_take_the_whole_step_of_muon_and_images_with_the_channels_last() -> None:
+def test_sharded_ranks_take_the_step_of_muon_and_of_other_ways_to_compute_it() -> None:
     (first, second), expected = on_ranks(2, sharded), (matrices(None), convolutions(None))
     assert all(map(torch.equal, first[0], expected[0]))
     assert len(first[0]) == len(expected[0]) == 12
