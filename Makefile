@@ -39,6 +39,9 @@ demo: .venv/.base
 	$(BIN)/python scripts/likelihood.py ckpt=$(RUN)
 	@$(BIN)/python scripts/demo.py run_dir=$(RUN)
 
+# Test files are compiled once, not once for each worker of each run.
+unexport PYTHONDONTWRITEBYTECODE
+
 test: .venv/.test
 	$(BIN)/python -m pytest -n auto
 

@@ -1,4 +1,5 @@
-"""The cost of a training step: `python benchmarks/training.py [toy|step|memory|device]`, all by default.
+"""The cost of a training step: `python benchmarks/training.py [toy|step|memory|device]`, all by default; and what
+importance-sampled times save: `python benchmarks/training.py times RUN_DIR`.
 
 toy: 2-D training at batch 1024 with an MLP of 128 x 4, against a bare loop of the same operations.
 step: a step of DDPM++ (width 64, 32 x 32, batch 32, float32), everything included, as a multiple of the forward pass
@@ -6,6 +7,8 @@ step: a step of DDPM++ (width 64, 32 x 32, batch 32, float32), everything includ
 memory: the peak memory of that step with and without activation checkpointing, each in a process of its own.
 device: DDPM++ as for CIFAR-10 (width 128, batch 128; on a CPU width 32, batch 8) in float32, TF32 and bfloat16, eager
     and compiled, with the fraction of the measured rate of matrix products.
+times: the variance of the likelihood's loss of a digits model, with uniform times as a multiple of that with
+    importance-sampled ones.
 
 Times are medians over interleaved repeats, so that other work on the machine affects both sides of a ratio; on a CPU
 with one thread.
@@ -27,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sde
 from sde.networks import InResidual, UNet
+from sde.objective import DenoisingScoreMatching, Likelihood, UniformLogSNR
 from sde.runtime import keep_memory
 from sde.training import Execution
 
@@ -140,10 +144,28 @@ def memory() -> None:
         )
 
 
+@torch.no_grad()
+def times(folder: str, repeats: int = 16) -> None:
+    """Both from importance-sampled draws of the test set: uniform ones meet the largest terms too seldom."""
+    model, x = sde.load(folder), sde.data.digits().test.values
+    objective, factors = DenoisingScoreMatching(Likelihood(), UniformLogSNR()), []
+    for repeat in range(repeats):
+        g = torch.Generator().manual_seed(repeat)
+        x0 = model.scaling.to_model(x, torch.rand(x.shape, generator=g, dtype=torch.float64))
+        u = (torch.randperm(len(x), generator=g) + torch.rand(len(x), generator=g)) / len(x)
+        _, ratio, error = objective.weighted_error(model.denoiser, x0, u, torch.randn(x0.shape, generator=g))
+        ratio, error = ratio.double(), error.double()  # the ratio of the densities of times
+        uniform = (ratio * error.square()).mean() - (ratio * error).mean().square()
+        factors.append(float(uniform / (ratio * error).var(correction=0)))
+    mean, error = statistics.mean(factors), statistics.stdev(factors) / repeats**0.5
+    print(f"{model.denoiser.process}: the variance of the likelihood's loss over samples, times and noise is")
+    print(f"  {mean:.0f} +- {error:.0f} times as large with uniform times, {repeats} x {len(x)} draws")
+
+
 def device() -> None:
     gpu = torch.cuda.is_available()
     place = torch.device("cuda" if gpu else "cpu")
-    width, size, multipliers = (128, 128, (1, 2, 2, 2)) if gpu else (32, 8, (1, 2))
+    width, size, multipliers, side = (128, 128, (1, 2, 2, 2), 8192) if gpu else (32, 8, (1, 2), 1024)
     name = torch.cuda.get_device_name() if gpu else "CPU, one thread"
     print(f"DDPM++ of width {width}, batch {size}, on {name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     with FlopCounterMode(display=False) as counter:
@@ -152,28 +174,25 @@ def device() -> None:
     for precision in ("float32", "TF32", "bf16") if gpu else ("float32", "bf16"):
         torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "TF32" else "ieee"
         torch.backends.cudnn.conv.fp32_precision = "tf32" if precision == "TF32" else "ieee"
-        rate = _rate(place, torch.bfloat16 if precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        a, b = torch.randn(2, side, side, device=place).to(dtype)
         for backend in (None, "inductor"):
             execution = Execution("bf16" if precision == "bf16" else None, backend, channels_last=gpu)
             training = training_of(ddpmpp(width, multipliers=multipliers), size, place, execution=execution)
-            (taken,) = medians(training.advance, repeats=10 if gpu else 3, device=place)
+            taken, product = medians(training.advance, lambda: a @ b, repeats=10 if gpu else 5, device=place)  # noqa: B023
+            rate = 2.0 * side**3 / product
             print(
                 f"  {precision}, {'compiled' if backend else 'eager'}: {1e3 * taken:.0f} ms a step, "
-                f"{100 * work / taken / rate:.0f} % of the rate of matrix products, {rate / 1e12:.2f} TFLOP/s"
+                f"{100 * work / taken / rate:.0f} % of the rate of matrix products, {rate / 1e12:.3f} TFLOP/s"
             )
-
-
-def _rate(place: torch.device, dtype: torch.dtype) -> float:
-    """The floating-point operations a second of a product of large matrices."""
-    n = 8192 if place.type == "cuda" else 1024
-    a, b = torch.randn(2, n, n, device=place, dtype=dtype)
-    (taken,) = medians(lambda: a @ b, repeats=10, device=place)
-    return 2.0 * n**3 / taken
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     keep_memory()
     known = {"toy": toy, "step": step, "memory": memory, "device": device}
-    for name in sys.argv[1:] or known:
-        known[name]()
+    if sys.argv[1:2] == ["times"]:
+        times(sys.argv[2])
+    else:
+        for name in sys.argv[1:] or known:
+            known[name]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from command import command, show, swept
 
 from sde.evaluation import Augmentation, JobSetup
 from sde.evaluation.outputs import relevant
-from sde.instantiate import build
 from sde.plots import save_samples
-from sde.runtime import choose_device
 from sde.storage.store import read
 
 # The keys on which the rows of the file do not depend.
@@ -24,9 +21,6 @@ FREE = ("ckpt", "out", "device", "trust", "per_class", "batch_size")
 def main(config: dict[str, Any]) -> None:
     setup = JobSetup.load(config)
     model, solver = setup.model, setup.build("solver")
-    if config.get("guidance"):
-        guided = build(config["guidance"], trust=config["trust"], inner=model.denoiser)
-        model = replace(model, denoiser=guided.to(choose_device(config["device"])))
     training = setup.split("train")
     kind = "new" if config["strength"] is None else f"strength{config['strength']}"
     name = f"{setup.path.stem}-{kind}-seed{config['seed']}{swept(*FREE, 'strength', 'seed')}.h5"

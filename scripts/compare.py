@@ -13,12 +13,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from sde.comparison import (
+    DesignPilot,
     Settings,
     Table,
     compare,
     compare_posteriors,
     open_problem,
     plan,
+    plan_designs,
     posterior_report,
     posterior_ways,
     write_report,
@@ -75,8 +77,13 @@ def main(config: dict[str, Any]) -> None:
     axes["grids"] = {grid: leaf("grid", grid) for grid in as_list(config["grids"])}
     trees = {solver: leaf("solver", solver) for solver in as_list(config["solvers"])}
     experiments = [e for name, tree in trees.items() for e in plan(name, tree, problem.process, **axes, trust=trust)]
+    if config["design"]:
+        pilot = DesignPilot(config["pilot"], config["seconds"], config["seed"])
+        experiments += plan_designs(axes["calls"], pilot)
     if not experiments:
-        raise ValueError("expected something to compare: set solvers=[...], and calls=[...] or tolerances=[...]")
+        raise ValueError(
+            "expected something to compare: set solvers=[...] or design=true, and calls=[...] or tolerances=[...]"
+        )
     identity |= {key: config[key] for key in keys}
     with Table.open(config["out"], name, identity) as table:
         rows = []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from command import command, conditions, draw, track, variant
+from hydra.core.hydra_config import HydraConfig
 from sheet import Sheet
 
 import sde
+from sde.evaluation.job_setup import guided_by
 from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 from sde.instantiate import build
 from sde.runtime import choose_device
@@ -20,22 +22,34 @@ from sde.storage.files import sha256
 TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "batch_size")
 
 
+def from_pilot(model: sde.Model, solver: Any, config: dict[str, Any], directory: Path, **how: Any) -> Any:
+    """The solver that a pilot run designs or whose grid it tunes, or that an earlier command saved."""
+    how["seconds"] = config["seconds"]
+    if not config["design"]:
+        return model.tuned(solver, directory, pilot=config["pilot"], **how)
+    if any(key.startswith("solver") for key in HydraConfig.get().overrides.task):
+        raise ValueError(f"design={config['design']} takes the place of a solver: leave out solver=")
+    pilot = config["pilot"] or 256
+    # The conditions that the samples will have, in turn.
+    solver = model.designed(config["design"], directory, condition=conditions(model, config, pilot), pilot=pilot, **how)
+    print(solver)
+    return solver
+
+
 @command("sample")
 def main(config: dict[str, Any]) -> None:
     path, n, first = resolve(config["ckpt"]), config["n"], config["first"]
     solver = build(config["solver"], trust=config["trust"])
     device = choose_device(config["device"])
     model = sde.load(path, ema=config["ema"], device=device, trust=config["trust"])
-    if config.get("guidance"):
-        guided = build(config["guidance"], trust=config["trust"], inner=model.denoiser)
-        model = replace(model, denoiser=guided.to(device))
-    if config["pilot"]:
-        with track("pilot run") as progress:
-            solver = model.tuned(solver, run_directory(path), pilot=config["pilot"], progress=progress)
+    model = guided_by(config.get("guidance"), model, trust=config["trust"])
     condition = conditions(model, config, n, first)
+    if config["design"] or config["pilot"]:
+        with track("pilot run") as progress:
+            solver = from_pilot(model, solver, config, run_directory(path), progress=progress)
     name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD)}.png"
-    tuned = {"tuned": repr(solver)} if config["pilot"] else {}
-    settings = relevant(config, "batch_size", "pilot", checkpoint_sha256=sha256(path), **tuned)
+    tuned = {"tuned": repr(solver)} if config["pilot"] or config["design"] else {}
+    settings = relevant(config, "batch_size", "pilot", "design", "seconds", checkpoint_sha256=sha256(path), **tuned)
     sheet = Sheet(config, run_directory(path) / "samples" / name, settings)
     x = draw(
         model,

@@ -5,19 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from keys import (
-    Count,
-    Device,
-    Directory,
-    File,
-    Fraction,
-    Keys,
-    Picture,
-    Positive,
-    Results,
-    Seed,
-    Whole,
-)
+from keys import Count, Device, Directory, File, Fraction, Keys, Picture, Positive, Results, Seed, Whole
+from schema_classifiers import FeatureClassifier, NoiseAware
 
 from sde.data import Augmentation, DataSet
 from sde.data.captions import Encoder
@@ -97,9 +86,11 @@ class Likelihood(Batched):
     error: Positive | None
     error_per_image: Positive | None
     budget: Whole
+    guided: bool
     dry_run: bool
     ood: str | DataSet | None
     ood_array: str
+    guidance: Guidance | None = None
 
 
 class Bounds(Batched):
@@ -154,6 +145,8 @@ class Sample(Conditional):
     batch_size: Count
     denoise: bool
     pilot: Count | None
+    design: Count | None
+    seconds: Positive | None
     out: Picture | None
     overwrite: bool
     solver: Solver
@@ -171,6 +164,7 @@ class Restore(DataJob):
     repeats: Count
     batch_size: Count
     pilot: Count
+    polish: Whole
     rank: Whole
     world: Count
     out: File | None
@@ -230,6 +224,9 @@ class Compare(Job):
     grids: list[str] | str | None
     calls: list[Count] | Count | None
     tolerances: list[Positive] | Positive | None
+    design: bool
+    pilot: Annotated[int, Limit(">=", 4)]
+    seconds: Positive | None
     n: Annotated[int, Limit(">=", 2)]
     draws: Annotated[int, Limit(">=", 40)]
     seed: Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
@@ -279,22 +276,6 @@ class Evaluate(Keys):
     features: Features
     solver: Solver
     data: DataSet | None = None
-
-
-class FeatureClassifier(Keys):
-    """`feature_classifier.py`."""
-
-    trust: list[str]
-    steps: Count
-    batch_size: Count
-    lr: Positive
-    width: Annotated[int, Limit(">=", 8)]
-    features: Count
-    seed: Seed
-    device: Device
-    out: File | None
-    overwrite: bool
-    data: DataSet
 
 
 class Paired(Keys):
@@ -389,6 +370,7 @@ SCHEMAS: dict[str, type[Keys]] = {
     "evaluate": Evaluate,
     "feature_classifier": FeatureClassifier,
     "likelihood": Likelihood,
+    "noise_classifier": NoiseAware,
     "paired": Paired,
     "restore": Restore,
     "sample": Sample,

@@ -59,12 +59,15 @@ __all__ = [
     "Samples",
     "encode",
     "expand",
+    "polish",
     "sample",
     "tune_grid",
     "tune_particles",
     "tune_solver",
+    "tune_trace",
     "Exact",
     "ExactTrace",
+    "Controlled",
     "Hutchinson",
     "Orthogonal",
     "XTrace",
@@ -144,11 +147,11 @@ from .processes import (
     RectifiedFlow,
     SubVP,
 )
-from .sampling import Samples, encode, sample
+from .sampling import Samples, encode, polish, sample
 from .shapes import expand
-from .trace import Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
+from .trace import Controlled, Exact, ExactTrace, Hutchinson, Orthogonal, Trace, XTrace
 from .training import EMA, Batches, Training
-from .tuning import tune_grid, tune_particles, tune_solver
+from .tuning import tune_grid, tune_particles, tune_solver, tune_trace
 from .version import __version__
 
 # The paired comparison of likelihoods now stands above `likelihood`; its name in version 0.1.0 goes on working.

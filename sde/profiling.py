@@ -26,19 +26,21 @@ from .denoisers import Denoiser, Prediction, Wrapper
 
 @dataclass
 class Clock:
-    """The time spent in a denoiser.
+    """The time spent in a denoiser and the calls that it had.
 
     Attributes:
         seconds: the time since the caller last set it to 0.
+        calls: the network calls, each for one sample.
         busy: whether the denoiser is running.
     """
 
     seconds: float = 0.0
+    calls: int = 0
     busy: bool = False
 
 
 class Metered(Wrapper):
-    """A denoiser that measures the time spent in it.
+    """A denoiser that measures the time spent in it and counts its calls.
 
     Attributes:
         clock: the time; denoisers from `select` share the clock.
@@ -53,6 +55,8 @@ class Metered(Wrapper):
         result = self.inner.predict(what, x_t, t, **condition)
         self.clock.seconds += now(x_t.device) - start
         self.clock.busy = False
+        calls, _ = self.inner.cost(t)
+        self.clock.calls += int(calls.sum()) if isinstance(calls, Tensor) and calls.ndim else int(calls) * len(x_t)
         return result
 
 

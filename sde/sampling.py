@@ -2,7 +2,18 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 
 from __future__ import annotations
 
-__all__ = ["Samples", "default_solver", "encode", "evaluating", "recording", "sample", "state_like", "travelled"]
+__all__ = [
+    "Samples",
+    "coupling_times",
+    "default_solver",
+    "encode",
+    "evaluating",
+    "polish",
+    "recording",
+    "sample",
+    "state_like",
+    "travelled",
+]
 
 import contextlib
 import itertools
@@ -15,10 +26,12 @@ from torch import Tensor, nn
 
 from .denoisers import Conditioned, Denoiser, Prediction
 from .dynamics import Reverse
+from .grids import LogSNR
+from .measurement import Measurement, Unguided
 from .noise import Noise, NoiseSource, Stream, sample_index
 from .processes import SDE
-from .shapes import float64, recordable, working, working_dtype
-from .solvers import Arcsinh, Solver, UniPC
+from .shapes import as_tensor, expand, float64, recordable, working, working_dtype
+from .solvers import Ancestral, Arcsinh, Polish, Solver, UniPC
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Samples:
         log_evidence: for `solvers.Particles`, the logarithm of an unbiased estimate of the evidence, in nats, with
             shape (B,); that of p(y) where the weight is a likelihood.
         ess: for `solvers.Particles`, the smallest effective sample size of each system's run, with shape (B,).
+        acceptance: for `solvers.Polish`, the fraction of the Langevin steps that were accepted, with shape (B,).
     """
 
     x: Tensor
@@ -40,6 +54,7 @@ class Samples:
     vjps: Tensor
     log_evidence: Tensor | None = None
     ess: Tensor | None = None
+    acceptance: Tensor | None = None
 
 
 def default_solver() -> Solver:
@@ -161,6 +176,68 @@ def sample(
     return Samples(x.to(dtype), *conditioned.counts, **run.outcome(now))
 
 
+def polish(
+    denoiser: Denoiser,
+    measurement: Measurement,
+    x: Tensor,
+    *,
+    solver: Polish | None = None,
+    fraction: float = 0.9,
+    seed: int = 0,
+    index: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+) -> Samples:
+    r"""Draws from a posterior by any method, moved by a chain whose stationary distribution it is.
+
+    Each draw gets the noise s z, with s the `fraction` of :meth:`sde.Measurement.coupling`, by which it is near the
+    posterior of noisy data, and then the steps of :class:`sde.solvers.Polish`. It corrects draws within their modes.
+
+    Args:
+        denoiser: the denoiser of the prior.
+        measurement: the measurement of the batch.
+        x: the draws, in the model's range, with shape (B, \*).
+        solver: the solver; 50 Langevin steps and 8 ancestral ones by default.
+        fraction: in (0, 1).
+        seed: the seed of all noise. Take another one than that of the draws.
+        index: the indices of the draws, int64 with shape (B,).
+        condition: as in :func:`sample`.
+
+    Raises:
+        ValueError: if the operator or its noise do not allow it; the noise must be above what is left at `t_min`.
+    """
+    process, keys = denoiser.process, sample_index(x, index)
+    solver = Polish(Ancestral(8, grid=LogSNR())) if solver is None else solver
+    posterior, condition = Unguided(denoiser, measurement), condition or {}
+    times = coupling_times(process, measurement, fraction).expand(len(x))
+    x = working(x)
+    z = Noise(seed).normal(Stream.PERTURB, keys, torch.zeros_like(keys), x.shape[1:], x.dtype)
+    results: dict[str, Tensor] = {}
+    for t in times.unique():  # a run has one starting time
+        rows = (times == t).nonzero()[:, 0].to(x.device)
+        mean, std = process.marginal(x[rows], t)
+        part = {name: value[rows] if as_tensor(value).ndim else value for name, value in condition.items()}
+        how: dict[str, Any] = {"solver": solver, "seed": seed, "index": keys[rows], "condition": part, "denoise": True}
+        r = sample(posterior.select(rows), start=t.item(), x_start=mean + expand(std, mean) * z[rows], **how)
+        for name in ("x", "nfe", "vjps", "acceptance"):
+            value = getattr(r, name)
+            results.setdefault(name, value.new_empty(len(x), *value.shape[1:]))[rows] = value
+    return Samples(**results)
+
+
+def coupling_times(process: SDE, measurement: Measurement, fraction: float = 0.9) -> Tensor:
+    """The times from which :func:`polish` starts, float64 of shape (1,) or (B,), on the CPU; its errors are those."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"polish needs a fraction in (0, 1), got {fraction}")
+    spreads = fraction * measurement.coupling().cpu()
+    ends = process.log_snr(float64([process.t_max, process.t_min]))
+    if bool((-2.0 * spreads.log() >= ends[1]).any()):
+        raise ValueError(
+            f"polish: the measurement allows a noise of {spreads.min():.4g} in the data, and more is left at t_min: it "
+            "is too accurate to be polished"
+        )
+    return process.time((-2.0 * spreads.log()).clamp(min=ends[0]))
+
+
 def travelled(process: SDE, t: Tensor, start: float, stop: float) -> float:
     r"""The fraction of the way between two times in :math:`\arctan(\sigma_t / \alpha_t)`, the mean over t (B,)."""
     ends = float64([start, stop])
@@ -200,7 +277,7 @@ def encode(
     return latent
 
 
-def state_like(denoiser: Denoiser) -> Tensor:
+def state_like(denoiser: nn.Module) -> Tensor:
     """An empty tensor like the states of a denoiser: on the device and in the dtype, float32 at least, of its first
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))

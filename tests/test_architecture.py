@@ -138,7 +138,7 @@ def test_no_import_is_for_the_types_alone() -> None:
 
 
 # What the methods of `sde/solvers` may share; none imports another.
-_SHARED = {"base", "adaptive", "coordinates", "multistep", "systems", "tableaus"}
+_SHARED = {"base", "adaptive", "coordinates", "measured", "multistep", "systems", "tableaus"}
 
 
 def test_solver_methods_do_not_import_each_other() -> None:

@@ -15,7 +15,7 @@ from sde.data import Scaling
 from sde.exact import Gaussian
 from sde.measurement import DPS, Downsample, Grayscale, Identity, Linear, Mask, Matrix, NormalVariance, Operator, PiGDM
 from sde.processes import VP
-from sde.solvers import Particles
+from sde.solvers import Ancestral, Particles, Polish
 
 SHAPE = (3, 2, 2)
 
@@ -142,9 +142,12 @@ def test_the_pilot_run_is_made_once_and_kept(tmp_path) -> None:
     first = one.pilot(tmp_path, n=4)
     assert one.pilot(n=4) is first
     again = model(Scaling.identity()).pilot(tmp_path, n=4)
-    assert again == first
+    assert torch.equal(again.values, first.values)  # type: ignore[arg-type]
+    assert again.covariance(one.process, torch.tensor(0.3)).shape == (1, 12, 12)  # type: ignore[union-attr]
+    scalar = [model(Scaling.identity()).pilot(tmp_path / "scalar", n=4, covariance=False) for _ in range(2)]
+    assert scalar[0] == scalar[1]
     (file,) = (tmp_path / "grids").iterdir()
-    file.write_text("{}")
+    file.write_bytes(b"{}")
     with pytest.raises(ValueError, match="not a pilot run"):
         model(Scaling.identity()).pilot(tmp_path, n=4)
 
@@ -176,3 +179,18 @@ def test_what_is_no_measurement_is_refused_before_the_first_call(call, message: 
 
     with pytest.raises(ValueError, match=message):
         call(Model(Never(), Scaling.identity(), SHAPE))
+
+
+def test_a_polish_follows_any_method(generator: torch.Generator) -> None:
+    y = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
+    one, polishing = model(Scaling.identity()), Polish(Ancestral(2), steps=3)
+    for solver, draws in ((Particles(4, 4, draws=2), 2), (Particles(4, 4), 1)):
+        restore = partial(one.restore, y, Identity(), 0.3, variance=VARIANCE, solver=solver)
+        plain, moved = restore(), restore(polishing=polishing)
+        assert moved.x.shape == (2, draws, *SHAPE)
+        assert not torch.equal(moved.x, plain.x)
+        assert (moved.nfe - plain.nfe).tolist() == [[draws * (1 + 2 * 3 + 2 + 1)]] * 2
+        small = restore(polishing=polishing, batch_size=1)
+        torch.testing.assert_close(small.x, moved.x, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="too accurate"):
+        one.restore(y, Identity(), 1e-9, polishing=polishing)

@@ -2,6 +2,7 @@
 
 __all__ = [
     "Cell",
+    "DesignPilot",
     "Entry",
     "Estimate",
     "ExactProblem",
@@ -19,6 +20,7 @@ __all__ = [
     "markdown",
     "open_problem",
     "plan",
+    "plan_designs",
     "posterior_problem",
     "posterior_report",
     "posterior_ways",
@@ -29,7 +31,7 @@ __all__ = [
 ]
 
 from ..metrics import Estimate
-from .plan import Cell, Entry, Experiment, plan
+from .plan import Cell, DesignPilot, Entry, Experiment, plan, plan_designs
 from .plots import work_precision
 from .posteriors import (
     PosteriorProblem,

@@ -7,12 +7,12 @@ instead.
 
 from __future__ import annotations
 
-__all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "Entry", "Experiment", "plan"]
+__all__ = ["FAILED", "OK", "REFUSED", "TOO_SMALL", "Cell", "DesignPilot", "Entry", "Experiment", "plan", "plan_designs"]
 
 import bisect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,9 @@ from ..exact import Empirical
 from ..instantiate import build
 from ..processes import SDE
 from ..sampling import sample
+from ..shapes import check_count
 from ..solvers import Solver
+from ..tuning.tune_solver import SMALLEST
 
 # The status of an experiment.
 OK = "ok"
@@ -65,14 +67,34 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class DesignPilot:
+    """The pilot run of a designed solver (:func:`sde.tune_solver`).
+
+    Attributes:
+        samples: the number of its samples.
+        seconds: the time for all of it, or None.
+        seed: its seed.
+    """
+
+    samples: int = 256
+    seconds: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("a designed solver", "samples of its pilot", self.samples, SMALLEST)
+
+
+@dataclass(frozen=True)
 class Experiment(Entry):
     """An entry of the plan, with its solver.
 
     Attributes:
-        method: the solver; None if the experiment cannot run.
+        method: the solver; None if the experiment cannot run, or designs its solver first.
+        design: the pilot run that designs the solver, or None.
     """
 
     method: Solver | None = None
+    design: DesignPilot | None = None
 
 
 Cell = Experiment  # the name in version 0.1.0
@@ -130,6 +152,18 @@ def plan(
         raise ValueError(
             f"solver {name!r}: expected a config with steps, or with rtol and atol, got the keys {', '.join(tree)}"
         )
+
+
+def plan_designs(calls: Sequence[int], pilot: DesignPilot) -> Iterator[Experiment]:
+    """Yields an experiment for each budget, whose solver is designed when it runs: its pilot is part of its cost.
+
+    Args:
+        calls: the budgets in network calls.
+        pilot: the pilot run.
+    """
+    config = _to_json({"_target_": "sde.tune_solver", **asdict(pilot)})
+    for budget in calls:
+        yield Experiment("designed", calls=budget, steps=budget, config=config, design=pilot)
 
 
 def _with_budget(

@@ -19,7 +19,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,25 @@ from torch import Tensor
 
 from ..denoisers import Denoiser
 from ..exact import Mixture
-from ..grids import Karras
-from ..measurement import DPS, MMPS, DiffPIR, Matrix, Measurement, PiGDM, Variance
-from ..metrics import sliced_wasserstein
+from ..grids import Karras, LogSNR
+from ..measurement import DPS, MMPS, DiffPIR, Matrix, Measurement, PiGDM, Unguided, Variance
+from ..metrics import evidence_shift, sliced_wasserstein
 from ..noise import Noise, Stream
 from ..processes import VE, VP
-from ..sampling import sample
-from ..solvers import Ancestral, DPMSolverPP, Particles, Solver
+from ..sampling import Samples, polish, sample
+from ..solvers import Ancestral, Decoupled, DPMSolverPP, Euler, FixedStep, Particles, Replacement, Solver
 from ..storage.files import write_atomically
 from ..storage.store import Store, read
 from ..tuning import tune_particles
 
-COLUMNS = {"noise": np.float64, "error": np.float64, "calls": np.int64, "vjps": np.int64, "misfit": np.float64}
+COLUMNS = {
+    **dict.fromkeys(("noise", "error", "misfit", "evidence_error", "shift", "shift_null"), np.float64),
+    **dict.fromkeys(("calls", "vjps"), np.int64),
+}
+
+
+LOST = 3.0  # floors, above which a problem is taken to have lost a mode
+SIGN = 1.5  # times what chance moves, above which draws say so
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,13 @@ class Way:
         method: makes the guided denoiser; None for the exact denoiser of the posterior.
         solver: makes the solver from the pilot's variance.
         chain: run it along VP with linear betas, for which the method is made, rather than along VE.
+        polished: move the draws by :func:`sde.polish` afterwards.
     """
 
     method: Callable[[Denoiser, Measurement, Variance], Denoiser] | None
     solver: Callable[[Variance], Solver]
     chain: bool = False
+    polished: bool = False
 
 
 def _fixed(solver: Solver, variance: Variance) -> Solver:
@@ -114,21 +123,40 @@ def _fixed(solver: Solver, variance: Variance) -> Solver:
 
 
 def posterior_ways(particles: int = 16, steps: int = 50) -> dict[str, Way]:
-    """The methods of this library at the settings at which they are compared, by name."""
+    """The methods of this library at the settings at which they are compared, by name: those of about 100 to 250 calls
+    and products, and at the cost of the particles, 816; DPS of 2000 steps is where it is best."""
     karras = Karras()
-    two = partial(_fixed, DPMSolverPP(25, 2, grid=karras))
-    ancestral = partial(_fixed, Ancestral(100, grid=karras))
+
+    def chain(method: Any, solver: Solver, **keys: bool) -> Way:
+        return Way(lambda d, y, v: method(d, y), partial(_fixed, solver), **keys)
+
+    def ancestral(n: int) -> FixedStep:
+        return Ancestral(n, grid=karras)
+
+    many = partial(MMPS, iterations=8)
     gradient = partial(MMPS, covariance_gradient=True)
     ways = {
-        "exact conditional score": Way(None, two),
+        "exact conditional score": Way(None, partial(_fixed, DPMSolverPP(25, 2, grid=karras))),
         f"Particles({steps}, {particles})": Way(DiffPIR, lambda v: Particles(steps, particles, variance=v)),
-        "PiGDM": Way(lambda d, y, v: PiGDM(d, y), ancestral),
-        "MMPS, 8 iterations": Way(partial(MMPS, iterations=8), partial(_fixed, Ancestral(90, grid=karras))),
-        "MMPS, covariance gradient": Way(gradient, partial(_fixed, Ancestral(25, grid=karras))),
-        "DiffPIR": Way(lambda d, y, v: DiffPIR(d, y), ancestral),
+        f"Particles({steps}, {particles}), polished": Way(
+            DiffPIR, lambda v: Particles(steps, particles, variance=v), polished=True
+        ),
+        "PiGDM, 100 steps": chain(PiGDM, ancestral(100)),
+        "PiGDM, 400 steps": chain(PiGDM, ancestral(400)),
+        "MMPS, 8 iterations, 25 steps": chain(many, ancestral(25)),
+        "MMPS, 8 iterations, 80 steps": chain(many, ancestral(80)),
+        "MMPS, covariance gradient, 25 steps": chain(gradient, ancestral(25)),
+        "DiffPIR, 100 steps": chain(DiffPIR, ancestral(100)),
+        "DiffPIR, 800 steps": chain(DiffPIR, ancestral(800)),
+        "Replacement, 20 steps of 10": chain(Unguided, Replacement(ancestral(20), 10)),
+        "Replacement, 80 steps of 10": chain(Unguided, Replacement(ancestral(80), 10)),
+        "Decoupled, 200 steps": Way(Unguided, lambda v: Decoupled(200, variance=v)),
+        "Decoupled, 800 steps": Way(Unguided, lambda v: Decoupled(800, variance=v)),
+        "Decoupled, flows of 5 at 160 levels": chain(Unguided, Decoupled(160, inner=Euler(5, grid=LogSNR()))),
     }
-    for scale in (0.01, 0.1, 0.3):
-        ways[f"DPS, scale {scale:g}"] = Way(partial(DPS, scale=scale), partial(_fixed, Ancestral(1000)), chain=True)
+    for scale in (0.03, 0.1, 0.3):
+        ways[f"DPS, scale {scale:g}, 400 steps"] = chain(partial(DPS, scale=scale), Ancestral(400), chain=True)
+        ways[f"DPS, scale {scale:g}, 1000 steps"] = chain(partial(DPS, scale=scale), Ancestral(1000), chain=True)
     return ways
 
 
@@ -167,13 +195,15 @@ def compare_posteriors(
             problem = posterior_problem((8, 16)[place % 2], noise, seed + place)
             g = Noise(seed).generator(Stream.PRIOR, index)
             truth, floor = (problem.posterior.sample(draws, generator=g) for _ in range(2))
+            none = torch.zeros(1, dtype=torch.int64, device=floor.device)  # exact draws cost no call
             for repeat, way in enumerate([None, *ways.values()]):
                 if index in done[repeat]:
                     continue
-                x, calls, vjps = (floor, 0, 0) if way is None else _drawn(problem, way, draws, seed)
-                residual = (problem.y - x @ problem.A.mT) / noise
-                row = {"noise": noise, "error": _error(x, truth), "calls": calls, "vjps": vjps}
-                row |= {"misfit": float(residual.square().mean().sqrt()), "index": index, "repeat": repeat}
+                r = Samples(floor, none, none) if way is None else _drawn(problem, way, draws, seed)
+                residual = (problem.y - r.x @ problem.A.mT) / noise
+                row = {"noise": noise, "error": _error(r.x, truth), "misfit": float(residual.square().mean().sqrt())}
+                row |= {"calls": int(r.nfe.max()), "vjps": int(r.vjps.max()), "index": index, "repeat": repeat}
+                row |= _evidence(problem, r)
                 store.append({name: np.array([value]) for name, value in row.items()})
                 yield len(store), total
 
@@ -186,12 +216,22 @@ def _error(x: Tensor, truth: Tensor) -> float:
     return sliced_wasserstein(x, truth, directions=directions / directions.norm(dim=0), permutations=0).value
 
 
-def _drawn(problem: PosteriorProblem, way: Way, draws: int, seed: int) -> tuple[Tensor, int, int]:
-    """The draws of a method, and the calls and products of each."""
+def _evidence(problem: PosteriorProblem, r: Samples) -> dict[str, float]:
+    """The error of the logarithm of the mean evidence, and how far the draws move when they are weighed by it."""
+    if r.log_evidence is None:
+        return dict.fromkeys(("evidence_error", "shift", "shift_null"), math.nan)
+    exact = problem.prior.observed(A=problem.A, noise=problem.noise).log_prob(problem.y[None])
+    error = r.log_evidence.logsumexp(0) - math.log(len(r.x)) - exact[0]
+    shift = evidence_shift(r.x[None], r.log_evidence[None])
+    return {"evidence_error": float(error), "shift": float(shift.value), "shift_null": float(shift.null)}
+
+
+def _drawn(problem: PosteriorProblem, way: Way, draws: int, seed: int) -> Samples:
+    """The draws of a method."""
     process = VP() if way.chain else VE(sigma_min=0.002, sigma_max=30.0)
     denoiser = problem.prior.denoiser(process)
     pilot = problem.prior.sample(512, generator=Noise(seed).generator(Stream.PERTURB, 0))
-    variance = tune_particles(denoiser, data=pilot)
+    variance = tune_particles(denoiser, data=pilot, covariance=True)
     measurement = Measurement(Matrix(problem.A), problem.y[None], problem.noise)
     guided = problem.posterior.denoiser(process) if way.method is None else way.method(denoiser, measurement, variance)
     shape = (draws, problem.A.shape[1])
@@ -199,7 +239,10 @@ def _drawn(problem: PosteriorProblem, way: Way, draws: int, seed: int) -> tuple[
     # Particles end in draws; the others in the noise that is left at t_min.
     how: dict[str, Any] = {"solver": solver, "denoise": solver.population == 1}
     r = sample(guided, shape, seed=seed, dtype=torch.float64, **how)
-    return r.x, int(r.nfe.max()), int(r.vjps.max())
+    if not way.polished:
+        return r
+    moved = polish(denoiser, measurement, r.x, seed=seed + 1)
+    return replace(r, x=moved.x, nfe=r.nfe + moved.nfe, vjps=r.vjps + moved.vjps)
 
 
 def posterior_report(path: Path) -> str:
@@ -207,36 +250,40 @@ def posterior_report(path: Path) -> str:
 
     Returns:
         The table in Markdown: for each method its cost, and for each noise the mean error with its standard error over
-        problems, and the median of the error over the floor of the problem.
+        problems, the median of the error over the floor of the problem, and the number of problems above three floors.
+        Below it, for methods with an evidence, its error, and how often the shift of the draws shows such a problem.
     """
     results = read(path)
     columns, names = results.columns, str(results.attributes["ways"]).splitlines()
     noises = sorted(set(columns["noise"].tolist()))
     head = ["method", "calls", "products", *(f"noise {noise:g}" for noise in noises)]
-    lines, points = [], []
+    lines, points, signs = [], [], []
+    floor = dict(zip(columns["index"][columns["repeat"] == 0].tolist(), columns["error"][columns["repeat"] == 0]))
     for repeat, name in enumerate(names):
-        own = columns["repeat"] == repeat
-        cells = [name, f"{columns['calls'][own].mean():.0f}", f"{columns['vjps'][own].mean():.0f}"]
-        cost = float((columns["calls"][own] + columns["vjps"][own]).mean())
+        own = {key: value[columns["repeat"] == repeat] for key, value in columns.items()}
+        ratios = own["error"] / np.array([floor[i] for i in own["index"].tolist()])
+        cells = [name, f"{own['calls'].mean():.0f}", f"{own['vjps'].mean():.0f}"]
+        cost = float((own["calls"] + own["vjps"]).mean())
         for noise in noises:
-            errors, floors = (
-                {
-                    i: e
-                    for i, e, r, s in zip(*(columns[c].tolist() for c in ("index", "error", "repeat", "noise")))
-                    if r == kind and s == noise
-                }
-                for kind in (repeat, 0)
-            )
-            values = np.array(list(errors.values()))
+            here = own["noise"] == noise
+            values, above = own["error"][here], int((ratios[here] > LOST).sum())
             spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            ratio = float(np.median([errors[i] / floors[i] for i in errors]))
-            cells.append(f"{values.mean():.3f} ± {spread:.3f} ({ratio:.2f})")
+            cells.append(f"{values.mean():.3f} ± {spread:.3f} ({np.median(ratios[here]):.2f}, {above})")
             points.append((name, noise, cost, float(values.mean())))
         lines.append(cells)
+        if np.isfinite(own["shift"]).all():
+            lost, seen = ratios > LOST, own["shift"] > SIGN * own["shift_null"]
+            error = own["evidence_error"]
+            signs.append(
+                f"{name}: log evidence off by {error.mean():+.3f} nats on average, {np.abs(error).mean():.3f} in "
+                f"absolute value; draws move by more than {SIGN} times chance in {(seen & lost).sum()} of {lost.sum()} "
+                f"problems above {LOST:g} floors and in {(seen & ~lost).sum()} of the {(~lost).sum()} others."
+            )
     text = io.StringIO()
     csv.writer(text).writerows([head, *lines])
     rule = ["---"] * len(head)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *lines])
+    table = "\n\n".join([table, *signs])
     _write(path.with_suffix(".csv"), text.getvalue())
     _write(path.with_suffix(".md"), table + "\n")
     _plot(path.with_suffix(".png"), noises, points)

@@ -38,6 +38,8 @@ def markdown(rows: Sequence[Row]) -> str:
         parts.append(f"**Adaptive solvers, by tolerance**\n\n{_by_tolerance(adaptive)}")
     if ok:
         parts.append(f"**Cost of the longest run**\n\n{_costs(ok)}")
+    if designs := [row for row in ok if row.pilot_samples]:
+        parts.append(f"**Cost of the pilot runs that designed solvers**\n\n{_pilots(designs)}")
     without_result = [row for row in rows if row.status in (REFUSED, FAILED)]
     lines = dict.fromkeys(f"- {row.solver} {row.grid}: {row.status}: {row.reason}" for row in without_result)
     if lines:
@@ -119,6 +121,14 @@ def _costs(rows: Sequence[Row]) -> str:
         seconds = [f"{1e3 * row.seconds:.1f}", f"{1e3 * row.network_seconds:.1f}", f"{1e6 * overhead:.0f}"]
         memory = [f"{row.memory / _MIB:.2f}", f"{row.own_memory / _MIB:.2f}"]
         table.append([row.solver, row.grid, f"{row.nfe:.0f}", *seconds, *memory])
+    return _aligned(table)
+
+
+def _pilots(rows: Sequence[Row]) -> str:
+    table = [["solver", "calls", "pilot samples", "pilot seconds", "pilot calls", "pilot calls/sample"]]
+    for row in rows:
+        cost = [f"{row.pilot_seconds:.1f}", str(row.pilot_calls), f"{row.pilot_calls / row.pilot_samples:.0f}"]
+        table.append([row.solver, str(row.steps), str(row.pilot_samples), *cost])
     return _aligned(table)
 
 

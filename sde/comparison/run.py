@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["Settings", "compare"]
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -23,8 +24,10 @@ from ..profiling import Memory, Metered, now
 from ..runtime import exact_float32
 from ..sampling import Samples, state_like
 from ..shapes import check_count
+from ..solvers import Solver
+from ..tuning import tune_solver
 from .metrics import GROUPS, moments, sliced_wasserstein, strong
-from .plan import FAILED, OK, Entry, Experiment
+from .plan import FAILED, OK, DesignPilot, Entry, Experiment
 from .problems import Problem
 from .table import Row
 
@@ -124,15 +127,18 @@ def compare(
 
 def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Settings, truth: _Truth) -> Row:
     """The row with the results of an experiment."""
-    if experiment.method is None:
+    if experiment.method is None and experiment.design is None:
         return row
     network = Metered(problem.denoiser)
 
     def run(first: int, n: int) -> Samples:
-        return problem.sample(network, n, first=first, solver=experiment.method, seed=settings.seed)
+        return problem.sample(network, n, first=first, solver=method, seed=settings.seed)
 
     try:
         with exact_float32():
+            method, cost = experiment.method, dict[str, Any]()
+            if experiment.design is not None:
+                method, cost = _designed(problem, experiment.steps, experiment.design)
             with Memory(network) as memory:
                 result = run(0, settings.n)
             times = [_timed(run, network, settings.n) for _ in range(settings.repeats)]
@@ -153,7 +159,16 @@ def _measure(row: Row, experiment: Experiment, problem: Problem, settings: Setti
     seconds, network_seconds = (statistics.median(values) for values in zip(*times))
     columns |= {"seconds": seconds, "network_seconds": network_seconds}
     columns |= {"memory": memory.peak, "own_memory": memory.own}
-    return replace(row, **columns)
+    return replace(row, **columns, **cost)
+
+
+def _designed(problem: Problem, steps: int, pilot: DesignPilot) -> tuple[Solver, dict[str, Any]]:
+    """The solver that a pilot run designs, and the columns of its cost."""
+    begun, condition, shape = time.perf_counter(), problem.condition(0, pilot.samples), (pilot.samples, *problem.shape)
+    network = Metered(problem.denoiser)
+    solver = tune_solver(network, shape, steps, condition=condition, seed=pilot.seed, seconds=pilot.seconds)
+    cost = {"pilot_seconds": time.perf_counter() - begun, "pilot_calls": network.clock.calls}
+    return solver, {"pilot_samples": pilot.samples, **cost}
 
 
 def _timed(run: Callable[[int, int], Samples], network: Metered, n: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ class Row(Entry):
         network_seconds: the median time of a run that is spent in the network.
         memory: the peak memory of tensors, in bytes.
         own_memory: the peak memory outside network calls, in bytes.
+        pilot_samples: the samples of the pilot run that designed the solver; 0 for others.
+        pilot_seconds: the time of this run, its accurate solution included.
+        pilot_calls: its network calls, each for one sample.
     """
 
     nfe: float = math.nan
@@ -73,6 +76,9 @@ class Row(Entry):
     network_seconds: float = math.nan
     memory: int = 0
     own_memory: int = 0
+    pilot_samples: int = 0
+    pilot_seconds: float = 0.0
+    pilot_calls: int = 0
 
 
 class Table:
@@ -148,8 +154,11 @@ def read_table(path: str | os.PathLike[str]) -> tuple[list[Row], dict[str, Any]]
     """
 
     def content(file: h5py.File, size: int) -> tuple[list[Row], dict[str, Any]]:
-        columns = [file[f.name].asstr() if f.type == "str" else file[f.name] for f in fields(Row)]
-        rows = [Row(*values) for values in zip(*(column[:].tolist() for column in columns), strict=True)]
+        known = [f for f in fields(Row) if f.name in file or f.default is MISSING]  # older files lack some
+        columns = [file[f.name].asstr() if f.type == "str" else file[f.name] for f in known]
+        names = [f.name for f in known]
+        values = zip(*(column[:].tolist() for column in columns), strict=True)
+        rows = [Row(**dict(zip(names, row))) for row in values]
         return rows, json.loads(file.attrs["settings"])
 
     return hdf5.decode(Path(path), content)

@@ -23,7 +23,9 @@ A shape with two such axes, or with four or more axes and no such axis, is ambig
 
 **Conditions.** An array with one row for each sample is a condition: integers become int64, floats float32, truth
 values stay. Text is not a tensor: encode it once, and store the result. Of the condition `image`, channels are found as
-above, and bytes become floats in [-1, 1], the middles of their 256 bins.
+above, and bytes become floats in [-1, 1], the middles of their 256 bins. What is not known is NaN: an entry of
+`embedding`, or an `image` as a whole; the networks have a learned null for it (:mod:`sde.networks.conditions`). Other
+conditions are finite, and a label is a class.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from .dataset import DataSet, Source, Split, check_labels_of, hold_out, split_of
 from .dataset import standardise as standardised
 from .rows import Array, Rows, rows_of
 from .scaling import Scaling, check_entries
-from .source import Item, UnreadableSample, digest_of, evenly
+from .source import NULLABLE, Item, UnreadableSample, digest_of, evenly
 
 
 def arrays(
@@ -276,7 +278,9 @@ def condition_of(array: Array, key: str, name: str) -> Tensor:
             array = (array.astype(np.float32) + 0.5) / 128.0 - 1.0
     dtype = {"f": np.float32, "b": np.bool_}.get(array.dtype.kind, np.int64)
     values = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
-    check_entries(name, values, values.isfinite(), "a finite number, because a condition may not be missing")
+    unknown = values.isnan() if key in NULLABLE else torch.zeros_like(values, dtype=torch.bool)
+    allowed = "a finite number" + (", or NaN for what is not known" if key in NULLABLE else "")
+    check_entries(name, values, values.isfinite() | unknown, allowed)
     return values
 
 

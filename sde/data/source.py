@@ -12,7 +12,7 @@ was damaged and is repaired should not make other data of a set.
 
 from __future__ import annotations
 
-__all__ = ["Conditioned", "Item", "PROBES", "Source", "Subset", "UnreadableSample", "digest_of", "evenly"]
+__all__ = ["Conditioned", "Item", "NULLABLE", "PROBES", "Source", "Subset", "UnreadableSample", "digest_of", "evenly"]
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -27,6 +27,9 @@ from ..shapes import check_condition
 from .scaling import Scaling
 
 Item = tuple[Tensor, dict[str, Tensor]]  # values with shape (B, *) and conditions of leading size B
+
+# The conditions of which values may be NaN, which is "not known" for the networks.
+NULLABLE = ("embedding", "image")
 
 # The number of samples whose content is part of a fingerprint.
 PROBES = 8

@@ -9,7 +9,8 @@ The first line names the columns; one of them names the file of the sample. A co
 | `image` | the path of another image of the sample |
 | any other | numbers: float32 with shape (N, E) for E columns |
 
-Every sample needs a value in every column that is used.
+An empty entry of an `embedding` is not known, and so is an empty caption; the networks have a learned null for both
+(:mod:`sde.networks.conditions`). Of the other conditions, every sample needs a value.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from .source import NULLABLE
 
 Columns = Mapping[str, str | Sequence[str]]
 
@@ -94,7 +97,7 @@ class Table:
                 raise ValueError(f"{self.path} has no line for {name!r}: expected one for every sample")
             number, values = self._rows[name]
             for key, entries in values.items():
-                if "" in entries:
+                if "" in entries and (key == "image" or key not in (*NULLABLE, "caption")):
                     column = self._wanted[key][entries.index("")]
                     raise ValueError(
                         f"{self.path}, line {number}: {name!r} has no value in the column {column!r} for the condition "
@@ -122,12 +125,13 @@ class Table:
         for row, name in enumerate(names):
             number, values = self._rows[name]
             try:
-                result[row] = [float(entry) for entry in values[condition]]
+                numbers = [float(entry) if entry else None for entry in values[condition]]
             except ValueError:
-                result[row] = np.nan
-            if not np.isfinite(result[row]).all():
+                numbers = [np.nan]
+            if not np.isfinite([number for number in numbers if number is not None]).all():
                 raise ValueError(
                     f"{self.path}, line {number}: {name!r} has {values[condition]} for the condition {condition!r}: "
                     "expected finite numbers"
                 )
+            result[row] = [np.nan if number is None else number for number in numbers]
         return torch.from_numpy(result)

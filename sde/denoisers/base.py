@@ -173,10 +173,20 @@ class Denoiser(nn.Module, ABC):
         weight = self.log_potential(x_t, t, **condition) if self.weighed else x_t.new_zeros(len(x_t))
         return Steering(x0, x0, weight)
 
+    def measured(self) -> Any:
+        """The measurement that the prediction does not follow, :class:`sde.Measurement`, or None: solvers such as
+        :class:`sde.solvers.Replacement` impose it themselves."""
+        return None
+
     def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
         """The network calls and the vector-Jacobian products of one prediction at time `t`, each a number or, where
         samples differ, int64 with shape (B,); by default `calls` and `vjps`, which are the most at any time."""
         return self.calls, self.vjps
+
+    def potential_cost(self, t: Tensor) -> int | Tensor:
+        """The network calls of one :meth:`log_potential` at time `t`, as in :meth:`cost`; by default those of a
+        prediction."""
+        return self.cost(t)[0]
 
     def select(self, index: Tensor) -> Denoiser:
         """The denoiser for some samples of a batch; indices may repeat.
@@ -239,9 +249,15 @@ class Wrapper(Denoiser):
             steering = replace(steering, log_potential=wrapped.log_potential(x_t, t, **condition))
         return replace(steering, guided=guided)
 
+    def measured(self) -> Any:
+        return self.inner.measured()
+
     def cost(self, t: Tensor) -> tuple[int | Tensor, int | Tensor]:
         calls, vjps = self.inner.cost(t)  # what this wrapper adds to them is the same at all times
         return calls + (self.calls - self.inner.calls), vjps + (self.vjps - self.inner.vjps)
+
+    def potential_cost(self, t: Tensor) -> int | Tensor:
+        return self.inner.potential_cost(t)
 
     def select(self, index: Tensor) -> Denoiser:
         inner = self.inner.select(index)
@@ -324,24 +340,23 @@ class Conditioned(Wrapper):
             check_taken(self.takes, self.condition)
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self._count(t)
+        self._count(*self.inner.cost(t))
         return self.inner.predict(what, x_t, t, **self.condition, **condition)
 
     def score_and_variance(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._count(t)
+        self._count(*self.inner.cost(t))
         return self.inner.score_and_variance(x_t, t, **self.condition, **condition)
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        self._count(t, vjps=0)  # a weight takes no gradient
+        self._count(self.inner.potential_cost(t), 0)  # a weight takes no gradient
         return self.inner.log_potential(x_t, t, **self.condition, **condition)
 
     def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:
-        self._count(t)
+        self._count(*self.inner.cost(t))
         return self.inner.steer(x_t, t, **self.condition, **condition)
 
-    def _count(self, t: Tensor, vjps: int | None = None) -> None:
-        calls, products = self.inner.cost(t)
-        for count, each in zip(self.counts, (calls, products if vjps is None else vjps)):
+    def _count(self, *costs: int | Tensor) -> None:
+        for count, each in zip(self.counts, costs):
             if self.rows is None:
                 count += each.to(count.device) if isinstance(each, Tensor) else each
             elif isinstance(each, Tensor) or each:

@@ -27,12 +27,15 @@ __all__ = [
     "bounds_job",
     "budget_report",
     "calibration",
+    "fit_noise_classifier",
     "flow_scorer",
     "forecast",
     "join",
     "likelihood_jobs",
     "load_classifier",
     "load_dequantiser",
+    "load_noise_classifier",
+    "noise_accuracy",
     "paired",
     "quality_job",
     "quality_table",
@@ -41,6 +44,7 @@ __all__ = [
     "restoration_report",
     "save_classifier",
     "save_dequantiser",
+    "save_noise_classifier",
     "summarise",
     "summarise_measures",
     "table",
@@ -59,6 +63,7 @@ from .job import waiting
 from .job_setup import JobSetup
 from .likelihood_accuracy import with_accuracy
 from .likelihood_job import FlowScorer, budget_report, flow_scorer, likelihood_jobs, report
+from .noise_classifier import fit_noise_classifier, load_noise_classifier, noise_accuracy, save_noise_classifier
 from .pairing import Paired, paired
 from .plots import against_flow
 from .quality import Quality

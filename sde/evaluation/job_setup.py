@@ -2,12 +2,12 @@ r"""The setup of a job from its config: checkpoint, model, data and dequantisati
 
 from __future__ import annotations
 
-__all__ = ["JobSetup", "dequantiser_of", "tolerance_of"]
+__all__ = ["JobSetup", "dequantiser_of", "guided_by", "tolerance_of"]
 
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class JobSetup:
 
     @classmethod
     def load(cls, config: Mapping[str, Any], variant: str = "") -> JobSetup:
-        """Loads the checkpoint `ckpt` with the average `ema` on the `device`, and the `data`.
+        """Loads the checkpoint `ckpt` with the average `ema` on the `device`, its `guidance` if any, and the `data`.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
@@ -66,7 +66,8 @@ class JobSetup:
         tree = config.get("data") or json.loads(content["config"]).get("data")
         if not tree:
             raise ValueError("data is missing: give data=..., because this checkpoint does not name its training data")
-        return cls(config, path, model, build(tree, rooms=("sde.data",), trust=trust), shard, variant)
+        data = build(tree, rooms=("sde.data",), trust=trust)
+        return cls(config, path, guided_by(config.get("guidance"), model, trust=trust), data, shard, variant)
 
     @property
     def directory(self) -> Path:
@@ -157,6 +158,17 @@ class JobSetup:
     def metadata(self) -> dict[str, Plain]:
         """Attributes that may differ when the job is continued."""
         return {"checkpoint": str(self.path), "sde_version": __version__, "torch_version": str(torch.__version__)}
+
+
+def guided_by(tree: Mapping[str, Any] | None, model: Model, *, trust: Sequence[str] = ()) -> Model:
+    """A model with the guidance that a tree describes, or as it is for None.
+
+    With a classifier of the label, a model without classes gets those of the classifier.
+    """
+    if not tree:
+        return model
+    guided = build(tree, trust=trust, inner=model.denoiser).to(state_like(model.denoiser).device)
+    return replace(model, denoiser=guided, classes=model.classes or guided.classes)
 
 
 def dequantiser_of(tree: Mapping[str, Any] | None, model: Model, *, trust: Sequence[str] = ()) -> Dequantiser | None:

@@ -81,6 +81,7 @@ def _chosen(setup: JobSetup, job: Job[FlowScorer], progress: Callable[[float], o
             error_per_image=config.get("error_per_image"),
             trace=scorer.trace,
             seed=scorer.seed,
+            guided=scorer.guided,
             progress=progress,
         )
 

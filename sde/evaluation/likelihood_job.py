@@ -36,7 +36,7 @@ from ..data import Source
 from ..data.dataset import check_labels
 from ..likelihood.dequantisation import Dequantiser, States, states
 from ..likelihood.error_budget import ErrorBudget, error_budget
-from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
+from ..likelihood.flow import DensityFlow, LogProb, check_unguided, default_solver, log_prob, tolerance
 from ..model import Model
 from ..runtime import exact_float32
 from ..sampling import state_like
@@ -65,10 +65,11 @@ class FlowScorer(Scorer):
         seed: the seed of dequantisation and probes.
         solver, trace, atol: as in :func:`sde.log_prob`.
         dequantiser: the noise for discrete data; uniform by default.
+        guided: whether a guided model has the density of its flow.
 
     Raises:
-        ValueError: if the shape, values or labels of the data do not fit the model, or the solver cannot integrate the
-            flow. No network call is made.
+        ValueError: if the shape, values or labels of the data do not fit the model, the solver cannot integrate the
+            flow, or the model is guided without `guided`. No network call is made.
     """
 
     model: Model
@@ -78,10 +79,13 @@ class FlowScorer(Scorer):
     trace: Trace | None = None
     atol: float | None = None
     dequantiser: Dequantiser | None = None
+    guided: bool = False
 
     def __post_init__(self) -> None:
         model = self.model
         check_data(model, self.split)
+        if not self.guided:
+            check_unguided(model.denoiser, "; guided=true scores the flow itself, from which its samples come")
         if self.dequantiser is not None and model.scaling.levels is None:
             raise ValueError(f"continuous data is not dequantised: expected no dequantiser, got {self.dequantiser}")
         solver = _solver_of(self)
@@ -110,7 +114,8 @@ class FlowScorer(Scorer):
     def log_prob(self, batch: States, condition: Mapping[str, Tensor]) -> LogProb:
         """The log-density of states, in nats."""
         with exact_float32():
-            return log_prob(self.model.denoiser, batch.x, index=batch.keys, condition=condition, **self.settings)
+            call: dict[str, Any] = {"index": batch.keys, "condition": condition, "guided": self.guided}
+            return log_prob(self.model.denoiser, batch.x, **call, **self.settings)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -165,6 +170,7 @@ def check_data(model: Model, split: Source) -> None:
 def flow_scorer(setup: JobSetup, split: Source, *, solved: bool = True) -> FlowScorer:
     """The scorer that a config describes by `seed`, `dequantise` and, if `solved`, `solver`, `trace` and `atol`."""
     settings: dict[str, Any] = {"seed": setup.config["seed"], "dequantiser": setup.dequantiser}
+    settings["guided"] = setup.config.get("guided", False)
     if solved:
         settings |= {"solver": setup.build("solver"), "trace": setup.build("trace")}
         settings["atol"] = tolerance_of(setup.config["atol"])
@@ -220,7 +226,7 @@ def likelihood_jobs(setup: JobSetup, *, progress: Callable[[float], object] | No
     """
     config, out, jobs = setup.config, setup.output(".h5"), list[Job[FlowScorer]]()
     splits = {setup.name: setup.split(config["split"]), **setup.other_data()}
-    key, asked = setup.key("dry_run", "ood", "ood_array", "budget"), accuracy_asked(setup)
+    key, asked = setup.key("dry_run", "ood", "ood_array", "budget", "guided"), accuracy_asked(setup)
     metadata = {**setup.metadata, "log_prob_unit": "nats, in the model's range"}
     for name, split in splits.items():
         n = config["n"] if not jobs else config["n"] and min(config["n"], len(split))

@@ -23,14 +23,16 @@ from torch import Tensor
 
 from ..data import Source
 from ..denoisers import Denoiser
+from ..grids import LogSNR
 from ..instantiate import build, find
 from ..measurement import Measurement, Variance
+from ..metrics.evidence import evidence_shift
 from ..metrics.fidelity import psnr, ssim
 from ..model import Model
 from ..model.restoration import Method
 from ..noise import repeat_key
 from ..shapes import as_tensor
-from ..solvers import Solver
+from ..solvers import Ancestral, Polish, Solver
 from .job import Job, Scorer
 from .job_setup import JobSetup
 from .likelihood_job import check_data, condition_of
@@ -43,6 +45,10 @@ _SCALARS: Mapping[str, DTypeLike] = {
 }
 
 
+# Above so many times what chance moves, draws are taken to have lost a mode.
+LOST = 1.5
+
+
 @dataclass(frozen=True)
 class RestorationScorer(Scorer):
     """A draw from the posterior of items of a split.
@@ -51,7 +57,7 @@ class RestorationScorer(Scorer):
         model: the model.
         split: the data, raw values.
         task: the measurement that is made of each item.
-        method, solver, variance: as in :meth:`sde.Model.restore`.
+        method, solver, variance, polishing: as in :meth:`sde.Model.restore`.
         seed: the seed of masks, noise and draws.
 
     Raises:
@@ -65,6 +71,7 @@ class RestorationScorer(Scorer):
     solver: Solver | None = None
     variance: Variance | None = None
     seed: int = 0
+    polishing: Polish | None = None
 
     def __post_init__(self) -> None:
         check_data(self.model, self.split)
@@ -96,6 +103,7 @@ class RestorationScorer(Scorer):
             self.task.noise,
             method=self.method,
             solver=self.solver,
+            polishing=self.polishing,
             variance=self.variance,
             seed=self.seed,
             index=repeat_key(index, repeat),
@@ -197,7 +205,9 @@ def restoration_job(setup: JobSetup, *, progress: Callable[[float], object] | No
         return made
 
     solver: Solver = _built(setup, "solver", variance)
-    return replace(job, scorer=replace(draft, method=method, solver=solver, variance=variance))
+    steps = config["polish"]
+    polishing = Polish(Ancestral(8, grid=LogSNR()), steps) if steps else None
+    return replace(job, scorer=replace(draft, method=method, solver=solver, variance=variance, polishing=polishing))
 
 
 def _built(setup: JobSetup, key: str, variance: Variance, **arguments: Any) -> Any:
@@ -221,20 +231,16 @@ def restoration_report(job: Job[RestorationScorer]) -> Iterator[str]:
     yield f"{job.name}: psnr {average.value:.4f} dB of the mean of {len(draws)} draws, over {len(index)} items"
     if len(draws) > 2:
         yield f"{job.name}: {calibration(draws, truth)}"
-    spread = evidence_spread(table)
-    if math.isfinite(spread):
-        more = "; above 1 draws are biased: take more particles" if spread > 1.0 else ""
-        yield f"{job.name}: the evidences of one item's draws differ by {spread:.2f} nats (standard deviation){more}"
+    evidence = repeats_of(table, index, "log_evidence").T
+    if len(draws) > 1 and len(index) and np.isfinite(evidence).all():
+        shift = evidence_shift(torch.from_numpy(draws).transpose(0, 1), torch.from_numpy(evidence))
+        value, null = (float(v.square().mean().sqrt()) for v in (shift.value, shift.null))
+        more = "; some runs lost a mode: take more particles" if value > LOST * null else ""
+        yield (
+            f"{job.name}: weighed by their evidence, draws move by {value:.2f} standard deviations, by chance by "
+            f"{null:.2f}{more}"
+        )
     yield f"{job.name}: {table['nfe'].mean():.0f} network calls and {table['vjps'].mean():.0f} products a draw"
-
-
-def evidence_spread(table: Columns) -> float:
-    """The standard deviation of the log evidences of the draws of one item, the root mean square over items."""
-    good = np.isfinite(table["log_evidence"])
-    index, values = table["index"][good], table["log_evidence"][good]
-    groups = [values[index == i] for i in np.unique(index)]
-    variances = [group.var(ddof=1) for group in groups if len(group) > 1]
-    return math.sqrt(float(np.mean(variances))) if variances else math.nan
 
 
 def drawn(table: Columns, split: Source) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
@@ -242,7 +248,13 @@ def drawn(table: Columns, split: Source) -> tuple[NDArray[np.int64], NDArray[Any
     repeats = int(table["repeat"].max()) + 1
     index, counts = np.unique(table["index"], return_counts=True)
     index = index[counts == repeats]
+    draws = repeats_of(table, index, "x").astype(np.float64)
+    return index, draws, split[torch.from_numpy(index)][0].double().numpy()
+
+
+def repeats_of(table: Columns, index: NDArray[np.int64], name: str) -> NDArray[Any]:
+    """A column of some items, all of which have every repeat, with shape (R, N, *)."""
     order = np.lexsort((table["index"], table["repeat"]))
     kept = order[np.isin(table["index"][order], index)]
-    draws = table["x"][kept].reshape(repeats, len(index), *table["x"].shape[1:])
-    return index, draws.astype(np.float64), split[torch.from_numpy(index)][0].double().numpy()
+    column = table[name][kept]
+    return column.reshape(-1, len(index), *column.shape[1:]) if len(index) else column[None]

@@ -11,10 +11,20 @@ and pushed away from the other classes. So likelihoods refuse a guided denoiser 
 its flow (`guided=True`).
 """
 
-__all__ = ["Autoguidance", "Classifier", "ClassifierFree", "Composed", "Guidance", "LogProbability", "Weighted"]
+__all__ = [
+    "Autoguidance",
+    "Classifier",
+    "ClassifierFree",
+    "Composed",
+    "Guidance",
+    "LogProbability",
+    "NoiseClassifier",
+    "Weighted",
+]
 
 from .autoguidance import Autoguidance
 from .base import Guidance, Weighted
 from .classifier import Classifier, LogProbability
 from .classifier_free import ClassifierFree
 from .composed import Composed
+from .noise_classifier import NoiseClassifier

@@ -50,6 +50,9 @@ class Guidance(Wrapper):
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}: {error}") from error
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={f'of {len(v)} samples' if v.ndim else v.item()}" for k, v in self.values.items())
+
     def select(self: Self, index: Tensor) -> Self:
         other = self.wrap(self.inner.select(index))
         try:
@@ -146,8 +149,7 @@ class Weighted(Guidance):
         return calls + acts * more, vjps + acts * more_vjps
 
     def extra_repr(self) -> str:
-        weight = f"of {len(self.weight)} samples" if self.weight.ndim else self.weight.item()
-        return f"weight={weight}, low={self.low}, high={self.high}"
+        return f"{super().extra_repr()}, low={self.low}, high={self.high}, rescale={self.rescale}"
 
 
 def weight_of(name: str, weight: Number) -> Tensor:

@@ -4,7 +4,7 @@ r"""Guidance by the gradient of a classifier, or of any function of the noisy st
 
 which for a scale s of 1 and the classifier of the noisy states, :math:`p(y | x_t) = E[p(y | x_0) | x_t]`, is the score
 of the conditional distribution. A classifier that was trained on clean data is another function there: it is to be
-trained on noised data.
+trained on noised data (:mod:`sde.guidance.noise_classifier`).
 
 Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021, https://arxiv.org/abs/2105.05233, section 4;
 Song et al. 2021, https://arxiv.org/abs/2011.13456, section 5.
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser, Prediction, ScorePrediction
+from ..processes import check_same
 from ..shapes import expand, recordable, working
 from .base import Guidance, Number, check_given, weight_of
+from .noise_classifier import NoiseClassifier
 
 
 class LogProbability(Protocol):
@@ -48,8 +50,12 @@ class Classifier(Guidance):
         log_prob: `log_prob(x_t, t)`, in nats, with shape (B,); :class:`LogProbability` says what it has to be.
         scale: s, a number or one for each sample, with shape (B,).
         names: the conditions of the batch that `log_prob` takes, by name, such as `["label"]`: what differs between
-            samples has to come to it in this way, for samples may leave the batch.
+            samples has to come to it in this way, for samples may leave the batch. A :class:`NoiseClassifier` takes the
+            label, which is then checked.
         shared: whether the inner denoiser is given these conditions too.
+
+    Raises:
+        ValueError: if a :class:`NoiseClassifier` is for another process.
     """
 
     def __init__(
@@ -61,9 +67,15 @@ class Classifier(Guidance):
         shared: bool = False,
     ) -> None:
         super().__init__(inner, {"scale": weight_of("scale", scale)}, guided=True)
+        if isinstance(log_prob, NoiseClassifier):
+            check_same(inner.process, log_prob.process, "guidance by a classifier")
+            names = names or tuple(log_prob.takes)
+            self.classes = log_prob.classes
         self.log_prob, self.names, self.shared = log_prob, tuple(names), shared
         self.weighed, self.vjps = True, inner.vjps + 1
-        if names:
+        if isinstance(log_prob, NoiseClassifier) and inner.takes is not None:
+            self.takes = {**inner.takes, **log_prob.takes}
+        elif names:
             self.takes = None  # what the function takes is not known
 
     @property
@@ -91,6 +103,9 @@ class Classifier(Guidance):
         value = self._value(working(x_t), t, given)
         value = self.scale.to(value) * value
         return value + self.inner.log_potential(x_t, t, **rest) if self.inner.weighed else value
+
+    def potential_cost(self, t: Tensor) -> int | Tensor:
+        return self.inner.potential_cost(t) if self.inner.weighed else 0
 
     def _split(self, condition: dict[str, Tensor], batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The conditions of the function and those of the inner denoiser."""

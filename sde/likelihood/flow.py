@@ -169,7 +169,7 @@ class DensityFlow:
 
     Attributes:
         dynamics: the flow with its probes.
-        start: the state with x and a log-density of 0 for each estimate of the trace.
+        start: the state with x and a log-density for each estimate of the trace, of mean 0 (:meth:`BoundTrace.start`).
         nfe: the network calls so far, int64 with shape (B,).
     """
 
@@ -195,7 +195,7 @@ class DensityFlow:
         conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
         probes = (Hutchinson() if trace is None else trace).bind(Noise(seed), sample_index(x, index), x)
         self.dynamics = WithLogDensity(Reverse(conditioned, eta=0.0), probes, atol)
-        self.start: State = (x, torch.zeros(len(x), probes.estimates, dtype=x.dtype, device=x.device))
+        self.start: State = (x, probes.start(x))
 
     @property
     def vjps(self) -> Tensor:

@@ -19,10 +19,12 @@ __all__ = [
     "NormalVariance",
     "Operator",
     "PiGDM",
+    "PilotCovariance",
     "PilotVariance",
     "PosteriorDenoiser",
     "ReflectingBlur",
     "SeparableBlur",
+    "Unguided",
     "Variance",
     "VarianceGrid",
     "check_adjoint",
@@ -38,4 +40,5 @@ from .operator import Compose, Diagonalised, Linear, LinearOperator, Operator, c
 from .pigdm import PiGDM
 from .posterior import PosteriorDenoiser
 from .spatial import Blur, Downsample, Fourier, ReflectingBlur, SeparableBlur
-from .variance import NormalVariance, PilotVariance, Variance, VarianceGrid
+from .unguided import Unguided
+from .variance import NormalVariance, PilotCovariance, PilotVariance, Variance, VarianceGrid

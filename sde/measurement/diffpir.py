@@ -15,6 +15,7 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from .measurement import Measurement
 from .posterior import PosteriorDenoiser, Pull
+from .update import IsotropicUpdate
 from .variance import Variance
 
 
@@ -42,11 +43,11 @@ class DiffPIR(PosteriorDenoiser):
         super().__init__(inner, measurement, variance)
         if not 0.0 < weight < math.inf:
             raise ValueError(f"DiffPIR needs a finite weight > 0, got weight={weight}")
-        self.weight, self._given = weight, variance is not None
+        self.weight = weight
 
     def change(self, x0: Tensor, pull: Pull, t: Tensor) -> Tensor:
-        operator, process = self.measurement.operator, self.process
+        process, residual = self.process, self.measurement.residual(x0)
+        if self.known:
+            return self.update(x0, t).change(residual)
         rule = process.var(t) / (process.alpha(t).square() * self.weight)
-        v = (self.variance(process, t) if self._given else rule).to(x0)
-        solved = operator.solve(self.measurement.residual(x0), v, self.measurement.noise.to(x0))
-        return v.reshape(-1, *(1,) * (x0.ndim - 1)) * operator.adjoint(solved)
+        return IsotropicUpdate(self.measurement, rule.to(x0), measured=False).change(residual)

@@ -6,12 +6,13 @@ __all__ = ["Measurement"]
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..shapes import float64, recordable, sum_event
-from .operator import Operator, check_adjoint
+from .operator import Operator, check_adjoint, decomposed, positive, rowwise
 
 
 class Measurement:
@@ -53,6 +54,9 @@ class Measurement:
             raise ValueError(f"Measurement: y{[*first]} is {y[first].item()}: expected a finite number")
         self.y = torch.where(rows, recordable(y), 0.0)
         self.count = rows.expand(len(rows), *y.shape[1:]).flatten(1).sum(1)  # measured entries, (1,) or (B,)
+        self._whole = self
+        self._index: Tensor | None = None
+        self._grams: dict[Any, tuple[Tensor, Tensor]] = {}
         if not operator.trusted and operator.linear:
             event = operator.adjoint(self.y[:1])
             seen = operator(event)
@@ -72,11 +76,48 @@ class Measurement:
         """The measurements of some samples of the batch; indices may repeat."""
         other = copy.copy(self)
         other.operator = self.operator.select(index)
+        other._index = index if self._index is None else self._index[index]
         for name in ("y", "noise", "count"):
             value = getattr(self, name)
             if value.ndim and len(value) > 1:
                 setattr(other, name, value[index.to(value.device)])
         return other
+
+    def gram(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r""":math:`A^T A` of a linear operator as a matrix on flattened data, computed once for a batch and its parts.
+
+        Args:
+            x: states, with shape (B, \*).
+
+        Returns:
+            The matrices (U, D, D) and the noises (U,), float64, and which of them belongs to each sample, int64 (B,).
+        """
+        known, event = self._grams, tuple(x.shape[1:])
+        if (event, x.device) not in known:
+            known[event, x.device] = self._whole._computed_gram(x)
+        gram, noise = known[event, x.device]
+        if len(gram) == 1:
+            return gram, noise, torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        index = torch.arange(len(gram), device=x.device) if self._index is None else self._index.to(x.device)
+        kept, rows = index.unique(return_inverse=True)
+        return gram[kept], noise[kept], rows
+
+    def _computed_gram(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        number, dims, operator = max(len(self.y), len(self.count), self.noise.numel()), x[0].numel(), self.operator
+        noise = self.noise.double().to(x.device).reshape(-1)
+        units = torch.eye(dims, dtype=torch.float64, device=x.device).reshape(dims, *x.shape[1:])
+
+        def square(rows: Tensor, z: Tensor) -> Tensor:
+            picked = operator.select(rows)
+            return picked.adjoint(picked(z)).flatten(1)
+
+        every = torch.arange(number, device=x.device)
+        # A vector without a pattern shows whether all samples have the same operator.
+        probe = (1.0 + units.new_tensor(range(dims)).sin()).reshape(1, *x.shape[1:]).expand(number, *x.shape[1:])
+        seen = square(every, probe)
+        same = torch.allclose(seen, seen[:1].expand_as(seen), rtol=1e-9, atol=0.0) and bool((noise == noise[0]).all())
+        matrices = [square(torch.full((dims,), i, device=x.device), units) for i in ([0] if same else every.tolist())]
+        return torch.stack(matrices), noise[:1] if same else noise.expand(number)
 
     def check(self, x: Tensor) -> None:
         """Refuses data that the operator does not map to the likes of y.
@@ -104,6 +145,62 @@ class Measurement:
         residual = self.residual(x0)
         mean = sum_event(residual.square()) / self.count.to(residual)
         return mean.sqrt() / self.noise.to(residual)
+
+    def conditioned(self, x: Tensor, variance: Tensor | float, e: Tensor) -> Tensor:
+        r"""A draw from :math:`\mathcal N(m, v I)` turned into one given y, with shape (B, \*) (Matheron's rule):
+
+        .. math:: x + v A^T (v A A^T + \sigma^2 I)^{-1} (y + \sigma e - A x)
+
+        Args:
+            x: the draw, with shape (B, \*).
+            variance: v, of shape () or (B,).
+            e: standard normals, with shape (B, \*m).
+        """
+        noise, rows = self.noise.to(x), self.operator.measured(self.y)
+        e = e if rows is None else torch.where(rows.to(x.device), e, 0.0)
+        solved = self.operator.solve(self.residual(x) + rowwise(noise, e) * e, variance, noise)
+        return x + rowwise(variance, x) * self.operator.adjoint(solved)
+
+    def coupled(self, u: Tensor, spread: float, variance: float, z: Tensor) -> Tensor:
+        r"""A draw u from :math:`\mathcal N(m, v I)` turned into one given y, with shape (B, \*); u is noisy data,
+        :math:`x_0 + s \epsilon`.
+
+        Along a singular vector with the singular value a, y has the noise :math:`\sigma / a` in the units of u. Where
+        this is above s, y is a measurement of u with the noise :math:`(\sigma^2/a^2 - s^2)^{1/2}`: the noise of y is
+        taken to have that of u in it, which leaves :math:`p(u | y)` what it is. Elsewhere u is y with as much noise
+        added as is missing.
+
+        Args:
+            u: the draw, with shape (B, \*).
+            spread: s.
+            variance: v.
+            z: standard normals, with shape (B, \*).
+
+        Raises:
+            ValueError: if the operator has no decomposition.
+        """
+        operator = decomposed(self.operator, "coupled noise")
+
+        def rest(squares: Tensor) -> Tensor:
+            return rowwise(self.noise, squares).square() - spread**2 * squares
+
+        def gain(squares: Tensor) -> Tensor:
+            free = rest(squares)
+            total = torch.where(free > 0, variance * squares + free, squares)
+            return torch.where(total > 0, torch.where(free > 0, variance / positive(total), 1.0 / positive(total)), 0.0)
+
+        def scatter(squares: Tensor) -> Tensor:
+            return gain(squares) * (rest(squares).abs() * squares).sqrt()
+
+        pulled = operator.adjoint(operator.on_measurement(gain, self.residual(u)))
+        return u + pulled + operator.on_data(scatter, z)
+
+    def coupling(self) -> Tensor:
+        r"""The largest s for which y is a measurement of :math:`x_0 + s \epsilon`, :math:`\sigma / |A|`: float64 of
+        shape (1,) or (B,)."""
+        operator = decomposed(self.operator, "coupled noise")
+        squares = operator.spectrum(operator.adjoint(self.y)).double().flatten(1).amax(1)
+        return self.noise.double() / squares.sqrt()
 
     def log_likelihood(self, x0: Tensor, variance: Tensor | float = 0.0) -> Tensor:
         r"""The logarithm of :math:`\mathcal N(y; A x_0, v A A^T + \sigma^2 I)`, in nats, with shape (B,).

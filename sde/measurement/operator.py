@@ -11,7 +11,17 @@ gradients. An operator with a fast singular value decomposition, a :class:`Diago
 
 from __future__ import annotations
 
-__all__ = ["Compose", "Diagonalised", "Linear", "LinearOperator", "Operator", "check_adjoint", "rowwise"]
+__all__ = [
+    "Compose",
+    "Diagonalised",
+    "Linear",
+    "LinearOperator",
+    "Operator",
+    "check_adjoint",
+    "decomposed",
+    "positive",
+    "rowwise",
+]
 
 import copy
 from abc import ABC, abstractmethod
@@ -156,10 +166,10 @@ class LinearOperator(Operator):
             if not bool(active.any()):
                 break
             product = v * self(self.adjoint(search)) + var * search
-            step = torch.where(active, square / _positive(sum_event(search * product)), 0.0)
+            step = torch.where(active, square / positive(sum_event(search * product)), 0.0)
             w, rest = w + rowwise(step, r) * search, rest - rowwise(step, r) * product
             new = _squares(rest)
-            search = rest + rowwise(torch.where(active, new / _positive(square), 0.0), r) * search
+            search = rest + rowwise(torch.where(active, new / positive(square), 0.0), r) * search
             square = torch.where(active, new, square)
         return w
 
@@ -184,7 +194,7 @@ class Diagonalised(LinearOperator):
     def solve(self, r: Tensor, variance: Tensor | float, noise: Tensor | float) -> Tensor:
         def inverse(squares: Tensor) -> Tensor:
             total = rowwise(variance, squares) * squares + rowwise(noise, squares).square()
-            return torch.where(total > 0, 1.0 / _positive(total), 0.0)  # without noise: what data can explain alone
+            return torch.where(total > 0, 1.0 / positive(total), 0.0)  # without noise: what data can explain alone
 
         return self.on_measurement(inverse, r)
 
@@ -202,13 +212,27 @@ class Diagonalised(LinearOperator):
         def ratio(squares: Tensor) -> Tensor:
             """The variance along a singular vector, relative to that where nothing is measured."""
             v, var = rowwise(variance, squares), rowwise(noise, squares).square()
-            rest = torch.where(squares > 0, var / _positive(v * squares + var), 1.0)
+            rest = torch.where(squares > 0, var / positive(v * squares + var), 1.0)
             return (floor + scale**2 * v * rest) / (floor + scale**2 * v)
 
         squares = self.spectrum(z).double()
         half_log_det = 0.5 * sum_event(torch.where(squares > 0, ratio(squares).log(), 0.0))
         free = (floor + scale**2 * rowwise(variance, z)).sqrt()
         return free * self.on_data(lambda s: ratio(s).sqrt(), z), half_log_det
+
+
+def decomposed(operator: Operator, purpose: str) -> Diagonalised:
+    """The operator, which must have a decomposition.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not isinstance(operator, Diagonalised):
+        raise ValueError(
+            f"{purpose} needs an operator with a fast singular value decomposition, got {type(operator).__name__}; "
+            "sde.measurement.Matrix.of(operator, shape) gives a linear one of a few hundred dimensions a decomposition"
+        )
+    return operator
 
 
 class Linear(LinearOperator):
@@ -285,13 +309,13 @@ def check_adjoint(
     seen = operator(x)
     y = noise.normal(Stream.PROBE, index, torch.ones_like(index), seen.shape[1:], seen.dtype)
     error = (seen * y).sum() - (x * operator.adjoint(y)).sum()
-    return float(error.abs() / _positive(seen.norm() * y.norm()))
+    return float(error.abs() / positive(seen.norm() * y.norm()))
 
 
 def _squares(r: Tensor) -> Tensor:
     return sum_event(r.square())
 
 
-def _positive(value: Tensor) -> Tensor:
+def positive(value: Tensor) -> Tensor:
     """The value, or the smallest number in place of 0, to divide by."""
     return torch.where(value > 0, value, torch.finfo(value.dtype).tiny)

@@ -30,7 +30,5 @@ class PiGDM(PosteriorDenoiser):
     """
 
     def change(self, x0: Tensor, pull: Pull, t: Tensor) -> Tensor:
-        measurement = self.measurement
-        variance = self.variance(self.process, t).to(x0)
-        solved = measurement.operator.solve(measurement.residual(x0), variance, measurement.noise.to(x0))
-        return self._covariance_scale(x0, t) * pull(measurement.operator.adjoint(solved))
+        pulled = self.update(x0, t).pulled(self.measurement.residual(x0))
+        return self._covariance_scale(x0, t) * pull(pulled)

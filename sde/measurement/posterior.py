@@ -15,14 +15,15 @@ __all__ = ["PosteriorDenoiser", "Pull"]
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser, Prediction, Steering, Wrapper, shifted, to_x0
-from ..shapes import expand, sum_event, working
+from ..shapes import expand, working
 from .measurement import Measurement
+from .update import FullUpdate, IsotropicUpdate, Update
 from .variance import NormalVariance, Variance
 
 # The product of a tensor like x_0 with the Jacobian of the denoiser, x_t to x_0.
@@ -39,7 +40,8 @@ class PosteriorDenoiser(Wrapper):
         inner: the denoiser of the prior. A guided or weighed one is weighed by y too.
         measurement: the measurement of the batch, in the model's range.
         variance: :math:`v_t`, the variance of :math:`x_0` given :math:`x_t`: what :func:`sde.tune_particles` measures,
-            or by default that of unit normal data.
+            or by default that of unit normal data, which kernels of particles do not trust: they have then none in
+            them, as DDPM's. A covariance takes its place in all that follows.
 
     Raises:
         ValueError: if the method needs a linear operator, and this one is not; or, before a network call, if y does not
@@ -57,7 +59,8 @@ class PosteriorDenoiser(Wrapper):
                 "not: use sde.measurement.DPS"
             )
         self.measurement, self.weighed = measurement, True
-        self.variance = NormalVariance() if variance is None else variance
+        self.variance, self.known = NormalVariance() if variance is None else variance, variance is not None
+        self._updates: dict[Any, Update] = {}
         self.vjps = inner.vjps + inner.calls * self.products()
 
     def products(self) -> int:
@@ -92,29 +95,42 @@ class PosteriorDenoiser(Wrapper):
             return steering.guided, (steering.x0, steering.log_potential)
 
         change, guided, (x0, potential) = self._evaluate(network, state, t)
-        variance = self.variance(self.process, t).to(state)
-        weight = potential + self.measurement.log_likelihood(x0, variance)
-        operator, noise = self.measurement.operator, self.measurement.noise.to(state)
-        # Noise of the data's own size would miss a measurement whose directions are not known: DDPM's kernel does not.
-        known = variance if operator.diagonal else torch.zeros_like(variance)
-
-        def kernel(z: Tensor, shift: Tensor, b: float, c: float) -> tuple[Tensor, Tensor]:
-            e, half_log_det = operator.spread(z, known, noise, b, c)
-            squares = sum_event((e + shift).square().double()) / (b + c**2 * known.double())
-            return e, 0.5 * (sum_event(z.square().double()) - squares) + half_log_det
-
-        return Steering(x0, guided + change, weight, kernel)
+        update = self.update(x0, t)
+        return Steering(x0, guided + change, potential + update.log_likelihood(x0), update.kernel)
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         state = working(x_t)
         self.measurement.check(state)
         steering = self.inner.steer(state, t, **condition)
-        variance = self.variance(self.process, t).to(state)
-        return steering.log_potential + self.measurement.log_likelihood(steering.x0, variance)
+        return steering.log_potential + self.update(steering.x0, t).log_likelihood(steering.x0)
+
+    def update(self, x0: Tensor, t: Tensor) -> Update:
+        r"""What y tells of data that is normal around a prediction of :math:`x_0`, with the variance or the covariance.
+
+        Args:
+            x0: the prediction, with shape (B, \*).
+            t: the time, with shape () or (B,).
+        """
+        key = (t.item(), x0.shape, x0.dtype, x0.device) if t.ndim == 0 else None
+        if key in self._updates:
+            return self._updates[key]
+        covariance = self.variance.covariance(self.process, t) if self.measurement.operator.linear else None
+        update: Update = (
+            IsotropicUpdate(self.measurement, self.variance(self.process, t).to(x0), measured=self.known)
+            if covariance is None
+            else FullUpdate(self.measurement, covariance, x0)
+        )
+        self._updates.clear()
+        if key is not None:
+            self._updates[key] = update
+        return update
+
+    def potential_cost(self, t: Tensor) -> int | Tensor:
+        return self.inner.cost(t)[0]
 
     def select(self, index: Tensor) -> PosteriorDenoiser:
         other = self.wrap(self.inner.select(index))
-        other.measurement = self.measurement.select(index)
+        other.measurement, other._updates = self.measurement.select(index), {}
         return other
 
     def _evaluate(

@@ -8,7 +8,7 @@ without a measurement it is that of normal data.
 
 from __future__ import annotations
 
-__all__ = ["NormalVariance", "PilotVariance", "Variance", "VarianceGrid"]
+__all__ = ["NormalVariance", "PilotCovariance", "PilotVariance", "Variance", "VarianceGrid"]
 
 import itertools
 import math
@@ -30,6 +30,11 @@ class Variance(ABC):
     @abstractmethod
     def __call__(self, process: SDE, t: Tensor) -> Tensor:
         """The variance :math:`v_t`, in the shape of `t`."""
+
+    def covariance(self, process: SDE, t: Tensor) -> Tensor | None:
+        """The covariance of the data given the state, in the mean over states, where it is known: float64 of shape (1,
+        D, D) or (B, D, D)."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,50 @@ class PilotVariance(Variance):
         share = ((here - places[k - 1]) / (places[k] - places[k - 1])).clamp(0.0, 1.0)
         between = ratio[k - 1] + share * (ratio[k] - ratio[k - 1])
         return (between - torch.log1p(here.exp())).exp()
+
+
+@dataclass(frozen=True, eq=False)
+class PilotCovariance(Variance):
+    r"""Measured covariances at some :math:`\lambda_t`, between which their ratio to the variance of unit normal data is
+    linear; beyond the ends the ratio is that of the end.
+
+    Args:
+        log_snr: the places, increasing.
+        values: the covariances there, with shape (n, D, D), positive definite.
+    """
+
+    log_snr: Sequence[float]
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        places, values = tuple(float(place) for place in self.log_snr), self.values.detach().to("cpu", torch.float64)
+        object.__setattr__(self, "log_snr", places)
+        object.__setattr__(self, "values", values)
+        square = values.ndim == 3 and values.shape[1] == values.shape[2] and len(values) == len(places) >= 2
+        if not square or not all(a < b for a, b in itertools.pairwise(places)):
+            raise ValueError(
+                "PilotCovariance: expected as many covariances (D, D) as increasing places, two at least, got "
+                f"{tuple(values.shape)} and {places}"
+            )
+        if not bool((torch.linalg.cholesky_ex(values)[1] == 0).all()):
+            raise ValueError("PilotCovariance: expected positive definite covariances")
+        object.__setattr__(self, "_means", values.diagonal(dim1=1, dim2=2).mean(1))
+
+    def __call__(self, process: SDE, t: Tensor) -> Tensor:
+        means: Tensor = vars(self)["_means"]
+        return self._between(means, process.log_snr(t)).to(t.device)
+
+    def covariance(self, process: SDE, t: Tensor) -> Tensor:
+        return self._between(self.values, process.log_snr(t).reshape(-1))
+
+    def _between(self, values: Tensor, here: Tensor) -> Tensor:
+        places, here = values.new_tensor(self.log_snr), here.to("cpu", torch.float64)
+        k = torch.searchsorted(places, here.contiguous()).clamp(1, len(places) - 1)
+        share = ((here - places[k - 1]) / (places[k] - places[k - 1])).clamp(0.0, 1.0)
+        scale = (1.0 + places.exp(), 1.0 / (1.0 + here.exp()))
+        shape = (*here.shape, *(1,) * (values.ndim - 1))
+        low, high = ((w * scale[0][i] * scale[1]).reshape(shape) for w, i in ((1.0 - share, k - 1), (share, k)))
+        return low * values[k - 1] + high * values[k]
 
 
 @dataclass(frozen=True)

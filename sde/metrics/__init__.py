@@ -22,6 +22,8 @@ __all__ = [
     "precision_recall",
     "Manifold",
     "sliced_wasserstein",
+    "EvidenceShift",
+    "evidence_shift",
     "classifier_two_sample_test",
     "Classifier",
     "memorisation",
@@ -42,6 +44,7 @@ __all__ = [
 from . import features
 from .copies import Memorisation, memorisation
 from .estimate import Estimate, difference
+from .evidence import EvidenceShift, evidence_shift
 from .fidelity import ms_ssim, psnr, ssim
 from .frechet import frechet_distance
 from .inception import inception_score

@@ -15,7 +15,7 @@ included. For sets of one distribution it does not hold, and the p-value counts.
 
 from __future__ import annotations
 
-__all__ = ["column_wasserstein", "sliced_wasserstein"]
+__all__ = ["column_wasserstein", "random_directions", "sliced_wasserstein"]
 
 from dataclasses import replace
 
@@ -56,7 +56,7 @@ def sliced_wasserstein(
     """
     owner = "sliced_wasserstein"
     check_pair(owner, samples, reference, 3)
-    theta = _directions(samples, directions, seed) if isinstance(directions, int) else directions.double()
+    theta = random_directions(samples, directions, seed) if isinstance(directions, int) else directions.double()
     if theta.ndim != 2 or len(theta) != samples.shape[1]:
         raise ValueError(f"{owner}: expected directions ({samples.shape[1]}, L), got {tuple(theta.shape)}")
     whole, omitted, permuted = _costs(owner, samples, reference, theta, order, groups, permutations, seed, index)
@@ -87,7 +87,7 @@ def column_wasserstein(
     return [_distance(whole[d], omitted[:, d], permuted[:, d], order) for d in range(len(whole))]
 
 
-def _directions(x: Tensor, number: int, seed: int) -> Tensor:
+def random_directions(x: Tensor, number: int, seed: int) -> Tensor:
     """Random unit vectors (D, L)."""
     check_count("sliced_wasserstein", "directions", number)
     lines = torch.arange(number, device=x.device)

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 __all__ = ["Method", "Restored", "pixel_mask", "restore"]
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +31,11 @@ from ..data import Scaling
 from ..denoisers import Denoiser
 from ..dynamics import Reverse
 from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance
+from ..metrics import EvidenceShift, evidence_shift
 from ..noise import repeat_key, sample_index
-from ..sampling import sample, state_like
+from ..sampling import Samples, coupling_times, polish, sample, state_like
 from ..shapes import check_condition, check_count, float64
-from ..solvers import Particles, Solver
+from ..solvers import Particles, Polish, Solver
 
 # A posterior denoiser of a denoiser and a measurement, such as sde.measurement.PiGDM or a partial of it.
 Method = Callable[[Denoiser, Measurement], Denoiser]
@@ -49,8 +52,11 @@ class Restored:
         nfe: the network calls of each draw, int64 with shape (B, n).
         vjps: the vector-Jacobian products of each draw, int64 with shape (B, n).
         log_evidence: of particles, the logarithm of an estimate of p(y) in the model's range, in nats, with shape
-            (B, n). Where the draws of one measurement have evidences that differ by more than 1, they are biased.
+            (B, n).
         ess: of particles, the smallest effective sample size of each run, with shape (B, n).
+        shift: of several draws by particles, how far they move when they are weighed by their evidence, a sign of a
+            mode that some runs lost, with its null: see :func:`sde.metrics.evidence_shift`; each (B,). None where
+            draws come from one population.
     """
 
     x: Tensor
@@ -59,6 +65,7 @@ class Restored:
     vjps: Tensor
     log_evidence: Tensor | None
     ess: Tensor | None
+    shift: EvidenceShift | None = None
 
 
 class _FromModel(LinearOperator):
@@ -124,6 +131,7 @@ def restore(
     variance: Callable[[], Variance],
     method: Method | None = None,
     solver: Solver | None = None,
+    polishing: Polish | None = None,
     n: int = 1,
     seed: int = 0,
     index: Tensor | None = None,
@@ -149,6 +157,8 @@ def restore(
     target = y.to(like.device, torch.float64)
     measurement = in_model_range(operator, target, std, scaling, data)
     measurement.check(data)
+    if polishing is not None:
+        coupling_times(denoiser.process, measurement)
     if solver is not None:  # before the pilot run
         solver.bind(Reverse((method or DiffPIR)(denoiser, measurement), eta=solver.eta))
     if method is None or solver is None:
@@ -163,18 +173,12 @@ def restore(
         guided = method(denoiser, measurement.select(rows))
         part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
         done = None if progress is None else partial(_report, progress, first / total, len(place) / total)
-        results.append(
-            sample(
-                guided,
-                (len(place), *shape),
-                solver=solver,
-                seed=seed,
-                index=keys[rows] + repeat * repeat_key(0, 1),
-                condition=part,
-                denoise=True,
-                progress=done,
-            )
-        )
+        index = keys[rows] + repeat * repeat_key(0, 1)
+        how: dict[str, Any] = {"seed": seed, "condition": part}
+        r = sample(guided, (len(place), *shape), solver=solver, index=index, denoise=True, progress=done, **how)
+        if polishing is not None:
+            r = _polished(r, shape, denoiser, measurement, polishing, rows, index, how)
+        results.append(r)
     x = torch.cat([r.x for r in results])
     draws = x.shape[1] if x.ndim > 1 + len(shape) else 1
     rows = torch.arange(batch, device=x.device).repeat_interleave(n * draws)
@@ -199,7 +203,32 @@ def restore(
 
     nfe, vjps = (torch.cat([getattr(r, name) for r in results]).reshape(batch, n).cpu() for name in ("nfe", "vjps"))
     fit = (misfit.sqrt() / each).reshape(shaped).cpu()
-    return Restored(values.reshape(*shaped, *shape), fit, nfe, vjps, joined("log_evidence"), joined("ess"))
+    evidence = joined("log_evidence")
+    several = evidence is not None and n > 1 and draws == 1
+    shift = evidence_shift(states.cpu().reshape(batch, n, -1), evidence) if several else None  # type: ignore[arg-type]
+    return Restored(values.reshape(*shaped, *shape), fit, nfe, vjps, evidence, joined("ess"), shift)
+
+
+def _polished(
+    r: Samples,
+    shape: tuple[int, ...],
+    denoiser: Denoiser,
+    measurement: Measurement,
+    polishing: Polish,
+    rows: Tensor,
+    index: Tensor,
+    how: dict[str, Any],
+) -> Samples:
+    """Draws, one or several of each run, after the polish, with its calls counted."""
+    draws = r.x[0].numel() // math.prod(shape)
+    each = torch.arange(len(rows), device=rows.device).repeat_interleave(draws)
+    place = torch.arange(len(each), device=rows.device) % draws
+    keys = repeat_key(index[each] + place * repeat_key(0, 2**10), 2**20)  # other noise than that of the draws
+    condition = {name: value[each] if value.ndim else value for name, value in how["condition"].items()}
+    how = {"solver": polishing, "seed": how["seed"], "condition": condition, "index": keys}
+    moved = polish(denoiser, measurement.select(rows[each]), r.x.reshape(-1, *shape), **how)
+    spent = {name: getattr(moved, name).reshape(-1, draws).sum(1) for name in ("nfe", "vjps")}
+    return replace(r, x=moved.x.reshape(r.x.shape), nfe=r.nfe + spent["nfe"], vjps=r.vjps + spent["vjps"])
 
 
 def pixel_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:

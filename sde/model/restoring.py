@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Restoring"]
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from ..data import Scaling
 from ..denoisers import Denoiser
-from ..measurement import Mask, Operator, PilotVariance, Variance
+from ..measurement import Mask, Operator, PilotCovariance, PilotVariance, Variance
 from ..sampling import state_like
 from ..shapes import check_event
-from ..solvers import Solver
+from ..solvers import Polish, Solver
 from ..tuning import load_variance, save_variance, tune_particles
 from .restoration import Method, Restored, pixel_mask, restore
 
@@ -36,28 +37,32 @@ class Restoring:
         self,
         directory: str | os.PathLike[str] | None = None,
         *,
-        n: int = 128,
+        n: int = 256,
         seed: int = 0,
+        covariance: bool | None = None,
         progress: Callable[[float], object] | None = None,
-    ) -> PilotVariance:
+    ) -> PilotVariance | PilotCovariance:
         """The variance of the data given the state, for particles; see :func:`sde.tune_particles`. It is computed once.
 
         Args:
             directory: a run directory, which keeps it in its `grids/`.
             n: the number of samples of the pilot run.
             seed: the seed of the pilot run.
+            covariance: the covariance in its place; by default for data of at most 256 dimensions.
             progress: as in :func:`sde.tune_particles`.
         """
-        pilots: dict[str, PilotVariance] = vars(self).setdefault("_pilots", {})  # a model is frozen; these belong to it
-        name = f"particles-{n}-seed{seed}"
+        # A model is frozen; these belong to it.
+        pilots: dict[str, PilotVariance | PilotCovariance] = vars(self).setdefault("_pilots", {})
+        covariance = math.prod(self.shape) <= 256 if covariance is None else covariance
+        name = f"particles-{n}-seed{seed}{'-covariance' * covariance}"
         if name not in pilots:
             known = None if directory is None else load_variance(directory, name)
             if known is None:
                 label = None if self.classes is None else torch.arange(n, device="cpu") % self.classes
                 device = state_like(self.denoiser).device
                 condition = None if label is None else {"label": label.to(device)}
-                start: dict[str, Any] = {"condition": condition, "seed": seed, "progress": progress}
-                known = tune_particles(self.denoiser, (n, *self.shape), **start)
+                start: dict[str, Any] = {"condition": condition, "seed": seed, "covariance": covariance}
+                known = tune_particles(self.denoiser, (n, *self.shape), progress=progress, **start)
                 if directory is not None:
                     save_variance(directory, name, known)
             pilots[name] = known
@@ -71,6 +76,7 @@ class Restoring:
         *,
         method: Method | None = None,
         solver: Solver | None = None,
+        polishing: Polish | None = None,
         n: int = 1,
         seed: int = 0,
         index: Tensor | None = None,
@@ -93,6 +99,7 @@ class Restoring:
             method: makes a posterior denoiser of a denoiser and a measurement, such as :class:`sde.measurement.PiGDM`;
                 by default :class:`sde.measurement.DiffPIR` with the pilot's variance, the proposal of particles.
             solver: the solver; 50 steps of 16 particles by default.
+            polishing: Langevin steps that follow, `Polish(Ancestral(8, grid=LogSNR()))` say; see :func:`sde.polish`.
             n: the number of independent draws for each measurement.
             seed: the seed of all noise.
             index: the positions of the measurements in their data set, int64 with shape (B,).
@@ -114,6 +121,7 @@ class Restoring:
             variance=self.pilot if variance is None else lambda: variance,
             method=method,
             solver=solver,
+            polishing=polishing,
             n=n,
             seed=seed,
             index=index,

@@ -24,6 +24,7 @@ __all__ = [
     "Box",
     "Conditions",
     "DiT",
+    "Encoder",
     "Filter",
     "Filtered",
     "FilteredConv",
@@ -50,6 +51,7 @@ __all__ = [
 from .conditions import Conditions, Taken
 from .dit import DiT
 from .embedding import Fourier, LevelEmbedding, Positional
+from .encoder import Encoder
 from .filters import FIR, Box, Filter
 from .layers import Normalisation
 from .mlp import MLP

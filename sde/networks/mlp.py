@@ -11,7 +11,7 @@ whose second layer is initialised to zero.
 
 from __future__ import annotations
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "PerceptronBlock"]
 
 import math
 
@@ -26,10 +26,10 @@ from .layers import linear, zero_init
 from .network import Network
 
 
-class _Block(nn.Module):
+class PerceptronBlock(nn.Module):
     """The block of the module: `u` with shape (B, width), `context` with shape (1 or B, F) -> (B, width)."""
 
-    def __init__(self, width: int, context: int, dropout: float, tokens: bool) -> None:
+    def __init__(self, width: int, context: int, dropout: float, tokens: bool = False) -> None:
         super().__init__()
         self.cross = CrossAttention(width, width) if tokens else None
         self.film = linear(context, 2 * width, parts=2)
@@ -81,7 +81,8 @@ class MLP(Network):
         self.tokens = None if conditions.tokens is None else TokenCondition(conditions.tokens, width)
         self.image = None if conditions.image is None else ImageCondition(conditions.image)
         self.inlet = linear(features + (conditions.image or 0), width)
-        self.blocks = nn.ModuleList([_Block(width, width, dropout, self.tokens is not None) for _ in range(depth)])
+        attends = self.tokens is not None
+        self.blocks = nn.ModuleList([PerceptronBlock(width, width, dropout, attends) for _ in range(depth)])
         self.outlet = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zero_init(linear(width, features)))
 
     def forward(

@@ -6,6 +6,7 @@ from .ancestral import Ancestral
 from .base import FixedStep, GridSteps, OneStep, Progress, Run, Solver, Step, linear_combination
 from .coordinates import Arcsinh, LogNoise, Variable
 from .ddim import DDIM
+from .decoupled import Decoupled
 from .deis import DEIS
 from .designed import Designed
 from .dpm_solver_pp import DPMSolverPP, DPMSolverPP2S
@@ -15,7 +16,9 @@ from .heun import Heun
 from .midpoint import DPMSolver2, DPMSolver3, Midpoint
 from .multistep import Multistep, Ramp, RungeKuttaStart, Start
 from .particles import Particles
+from .polish import Polish
 from .predictor_corrector import Corrector, Langevin, PredictorCorrector, SongLangevin
+from .replacement import Replacement
 from .reverse_diffusion import ReverseDiffusion
 from .runge_kutta import RungeKutta
 from .scipy_ode import ScipyODE
@@ -70,4 +73,7 @@ __all__ = [
     "TSITOURAS",
     "ScipyODE",
     "Particles",
+    "Replacement",
+    "Decoupled",
+    "Polish",
 ]

@@ -11,7 +11,8 @@ Another variable than t does not help either: 101 and 84 calls with :math:`\sqrt
 
 The first step has no error behind it that could tell its size. Near `t_min` the score of dequantised data changes where
 the noise reaches the distance of a value from the edge of its level, and a slope that is nearly 0 before that makes a
-step which no stage of the method sees anything of. So the first step changes the noise level by a bounded factor.
+step which no stage of the method sees anything of. So the first step away from the data raises the noise level by a
+bounded factor; from the noise, where all is smooth, it is that of Hairer, Norsett and Wanner.
 
 Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, 1993, section II.4.
 """
@@ -51,8 +52,8 @@ class RungeKutta(Adaptive):
         rtol: the relative tolerance of a step.
         atol: the absolute tolerance of a step.
         max_steps: the largest number of steps, rejected ones included, that any sample may take.
-        first_ratio: the first step changes the noise level :math:`\sigma_t/\alpha_t` by at most this factor; with None
-            the starting step of Hairer, Norsett and Wanner is taken as it is, as in version 0.1.0.
+        first_ratio: a first step away from the data raises the noise level :math:`\sigma_t/\alpha_t` by at most this
+            factor; with None the starting step of Hairer, Norsett and Wanner is taken as it is, as in version 0.1.0.
         on_failure: what happens to a sample that meets a value that is not finite, or has taken `max_steps`: "raise"
             ends the run with an error that names the sample and its time; "mark" fills its state with NaN, its
             log-density included, leaves its time where it stopped, and goes on with the others.
@@ -94,15 +95,11 @@ class RungeKutta(Adaptive):
         h = torch.where(steepest <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / steepest) ** power)
         # A probe without a finite slope only says that the step should be short.
         h = torch.where(h > 0.0, torch.minimum(100.0 * guess, h), guess)
-        return direction * torch.minimum(h, self._longest_start(dynamics, t, direction)).clamp(max=abs(span)), ()
-
-    def _longest_start(self, dynamics: Dynamics, t: Tensor, direction: float) -> Tensor:
-        """The step that changes the noise level by `first_ratio`; infinite where the noise level does not tell one."""
-        if self.first_ratio is None:
-            return torch.full_like(t, math.inf)
-        process = dynamics.process
-        step = (process.time(process.log_snr(t) - direction * 2.0 * math.log(self.first_ratio)) - t).detach()
-        return torch.where(step * direction > 0.0, step.abs(), math.inf)
+        if direction > 0.0 and self.first_ratio is not None:
+            later = dynamics.process.time(dynamics.process.log_snr(t) - 2.0 * math.log(self.first_ratio)) - t
+            # Where the noise level does not tell a step, it does not bound it.
+            h = torch.where(later > 0.0, torch.minimum(h, later.detach()), h)
+        return direction * h.clamp(max=abs(span)), ()
 
     def attempt(self, m: Memory, x: State, t: Tensor, h: Tensor, end: Tensor) -> Attempt:
         tableau, slopes, y = self.tableau, [m.slope], x

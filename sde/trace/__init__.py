@@ -24,9 +24,10 @@ the trace. All are smooth along a trajectory: at a tolerance of 1e-6 an adaptive
 than with the exact trace.
 """
 
-__all__ = ["BoundTrace", "Exact", "ExactTrace", "Hutchinson", "Orthogonal", "Probes", "Trace", "XTrace"]
+__all__ = ["BoundTrace", "Controlled", "Exact", "ExactTrace", "Hutchinson", "Orthogonal", "Probes", "Trace", "XTrace"]
 
 from .base import BoundTrace, Trace
+from .controlled import Controlled
 from .exact import ExactTrace
 from .hutchinson import Hutchinson, Orthogonal, Probes
 from .xtrace import XTrace

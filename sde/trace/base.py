@@ -49,6 +49,11 @@ class BoundTrace(ABC):
             differentiable: whether gradients of the estimates are wanted.
         """
 
+    def start(self, x: Tensor) -> Tensor:
+        """The log-density with which the path of states `x` starts, for each estimate, with shape (B, P): numbers of
+        mean 0; by default 0."""
+        return torch.zeros(len(x), self.estimates, dtype=x.dtype, device=x.device)
+
     @abstractmethod
     def select(self, index: Tensor) -> BoundTrace:
         """The same probes for some samples of the batch."""

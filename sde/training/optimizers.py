@@ -12,11 +12,14 @@ from __future__ import annotations
 
 __all__ = ["Muon"]
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .ranks import full, like
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,7 +56,26 @@ class Muon(torch.optim.Optimizer):
         """Takes a step of both optimisers."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for part, group in zip(self._parts, self.param_groups):
-            # Loading a state replaces both; they are this optimiser's, in which a checkpoint finds them.
-            part.param_groups, part.state = [group], self.state
-            part.step()
+            if isinstance(part, torch.optim.Muon):
+                for matrix in group["params"]:
+                    self._step_of_whole(part, group, matrix)
+            else:
+                # Loading a state replaces both; they are this optimiser's, in which a checkpoint finds them.
+                part.param_groups, part.state = [group], self.state
+                part.step()
         return loss
+
+    def _step_of_whole(self, part: torch.optim.Muon, group: dict[str, Any], matrix: Tensor) -> None:
+        """Muon's step of a matrix, gathered where each rank has some rows of it.
+
+        The semi-orthogonal matrix is that of the whole momentum; products of parts would round otherwise, in bfloat16.
+        """
+        if matrix.grad is None:
+            return
+        whole = full(matrix.detach())
+        whole.grad = full(matrix.grad)
+        part.state = defaultdict(dict, {whole: {name: full(value) for name, value in self.state[matrix].items()}})
+        part.param_groups = [{**group, "params": [whole]}]
+        part.step()
+        matrix.copy_(like(whole, matrix))
+        self.state[matrix].update({name: like(value, matrix) for name, value in part.state[whole].items()})

@@ -61,13 +61,26 @@ def group(device: str, *, minutes: float = 30.0) -> Iterator[str]:
         torch.cuda.set_device(choose_device(device))
     # Gloo beside NCCL, for what lies on the CPU.
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    # Gloo may fail to connect, or wait for ever: an error soon lets torchrun start the ranks again.
-    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    # Ranks that do not meet wait for ever: an error soon lets torchrun start them again.
+    soon = timedelta(seconds=60)
+    store, number, world = next(dist.rendezvous("env://", timeout=soon))
+    dist.init_process_group(backend, store=_of_this_start(store), rank=number, world_size=world, timeout=soon)
     dist.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes))
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store) -> dist.Store:
+    """The part of a store that the ranks use since they were last started.
+
+    The store of torchrun outlives its restarts, and with it the addresses of ranks that have ended, to which new ones
+    would connect. Torchruns on several machines count their restarts each for itself.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def total(values: Tensor) -> Tensor:
@@ -233,8 +246,8 @@ class FSDP2(Ranks):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        if not all(p.is_contiguous() for p in module.parameters()):
-            raise ValueError("ranks=fsdp2 needs contiguous weights: leave out channels_last, or take ranks=ddp")
+        # Parts are cut from weights with the channels first; convolutions follow the format of the images.
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         device = next(module.parameters()).device.type
         mesh, numbers = init_device_mesh(device, (size(),)), set(_numbers(module))
         for part in (*blocks(module), module):

@@ -19,6 +19,7 @@ __all__ = [
     "tune_grid",
     "tune_particles",
     "tune_solver",
+    "tune_trace",
 ]
 
 from .cache import load_grid, load_solver, load_variance, save_grid, save_solver, save_variance
@@ -27,5 +28,6 @@ from .gradient import Gradient
 from .likelihood import Choice, PilotRows, choose_solver, pilot_rows
 from .particles import tune_particles
 from .pilot import Pilot, Tuning
+from .trace import tune_trace
 from .tune import tune_grid
 from .tune_solver import purpose, tune_solver

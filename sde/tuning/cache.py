@@ -8,11 +8,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from ..grids import Explicit
 from ..instantiate import build, class_name
-from ..measurement import PilotVariance
+from ..measurement import PilotCovariance, PilotVariance
 from ..solvers import Designed, GridSteps
 from ..storage.files import write_atomically
 
@@ -82,30 +86,31 @@ def load_solver(directory: str | os.PathLike[str], steps: int, purpose: str, pro
     return solver
 
 
-def save_variance(directory: str | os.PathLike[str], name: str, variance: PilotVariance) -> Path:
+def save_variance(directory: str | os.PathLike[str], name: str, variance: PilotVariance | PilotCovariance) -> Path:
     """Saves what :func:`sde.tune_particles` measured in a run directory, for :func:`load_variance`.
 
     Args:
         directory: the run directory; the file is written to its subdirectory `grids/`.
         name: the name of the pilot run.
-        variance: the variance.
+        variance: the variance or the covariance.
     """
-    path = Path(directory) / "grids" / f"{name}.json"
+    path = Path(directory) / "grids" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"log_snr": list(variance.log_snr), "values": list(variance.values)}, indent=1)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    values = np.asarray(variance.values)
+    write_atomically(path, lambda file: np.savez(file, log_snr=np.asarray(variance.log_snr), values=values))
     return path
 
 
-def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance | None:
-    """The saved variance of a pilot run, or None if there is none."""
-    path = Path(directory) / "grids" / f"{name}.json"
+def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance | PilotCovariance | None:
+    """What a pilot run measured, from a run directory, or None if there is none."""
+    path = Path(directory) / "grids" / f"{name}.npz"
     try:
-        content = json.loads(path.read_text())
-        return PilotVariance(content["log_snr"], content["values"])
+        with np.load(path) as content:
+            places, values = content["log_snr"].tolist(), torch.from_numpy(content["values"])
+        return PilotVariance(places, values.tolist()) if values.ndim == 1 else PilotCovariance(places, values)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a pilot run ({error}); delete it to run it again") from error
 
 

@@ -5,17 +5,20 @@ With the errors :math:`e_b \in \mathbb R^m` of sample b and their mean square :m
 .. math:: \frac1B \sum_b \rho(s_b) + \text{prior}, \qquad \rho(s) = c \log(1 + s / c) .
 
 A few samples start near the border between two modes, where the flow multiplies every error; the mean of the squares
-would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, ten times the median.
+would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, a hundred times the median.
 Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
 
 **Gauss and Newton's matrix by probes.** :math:`J_b^\top v` for one vector v costs one pass backwards through the solver
-for all samples, and gives a gradient for each of them apart. With random signs v the mean of :math:`J_b^\top v v^\top
-J_b` is :math:`J_b^\top J_b`, so that
+for all samples, and gives a gradient for each of them apart. The gradient itself is that of the direction of the error,
+:math:`u_b = e_b / \lVert e_b \rVert`, along which the flow multiplies most; for the others, one vector of random signs
+without its part along :math:`u_b`, :math:`v_b`, has :math:`E[v_b v_b^\top] = I - u_b u_b^\top`. So
 
-.. math:: H = \frac{2}{B m} \sum_b w_b\, (J_b^\top v_b) (J_b^\top v_b)^\top
+.. math:: H = \frac{2}{B m} \sum_b w_b\, \big( (J_b^\top u_b) (J_b^\top u_b)^\top
+    + (J_b^\top v_b) (J_b^\top v_b)^\top \big)
 
-is estimated from B products at the cost of a second gradient; for a single error, as that of a log-density, it is
-exact. A pass backwards computes every step again from its stored state, with the graph of this step alone.
+estimates :math:`\frac{2}{B m} \sum_b w_b J_b^\top J_b` at the cost of a second gradient; for a single error, as that of
+a log-density, it is exact. The estimates of successive iterations are averaged, older ones with less weight. A pass
+backwards computes every step again from its stored state, with the graph of this step alone.
 
 Levenberg 1944; Marquardt 1963; Nocedal and Wright, Numerical Optimization, 2006, section 10.3; Cauchy's loss: Barron
 2019, https://arxiv.org/abs/1701.03077.
@@ -39,7 +42,8 @@ from .design import Design, Numbers
 from .pilot import OutOfTime
 from .reference import PilotFlow
 
-ROBUST = 10.0
+# The corner of the loss in medians of the squares, and the weight of the last average in that of the matrices.
+ROBUST, MEMORY = 100.0, 0.75
 
 
 def run(
@@ -146,6 +150,9 @@ class Descent:
         deadline: when to stop, by `time.monotonic`; :class:`OutOfTime` is raised then.
         generator: for the probes.
         prior: the strengths of the prior on the parameters, relative to the objective; its centre is 0.
+
+    Attributes:
+        matrix: the average of the estimates of Gauss and Newton's matrix, for all parameters.
     """
 
     design: Design
@@ -154,6 +161,7 @@ class Descent:
     generator: torch.Generator
     prior: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64, device="cpu"))
     damping: float = 1e-2
+    matrix: Tensor | None = None
 
     def begin(self, parameters: Tensor) -> None:
         """Starts from some parameters; their errors set the corner c of the loss."""
@@ -169,9 +177,8 @@ class Descent:
 
     def held_out(self, flow: PilotFlow) -> float:
         """The objective of the present parameters on another pilot."""
-        return self.value(
-            flow.errors(run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]).square().mean(1)
-        )
+        end = run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]
+        return self.value(flow.errors(end).square().mean(1))
 
     def step(self, free: Tensor) -> float:
         """One iteration over the parameters where the mask `free` is true; returns the relative gain."""
@@ -183,15 +190,20 @@ class Descent:
             products = [(errors * u.to(errors)).sum() for u in (errors.detach(), v)]
             directions = [torch.autograd.grad(product, end, retain_graph=True) for product in products]
         self.numbers, jacobian = self.design.jacobian(self.parameters)
-        gradient = gradients(flow, self.numbers, self.states, self.predictions, directions, self.deadline)
-        gradient = gradient @ jacobian[:, free]
+        per_number = gradients(flow, self.numbers, self.states, self.predictions, directions, self.deadline)
+        along, across = per_number @ jacobian
         w = (1.0 / (1.0 + self.squares / self.corner)).cpu()[:, None]
         scale, value = 2.0 / errors.numel(), self.value(self.squares)
         prior = value * self.prior.expand(len(free))[free]
-        slope = scale * (w * gradient[0]).sum(0) + 2.0 * prior * self.parameters[free]
-        h = scale * (w * gradient[1]).T @ gradient[1]
+        slope = scale * (w * along).sum(0)[free] + 2.0 * prior * self.parameters[free]
+        e = errors.detach().cpu()
+        size = e.square().sum(1, keepdim=True).clamp(min=torch.finfo(e.dtype).tiny)
+        across = across - (v * e).sum(1, keepdim=True) / size * along
+        h = scale * ((w * along / size).T @ along + (w * across).T @ across)
         if not bool(slope.isfinite().all() and h.isfinite().all()):
             return 0.0
+        self.matrix = h if self.matrix is None else MEMORY * self.matrix + (1.0 - MEMORY) * h
+        h = self.matrix[free][:, free]
         before = value + float((prior * self.parameters[free].square()).sum())
         for _ in range(6):
             diagonal = self.damping * (h.diagonal() + 1e-12 * h.diagonal().max() + 1e-300) + 2.0 * prior

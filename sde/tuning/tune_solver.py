@@ -22,7 +22,7 @@ from ..denoisers import Denoiser
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
 from ..processes import SDE
 from ..sampling import evaluating, recording
-from ..shapes import check_count, float64
+from ..shapes import as_tensor, check_count, float64
 from ..solvers import Arcsinh, Designed, UniPC
 from ..trace import Trace
 from .design import Design
@@ -30,8 +30,8 @@ from .gauss_newton import Descent
 from .pilot import OutOfTime
 from .reference import PilotFlow, frozen, pilot_flow, solved
 
-# The strengths of the prior, and the largest number of iterations with each of them.
-STRENGTHS, ITERATIONS = (1e-1, 1e-2, 1e-3, 1e-4), 12
+# The strengths of the prior, each with its largest number of iterations; None is for the times alone.
+LADDER = ((None, 12), (1e-1, 6), (1e-2, 8), (1e-3, 12), (1e-4, 20))
 # The smallest pilot: some to learn from, and some that are held out.
 SMALLEST = 4
 
@@ -128,20 +128,22 @@ def _designed(
         gaps, _, shift, _, _ = design.kinds()
         times_alone = gaps | (shift & (shift.cumsum(0) == 1))
         descent = Descent(design, train, deadline, generator)
-        strengths = [(0.0, times_alone), *((s, torch.ones_like(gaps)) for s in STRENGTHS)]
-        for k, (strength, free) in enumerate(strengths):
-            descent.prior = strength * (~times_alone).double()
+        done, total = 0, sum(n for _, n in LADDER)
+        for k, (strength, iterations) in enumerate(LADDER):
+            free = times_alone if strength is None else torch.ones_like(gaps)
+            descent.prior = (strength or 0.0) * (~times_alone).double()
             descent.begin(best[1])
             least = before = descent.held_out(held)
             stalled = 0
-            for i in range(ITERATIONS):
+            for i in range(iterations):
                 stalled = stalled + 1 if descent.step(free) < 5e-3 else 0
                 if (error := descent.held_out(held)) < least:
                     best, least = (design, descent.parameters), error
-                report((k + (i + 1) / ITERATIONS) / len(strengths))
+                report((done + i + 1) / total)
                 if stalled == 3:
                     break
-            if k and least > 0.999 * before:
+            done += iterations
+            if k > 1 and least > 0.999 * before:
                 break
     except OutOfTime:
         pass
@@ -190,15 +192,26 @@ def _grids(process: SDE, steps: int, start: float, stop: float, data_std: float)
 
 
 def purpose(denoiser: Denoiser, condition: Mapping[str, Tensor] | None = None, *, data: bool = False) -> str:
-    """What a solver is designed for, in words: the use, the denoiser with its wrappers, and its conditions."""
-    names = ", ".join(sorted(condition or {}))
+    """What a solver is designed for, in words: the use, the denoiser with its wrappers and their settings, and its
+    conditions, with the values of those that are whole numbers."""
+    names = ", ".join(_values(name, value) for name, value in sorted((condition or {}).items()))
     use = "likelihoods" if data else "samples"
     return f"{use} of {_name(denoiser)}{' given ' + names if names else ''}"
 
 
 def _name(denoiser: Denoiser) -> str:
-    """The name of a denoiser with those that it wraps."""
+    """The name of a denoiser with those that it wraps, and with the settings of the wrappers."""
     inner = getattr(denoiser, "inner", None)
-    weight = getattr(denoiser, "weight", None)
-    settings = f"weight={float(weight):g}, " if isinstance(weight, float | int) else ""
-    return type(denoiser).__name__ + (f"({settings}{_name(inner)})" if isinstance(inner, Denoiser) else "")
+    if not isinstance(inner, Denoiser):
+        return type(denoiser).__name__
+    return f"{type(denoiser).__name__}({', '.join(filter(None, [denoiser.extra_repr(), _name(inner)]))})"
+
+
+def _values(name: str, value: Tensor | float) -> str:
+    """A condition by its name, with the values of whole numbers: `label 0 to 9`, `label 3, 7`."""
+    tensor = as_tensor(value)
+    if tensor.is_floating_point() or tensor.ndim > 1:
+        return name
+    found = sorted(set(tensor.reshape(-1).tolist()))
+    consecutive = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
+    return f"{name} {found[0]} to {found[-1]}" if consecutive else f"{name} {', '.join(map(str, found))}"

@@ -23,6 +23,7 @@ from torch import Tensor
 import sde
 from sde import profiling as cost
 from sde.comparison import (
+    DesignPilot,
     Estimate,
     ExactProblem,
     Experiment,
@@ -35,6 +36,7 @@ from sde.comparison import (
     markdown,
     open_problem,
     plan,
+    plan_designs,
     read_mixture,
     read_table,
     work_precision,
@@ -132,6 +134,31 @@ def test_the_bands_are_those_of_the_jackknife_by_brute_force(n: int) -> None:
         half = T_19 * np.sqrt((GROUPS - 1) / GROUPS * ((omitted - omitted.mean()) ** 2).sum())
         assert whole.high == pytest.approx(np.sqrt(whole.value**2 + half))
         assert whole.low == pytest.approx(np.sqrt(max(0.0, whole.value**2 - half)))
+
+
+def test_designed_solvers_come_with_the_cost_of_their_pilot(tmp_path: Path, mixture: Mixture) -> None:
+    """Designed when they are measured, once; the calls are those of all pilot samples, the accurate solution
+    included."""
+    problem, settings = ExactProblem(mixture, sde.VP()), Settings(n=16, draws=40, repeats=1, tolerance=1e-6)
+    tree = {"_target_": "sde.solvers.UniPC", "steps": 1, "grid": {"_target_": "sde.grids.LogSNR"}}
+    plain = plan("unipc", tree, problem.process, grids={}, calls=[2], tolerances=[])
+    rows = [*compare(problem, [*plain, *plan_designs([2], DesignPilot(8))], settings)]
+    unipc, designed = rows
+    assert (designed.solver, designed.steps, designed.nfe_max) == ("designed", 2, 2)
+    assert designed.strong < unipc.strong
+    assert (designed.pilot_samples, unipc.pilot_samples) == (8, 0)
+    assert designed.pilot_seconds > designed.seconds
+    assert designed.pilot_calls > 8 * 30
+    text = markdown(rows)
+    assert re.search(rf"designed +\| 2 +\| 8 +\| [0-9.]+ +\| {designed.pilot_calls} ", text)
+    with Table(tmp_path / "a.h5", {}) as table:
+        for row in rows:
+            table.add(row)
+    stored, _ = read_table(tmp_path / "a.h5")
+    previous = {row.key: row for row in stored}
+    assert [*compare(problem, plan_designs([2], DesignPilot(8)), settings, previous)] == [stored[1]]
+    with pytest.raises(ValueError, match="samples of its pilot"):
+        DesignPilot(3)
 
 
 def test_the_bands_are_as_wide_as_the_distances_scatter() -> None:

@@ -27,20 +27,22 @@ def test_rows_are_computed_once_and_reported(tmp_path: Path) -> None:
     ways = {
         "exact": Way(None, lambda v: DPMSolverPP(12, 2)),
         "DiffPIR": Way(lambda d, y, v: DiffPIR(d, y), lambda v: Ancestral(12)),
+        "Particles": Way(DiffPIR, lambda v: Particles(4, 3, variance=v), polished=True),
     }
     path, settings = tmp_path / "posterior.h5", {"noises": [0.1], "problems": 2, "draws": 200}
     states = compare_posteriors(path, ways, **settings)  # type: ignore[arg-type]
-    assert [next(states) for _ in range(3)] == [(0, 6), (1, 6), (2, 6)]
+    assert [next(states) for _ in range(3)] == [(0, 8), (1, 8), (2, 8)]
     states.close()
-    assert [*compare_posteriors(path, ways, **settings)] == [(n, 6) for n in range(2, 7)]  # type: ignore[arg-type]
-    assert [*compare_posteriors(path, ways, **settings)] == [(6, 6)]  # type: ignore[arg-type]
+    assert [*compare_posteriors(path, ways, **settings)] == [(n, 8) for n in range(2, 9)]  # type: ignore[arg-type]
+    assert [*compare_posteriors(path, ways, **settings)] == [(8, 8)]  # type: ignore[arg-type]
     columns = read(path).columns
-    assert columns["calls"].tolist() == [0, 0, 13, 13, 13, 13]
+    assert columns["calls"].tolist() == [0, 0, 13, 13, 13, 13, 125, 125]
     mean = [columns["error"][columns["repeat"] == k].mean() for k in range(3)]
     assert mean[1] < 0.6 * mean[2]  # the exact score against a method that misses modes
     table = posterior_report(path)
     first = [line.split(" | ")[0] for line in table.splitlines()]
-    assert first == ["| method", "| ---", "| floor", "| exact", "| DiffPIR"]
+    assert first == ["| method", "| ---", "| floor", "| exact", "| DiffPIR", "| Particles", "", table.splitlines()[-1]]
+    assert "log evidence off by" in table.splitlines()[-1]
     assert {file.suffix for file in tmp_path.iterdir()} == {".h5", ".csv", ".md", ".png"}
     with pytest.raises(ValueError, match="another job"):
         next(compare_posteriors(path, ways, noises=[0.1], problems=2, draws=50))

@@ -174,6 +174,18 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path, text: str, columns: 
         images(tmp_path / "set", table=tmp_path / "a.csv", columns=columns, test_fraction=0.5)
 
 
+def test_what_a_table_does_not_know_is_not_known(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / "set" / f"{name}.png", 0)
+    (tmp_path / "a.csv").write_text("file,age,height,text\na.png,,1.5,\nb.png,2,0,a seven\n")
+    columns = {"embedding": ["age", "height"], "caption": "text"}
+    data = images(tmp_path / "set", table=tmp_path / "a.csv", columns=columns, test_fraction=0.5)
+    found = [(split[torch.tensor([0])][1]["embedding"][0], split.captions) for split in data.splits.values()]
+    known = {str(captions): embedding.tolist() for embedding, captions in found}
+    assert known["['a seven']"] == [2.0, 0.0]
+    assert np.allclose(known["['']"], [np.nan, 1.5], equal_nan=True)
+
+
 def test_labels_that_are_numbers_stay_the_same(tmp_path: Path) -> None:
     save(tmp_path / "set" / "a.png", 0)
     save(tmp_path / "set" / "b.png", 1)

@@ -148,16 +148,20 @@ def test_bad_rows_are_named_when_they_are_met(tmp_path: Path) -> None:
     x, e = VALUES["pixels"] % 16, CONDITIONS["e"].copy()
     x[31, 2, 1, 0], e[33, 2], e[34, 0] = 17, np.nan, np.inf
     path = save(tmp_path / "a.npz", x_train=x, e=e)
-    data = arrays(path, test=None, levels=16, memory=0, train_conditions={"embedding": "e"}, test_fraction=0.05)
+    named = {"embedding": "e", "mass": "e"}
+    data = arrays(path, test=None, levels=16, memory=0, train_conditions=named, test_fraction=0.05)
     train = data.train.source  # type: ignore[attr-defined]
     good = torch.tensor([30, 32, 0, 39])
     assert torch.equal(train[good][0], torch.from_numpy(x[good.numpy()].transpose(0, 3, 1, 2)))
     with pytest.raises(UnreadableSample, match=r"row 31 of .*a\.npz: array 'x_train'\[0, 0, 2, 1\] is 17.*15"):
         train[torch.tensor([4, 31, 2])]
-    with pytest.raises(UnreadableSample, match=r"'embedding' of row 33 of .*\[0, 2\] is nan.*missing"):
+    with pytest.raises(UnreadableSample, match=r"'mass' of row 33 of .*\[0, 2\] is nan: expected a finite number$"):
         train[torch.tensor([4, 33, 2])]
-    with pytest.raises(UnreadableSample, match=r"'embedding' of row 34 of .*\[0, 0\] is inf.*missing"):
+    with pytest.raises(UnreadableSample, match=r"'embedding' of row 34 of .*\[0, 0\] is inf.*or NaN for what is not"):
         train[torch.tensor([34])]
+    known = arrays(path, test=None, levels=16, memory=0, train_conditions={"embedding": "e"}, test_fraction=0.05)
+    found = known.train.source[torch.tensor([33])][1]["embedding"]  # type: ignore[attr-defined]
+    assert found.isnan().tolist() == [[i == 2 for i in range(found.shape[1])]]
     for suffix in (".npy", ".h5"):
         path = save(tmp_path / f"cut{suffix}", x_train=np.zeros((4000, 100)))
         data = arrays(path, test=None, memory=0, standardise=False)

@@ -83,7 +83,7 @@ class Seconds(Density):
 
 @pytest.mark.parametrize(
     ("density", "steps", "fine"),
-    [(BoundDensity(4), 120, BoundDensity(4)), (FLOW, 35, FlowDensity(Heun(40), ExactTrace()))],
+    [(BoundDensity(4), 120, BoundDensity(4)), (FLOW, 35, FlowDensity(Heun(20), ExactTrace()))],
     ids=["bound", "flow"],
 )
 def test_what_it_gains_shows_on_other_data_by_the_true_density(density: Density, steps: int, fine: Density) -> None:

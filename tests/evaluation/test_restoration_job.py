@@ -14,7 +14,7 @@ from torch import Tensor
 from sde import Denoiser, Model
 from sde.data import Scaling, Split
 from sde.evaluation.job import Job
-from sde.evaluation.restoration_job import RestorationScorer, calibration, evidence_spread, restoration_report
+from sde.evaluation.restoration_job import RestorationScorer, calibration, restoration_report
 from sde.evaluation.restoration_tasks import (
     Colourise,
     CompressedSensing,
@@ -122,7 +122,7 @@ def test_a_job_resumes_with_the_rows_of_an_undisturbed_one(tmp_path: Path) -> No
     assert not np.array_equal(table["x"][:5], table["x"][5:10])
     assert set(table["nfe"].tolist()) == {3 * 2 + 1}
     lines = list(restoration_report(whole))
-    for word in ("psnr", "ssim", "cover", "evidences", "calls"):
+    for word in ("psnr", "ssim", "cover", "evidence", "calls"):
         assert any(word in line for line in lines)
     assert save_restorations(tmp_path / "a.png", whole.scorer, table, n=2)
     assert (tmp_path / "a.png").stat().st_size > 1000
@@ -143,12 +143,6 @@ def test_calibration_is_that_of_its_definition() -> None:
     tied = calibration(draws, truth)
     np.testing.assert_allclose(tied.ranks, [0.5, 0.5, 0, 0])
     assert "cover" in str(tied)
-
-
-def test_the_spread_of_evidences_is_within_items() -> None:
-    table = {"index": np.array([0, 0, 1, 1]), "log_evidence": np.array([1.0, 3.0, 100.0, 102.0])}
-    assert evidence_spread(table) == math.sqrt(2.0)
-    assert math.isnan(evidence_spread({"index": np.zeros(2), "log_evidence": np.full(2, math.nan)}))
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,18 @@ def test_wrapped_and_weighed_twice(mixture: Mixture) -> None:
     assert torch.allclose(outer.log_potential(x, t, label=label), expected)
 
 
+def test_a_weight_counts_the_calls_that_it_makes(mixture: Mixture) -> None:
+    d, x, t = Classes(mixture, PROCESS), states(3), f64(0.3)
+    y = sde.Measurement(sde.measurement.Identity(), states(3, seed=1), noise=0.5)
+    own = Classifier(d, lambda x_t, t: -x_t.square().sum(1))
+    measured = Classifier(sde.measurement.PiGDM(ClassifierFree(d, 2.0), y), lambda x_t, t: -x_t.square().sum(1))
+    for guided, calls, rows in ((own, 0, 0), (ClassifierFree(own, 2.0), 0, 0), (measured, 2, 6)):
+        nfe, d.rows = torch.zeros(3, dtype=torch.int64), 0
+        counted = sde.denoisers.Conditioned(guided, {"label": torch.tensor([0, 1, 2])}, nfe)
+        counted.log_potential(x, t)
+        assert (nfe.tolist(), d.rows) == ([calls] * 3, rows)
+
+
 # Likelihoods
 
 

@@ -24,6 +24,7 @@ from sde.measurement import (
     NormalVariance,
     Operator,
     PiGDM,
+    PilotCovariance,
     PilotVariance,
     PosteriorDenoiser,
 )
@@ -85,6 +86,69 @@ def test_pigdm_and_diffpir_are_exact_where_the_covariance_is_theirs(t: float, ge
         for i, y in enumerate(Y):
             exact = prior.posterior(A=A, y=y, noise=NOISE).denoiser(process).score(x[i : i + 1], at(t))
             torch.testing.assert_close(got[i : i + 1], exact, rtol=1e-10, atol=1e-10)
+
+
+def known(prior: Gaussian, process: sde.SDE) -> PilotCovariance:
+    """The covariance of data given the state, which is the same in all states, at three levels: those are exact."""
+    t, cov, eye = torch.tensor([0.8, 0.4, 0.1], dtype=torch.float64), prior._covs()[0], torch.eye(2).double()
+    snr = process.log_snr(t).exp()
+    values = torch.stack([torch.linalg.inv(torch.linalg.inv(cov) + r * eye) for r in snr])
+    return PilotCovariance(process.log_snr(t).tolist(), values)
+
+
+@pytest.mark.parametrize("kind", [PiGDM, DiffPIR])
+def test_with_its_covariance_every_method_is_exact_for_a_gaussian(
+    kind: type, gaussian: Gaussian, generator: torch.Generator
+) -> None:
+    """Masks and noises of their own for each sample, a state in float32 too, and the density of y in all of them."""
+    process, x, t = VP(), states(generator), at(0.4)
+    masks = torch.tensor([[True, False], [False, True], [True, True]])
+    y, noise = states(generator), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    method = kind(gaussian.denoiser(process), Measurement(Mask(masks), y, noise), known(gaussian, process))
+    got, weight = method.predict(Prediction.X0, x, t), method.log_potential(x, t)
+    cov = torch.linalg.inv(torch.linalg.inv(gaussian._covs()[0]) + process.log_snr(t).exp() * torch.eye(2).double())
+    for i, mask in enumerate(masks):
+        rows = torch.eye(2, dtype=torch.float64)[mask]
+        exact = gaussian.posterior(A=rows, y=y[i][mask], noise=float(noise[i])).denoiser(process)
+        torch.testing.assert_close(got[i : i + 1], exact.predict(Prediction.X0, x[i : i + 1], t), rtol=1e-9, atol=1e-9)
+        d = gaussian.denoiser(process).predict(Prediction.X0, x[i : i + 1], t)[0]
+        given = MultivariateNormal(rows @ d, rows @ cov @ rows.T + noise[i] ** 2 * torch.eye(len(rows)).double())
+        torch.testing.assert_close(weight[i], given.log_prob(y[i][mask]), rtol=1e-9, atol=1e-9)
+    index = torch.tensor([2, 0, 2, 1])
+    chosen = method.select(index)
+    torch.testing.assert_close(chosen.predict(Prediction.X0, x[index], t), got[index], rtol=1e-12, atol=1e-12)
+    mixed = method.predict(Prediction.X0, x, torch.tensor([0.4, 0.1, 0.8], dtype=torch.float64))
+    torch.testing.assert_close(mixed[:1], got[:1], rtol=1e-9, atol=1e-9)
+    assert method.select(torch.tensor([1])).predict(Prediction.X0, x[1:2].float(), t).dtype == torch.float32
+
+
+@pytest.mark.parametrize("one_for_all", [True, False])
+def test_kernels_of_a_covariance_are_the_gaussians_that_they_say(
+    one_for_all: bool, gaussian: Gaussian, generator: torch.Generator
+) -> None:
+    """The proposal's covariance from the images of unit normals, and the ratio of the two densities at its points."""
+    process, t, b, c = VP(), at(0.4), 0.03, 0.7
+    A2 = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=torch.float64)[:1]
+    operator = Matrix(A2 if one_for_all else torch.stack([A2, 2.0 * A2]))
+    y = torch.full((1 if one_for_all else 2, 1), 0.4, dtype=torch.float64)
+    method = DiffPIR(gaussian.denoiser(process), Measurement(operator, y, NOISE), known(gaussian, process))
+    n = 4
+    method = method if one_for_all else method.select(torch.tensor([0, 0, 1, 1]))
+    z = torch.cat([torch.eye(2), torch.eye(2)]).double()
+    kernel = method.steer(torch.zeros(n, 2, dtype=torch.float64), t).kernel
+    assert kernel is not None
+    shift = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    e, log_ratio = kernel(z, shift, b, c)
+    eye = torch.eye(2, dtype=torch.float64)
+    C = torch.linalg.inv(torch.linalg.inv(gaussian._covs()[0]) + process.log_snr(t).exp() * eye)
+    for i in range(n):
+        a = A2 if one_for_all or i < 2 else 2.0 * A2
+        V = C - C @ a.T @ torch.linalg.inv(a @ C @ a.T + NOISE**2) @ a @ C
+        root = e[i // 2 * 2 : i // 2 * 2 + 2]
+        torch.testing.assert_close(root.T @ root, b * eye + c**2 * V, rtol=1e-9, atol=1e-9)
+        prior = MultivariateNormal(torch.zeros(2, dtype=torch.float64), b * eye + c**2 * C).log_prob(e[i] + shift[i])
+        given = MultivariateNormal(torch.zeros(2, dtype=torch.float64), b * eye + c**2 * V).log_prob(e[i])
+        torch.testing.assert_close(log_ratio[i], prior - given, rtol=1e-9, atol=1e-9)
 
 
 def test_the_gradient_through_the_covariance_is_that_of_the_logarithm(

@@ -26,8 +26,8 @@ from sde.comparison.run import Settings
 from sde.exact import Mixture
 
 CONFIGS = SCRIPTS.parent / "configs"
-# Particles need a denoiser that is weighed.
-LEAVES = sorted({path.stem for path in (CONFIGS / "solver").glob("*.yaml")} - {"particles"})
+# These need a denoiser with a measurement.
+LEAVES = sorted({path.stem for path in (CONFIGS / "solver").glob("*.yaml")} - {"particles", "replacement", "decoupled"})
 # A mixture in the plane, and everything small.
 QUICK = ["target=blobs.npz", "n=8", "draws=40", "repeats=1", "tolerance=1e-6", "directions=8", "device=cpu"]
 FEW = ["solvers=[heun,ancestral,runge_kutta]", "calls=[1,6]", "tolerances=[0.01]", "grids=[log_snr]"]
@@ -73,6 +73,16 @@ def test_a_comparison_repeated_and_extended(folder: Path) -> None:
     assert repr(extended[: len(rows)]) == repr(rows)
     assert [(r.solver, r.calls) for r in extended[len(rows) :]] == [("euler", 1), ("euler", 6)]
     assert "heun" not in (folder / "a" / "compare.md").read_text()
+
+
+def test_designed_solvers(folder: Path) -> None:
+    keys = ["solvers=null", "calls=[1]", "design=true", "pilot=4", "out=a"]
+    result = here(folder, "compare", *QUICK, *keys)
+    assert (result.code, result.err) == (0, "")
+    assert "pilot runs that designed solvers" in result.out
+    ((row,), _) = read_table(folder / "a" / "compare.h5")
+    assert (row.solver, row.status, row.nfe_max, row.pilot_samples) == ("designed", "ok", 1, 4)
+    assert here(folder, "compare", *QUICK, *keys).out == result.out  # it is not designed again
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(folder: Path) -> None:

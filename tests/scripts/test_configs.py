@@ -21,7 +21,7 @@ from support.published import idx, tar, write_faces
 
 import sde
 from sde.data import DataSet, Scaling, Split
-from sde.evaluation import save_classifier
+from sde.evaluation import save_classifier, save_noise_classifier
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.job_setup import dequantiser_of
 from sde.instantiate import build, describe, find
@@ -68,6 +68,7 @@ def test_these_are_the_configs() -> None:
         "evaluate",
         "feature_classifier",
         "likelihood",
+        "noise_classifier",
         "paired",
         "restore",
         "sample",
@@ -282,10 +283,11 @@ def test_solver(leaf: str) -> None:
     preview = build(composed("train", f"solver@preview.solver={leaf}")["preview"]["solver"])
     assert isinstance(preview, sde.solvers.Solver)
     adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
-    steps = "solver.predictor.steps" if leaf == "predictor_corrector" else "solver.steps"
+    steps = "solver.predictor.steps" if leaf in ("predictor_corrector", "replacement") else "solver.steps"
     short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
-    d = sde.guidance.Classifier(d, lambda x_t, t: -x_t.square().sum(1))  # for the solvers of weighed denoisers
+    y = sde.Measurement(sde.measurement.Identity(), torch.zeros(1, 2), 0.1)
+    d = sde.measurement.Unguided(d, y)  # for the solvers that need a measurement
     assert sde.sample(d, (2, 2), solver=short).x.isfinite().all()
 
 
@@ -332,11 +334,14 @@ def test_guidance(leaf: str, tmp_path: Path) -> None:
     sde.save(tmp_path / "a.pt", sde.Model(denoiser.eval(), Scaling.identity(), (5,), 10))
     given = {
         "autoguidance": [f"guidance.reference.path={tmp_path / 'a.pt'}"],
-        "classifier": ["guidance.log_prob={_target_: sde.shapes.sum_event}"],
+        "classifier": [f"guidance.log_prob.path={tmp_path / 'c.pt'}", "guidance.shared=true"],
+        "function": ["guidance.log_prob={_target_: sde.shapes.sum_event}"],
         "composed": ["guidance.weights={label: 2.0}"],
     }
+    network = sde.networks.Encoder((5,), 10, width=8, depth=1)
+    save_noise_classifier(tmp_path / "c.pt", sde.guidance.NoiseClassifier(network, denoiser.process, 10))
     config = composed("sample", f"guidance={leaf}", *given.get(leaf, []))
-    if leaf == "classifier":
+    if leaf == "function":
         config["guidance"]["log_prob"] = lambda x_t, t: -x_t.square().sum(1)
     guided = build(config["guidance"], inner=denoiser)
     assert isinstance(guided, sde.guidance.Guidance)
@@ -350,8 +355,13 @@ def test_trace(leaf: str) -> None:
 
 
 @pytest.mark.parametrize("leaf", leaves("experiment"))
-def test_experiment(leaf: str) -> None:
-    config = composed("train", f"experiment={leaf}")
+def test_experiment(leaf: str, tmp_path: Path) -> None:
+    given = []
+    if leaf == "mnist":
+        x, y = np.zeros((1100, 28, 28), np.uint8), np.zeros(1100, np.int64)
+        np.savez(tmp_path / "a.npz", x_train=x, x_test=x[:3], y_train=y, y_test=y[:3])
+        given = [f"data.path={tmp_path / 'a.npz'}"]
+    config = composed("train", f"experiment={leaf}", *given)
     data = build(config["data"])
     denoiser, _ = assemble(config, data)
     build(config["objective"])

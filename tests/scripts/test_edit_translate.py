@@ -106,3 +106,25 @@ def test_guidance_by_a_key(folder: Path) -> None:
     x = guided.sample(3, solver=HEUN, condition=model.condition(3, label=1))
     with np.load(folder / "g.npz") as archive:
         assert np.allclose(archive["x"], x.numpy(), atol=1e-5)
+
+
+def test_a_noise_aware_classifier_guides_a_model_without_classes(folder: Path) -> None:
+    """Its classes are those of samples, of balanced data, and of the likelihoods of the flow."""
+    small = ["ckpt=b.pt", "steps=3", "width=8", "depth=1", "device=cpu"]
+    np.savez(folder / "a.npz", x_train=np.zeros((20, 2)))
+    bare = ["data=arrays", "data.path=a.npz", "data.test=null", "data.standardise=false"]
+    refused(here(folder, "noise_classifier", *small, *bare), "has no labels")
+    done = here(folder, "noise_classifier", *small, *DATA)
+    assert done.code == 0, done.err
+    assert "held-out items; wrote" in done.out
+    assert here(folder, "noise_classifier", *small, *DATA).code == 0  # the same settings
+    refused(here(folder, "noise_classifier", *small, *DATA, "seed=1"), "overwrite=true")
+    guided = ["ckpt=b.pt", "guidance=classifier", "guidance.log_prob.path=noise_classifier.pt", *CHEAP]
+    assert here(folder, "sample", *guided, "n=3", "label=1", "out=s.png").code == 0
+    refused(here(folder, "sample", *guided, "n=3", "label=3", "out=t.png"), "expected a class 0 ... 1")
+    assert here(folder, "augment", *guided, *DATA, "per_class=2", "copies=0", "out=more.h5").code == 0
+    assert sorted(sde.storage.store.read(folder / "more.h5").columns["label"].tolist()) == [0, 0, 1, 1]
+    scored = [*guided, *DATA, "n=2", "solver=heun", "budget=0", "out=l.h5"]
+    refused(here(folder, "likelihood", *scored), "guided=true scores the flow itself")
+    done = here(folder, "likelihood", *scored, "guided=true")
+    assert done.code == 0, done.err

@@ -1,7 +1,7 @@
 """The command line: train, sample, likelihood; what goes on, what is refused, and with which words.
 
-The way that a user goes is gone in processes of their own. The refusals are told by the same scripts, run as
-`__main__` in this process, because most of a process's time goes into imports.
+The scripts run as `__main__` in this process, because most of a process's time goes into imports. Processes of their
+own are in the slow tests here, and in those of killed jobs and of converted checkpoints.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         "validate_every=2",
         "run_dir=run",
     ]
-    return folder, process(folder, "train", *arguments)
+    return folder, here(folder, "train", *arguments)
 
 
 @pytest.fixture
@@ -140,6 +140,23 @@ def test_from_checkpoint_to_samples_and_bits(run: Path) -> None:
         found = resumed["bits_per_dim"][:][resumed["repeat"][:] == 1]
         np.testing.assert_allclose(found, bits.numpy(), rtol=1e-4)
     assert not [p for p in h5.parent.iterdir() if p != h5 and p.suffix != ".png"]
+
+
+def test_samples_by_a_solver_that_is_designed_for_the_model(run: Path) -> None:
+    """It is kept in the run directory, used again, and stands in place of another solver."""
+    keys = ["ckpt=run", "device=cpu", "design=2", "pilot=4", "n=3"]
+    first = here(run.parent, "sample", *keys)
+    assert first.code == 0, first.err
+    assert "2 calls" in first.out
+    (kept,) = run.glob("grids/Designed-2-*.json")
+    before = kept.read_bytes()
+    again = here(run.parent, "sample", *keys, "out=a.png")
+    assert again.code == 0, again.err
+    assert kept.read_bytes() == before
+    (npz,) = run.glob("samples/*Designed*.npz")
+    with np.load(npz) as one, np.load(run.parent / "a.npz") as other:
+        np.testing.assert_array_equal(one["x"], other["x"])
+    refused(here(run.parent, "sample", *keys, "solver=unipc"), "design=2", "solver=")
 
 
 def test_no_samples_are_written_over_by_a_command_with_other_settings(run: Path) -> None:

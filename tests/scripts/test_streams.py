@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.commands import CHEAP, TINY, here
 
+import sde
 from sde.storage.checkpoint import load_checkpoint
 from sde.storage.store import read
 
@@ -62,3 +63,24 @@ def test_a_run_with_a_damaged_file_is_the_undisturbed_one(folder: Path) -> None:
     assert here(folder, "likelihood", *score, *DATA, "data.memory=1", "out=memory.h5").code == 0
     one, other = (read(folder / file).columns["bits_per_dim"] for file in ("run/likelihood/test.h5", "memory.h5"))
     assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_one_damaged_file_among_ten_thousand_ends_the_run_at_its_step(tmp_path: Path) -> None:
+    keys = ["data=images", "data.path=set", "data.size=8", "data.channels=1", "data.memory=0", "workers=2"]
+    train = [*TINY, *keys, "batch_size=200", "preview.n=0", "steps=8", "run_dir=run"]
+    (tmp_path / "set").mkdir()
+    for i, pixels in enumerate(np.random.RandomState(0).randint(256, size=(10_000, 8, 8)).astype(np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "set" / f"{i:04}.png")
+    data = sde.data.images(tmp_path / "set", size=8, channels=1, memory=0)
+    seventh = sde.Batches(data.train, 200, seed=0)[6].index
+    file = Path(data.train.describe(int(seventh[111])))
+    content = file.read_bytes()
+    file.write_bytes(content[:50])
+    result = here(tmp_path, "train", *train)
+    assert result.code == 1
+    assert result.err.startswith(f"error: the image set/{file.name} cannot be read")
+    assert load_checkpoint(tmp_path / "run")["step"] == 6
+    file.write_bytes(content)
+    assert here(tmp_path, "train", *train).code == 0
+    assert load_checkpoint(tmp_path / "run")["step"] == 8

@@ -48,6 +48,15 @@ def test_the_pilot_measures_the_variance_of_the_data_given_the_state(process: sd
     torch.testing.assert_close(drawn(process, t[2:3]), exact[2:3], rtol=6 * math.sqrt(1 / 100), atol=0)
     with pytest.raises(ValueError, match="neither"):
         sde.tune_particles(target.denoiser(process))
+    full = sde.tune_particles(target.denoiser(process), data=x, levels=4, covariance=True)
+    torch.testing.assert_close(full(process, t), measured(process, t), rtol=1e-9, atol=1e-12)
+    expected = torch.diag_embed(variances * var / (alpha.square() * variances + var))
+    torch.testing.assert_close(
+        full.covariance(process, t),
+        expected,
+        rtol=6 * math.sqrt(2 / 1000),
+        atol=6 * float(exact.max()) / math.sqrt(1000),
+    )
 
 
 @pytest.mark.parametrize(("guide", "n"), [(DiffPIR, 400), (PiGDM, 40)])

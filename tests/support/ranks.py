@@ -22,14 +22,16 @@ def on_ranks(
         results = [Path(folder) / f"{rank}.pt" for rank in range(world)]
         store = f"file://{folder}/store"
         ranks = [
-            context.Process(target=_rank, args=(rank, world, store, results[rank], work, arguments), daemon=True)
+            context.Process(target=_rank, args=(rank, world, store, results[rank], work, arguments))
             for rank in range(world)
         ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(seconds)
-            if process.is_alive():
+        try:
+            for process in ranks:
+                process.start()
+            for process in ranks:
+                process.join(seconds)
+        finally:
+            for process in ranks:
                 process.kill()
         found = [torch.load(path, weights_only=False) if path.exists() else "no result" for path in results]
     if killed is not None:
@@ -50,6 +52,8 @@ def _rank(
         value = traceback.format_exc()
     torch.save(value, result.with_suffix(".tmp"))
     result.with_suffix(".tmp").rename(result)
+    if not dist.is_initialized():
+        return
     if isinstance(value, list) and value != ["alone"]:  # after an error, the others are in the middle of a step
         dist.barrier()
     dist.destroy_process_group()

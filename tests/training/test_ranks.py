@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sde
-from sde.training import DDP, FSDP2, Ranks, Training
+from sde.noise import Noise
+from sde.training import DDP, FSDP2, Execution, Muon, Ranks, Training
 from sde.training.fingerprints import of_code
-from sde.training.ranks import agree, anywhere, together
+from sde.training.loss import keyed_dropout
+from sde.training.ranks import agree, anywhere, full, group, like, together, total
 
 KINDS = {"DDP": DDP(), "FSDP2": FSDP2()}
 
@@ -43,7 +45,15 @@ class Shifted(sde.Denoiser):
         return self.inner(x_t, t, **condition) + self.shift + self.number
 
 
-def training(ranks: Ranks | None = None, *, dropout: float = 0.0, batches: Any = None, **settings: Any) -> Training:
+def training(
+    ranks: Ranks | None = None,
+    *,
+    dropout: float = 0.0,
+    workers: int = 0,
+    muon: bool = False,
+    batches: Any = None,
+    **settings: Any,
+) -> Training:
     """An MLP on points in the plane with a learned schedule, and an objective with three weights, which two ranks
     cannot share evenly. Adam has an eps far above rounding, by whose sign it would move weights otherwise."""
     rng = torch.get_rng_state()
@@ -56,9 +66,9 @@ def training(ranks: Ranks | None = None, *, dropout: float = 0.0, batches: Any =
     parameters = [*denoiser.parameters(), *objective.parameters()]
     return Training(
         denoiser,
-        sde.Batches(x, 8, seed=2) if batches is None else batches,
+        sde.Batches(x, 8, seed=2, workers=workers) if batches is None else batches,
         objective=objective,
-        optimizer=torch.optim.Adam(parameters, lr=1e-3, eps=1e-3),
+        optimizer=Muon(parameters) if muon else torch.optim.Adam(parameters, lr=1e-3, eps=1e-3),
         ema={"default": 0.9, "power": sde.training.PowerEMA(denoiser, 0.1)},
         seed=2,
         clip=0.5,
@@ -162,10 +172,122 @@ def test_two_ranks_take_the_steps_of_one_and_go_on_from_any(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"dropout": 0.2}], ids=["plain", "parts", "dropout"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate": 2}, {"accumulate": 2, "workers": 2}, {"dropout": 0.2, "muon": True, "workers": 2}],
+    ids=["plain", "parts", "parts from workers", "dropout, Muon, workers"],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_stopped_at_every_step(kind: str, settings: dict[str, Any]) -> None:
     check_two_ranks(kind, 20, list(range(1, 20)), **settings)
+
+
+def matrices(ranks: Ranks | None) -> list[Tensor]:
+    """Weights and momenta after three steps of Muon with large gradients, of which rounding would show."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(30, 17), nn.Linear(17, 40))
+    if ranks is not None:
+        ranks.shard(module)
+    optimizer = Muon(module.parameters(), lr=0.01)
+    for _ in range(3):
+        for p in module.parameters():
+            p.grad = like(torch.randn(p.shape), p)
+        optimizer.step()
+    return [full(value) for p in module.parameters() for value in (p.detach(), *optimizer.state[p].values())]
+
+
+def convolutions(ranks: Ranks | None) -> list[Tensor]:
+    """The weights after two steps on images with the channels last."""
+    torch.manual_seed(0)
+    network = sde.networks.UNet(2, width=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0)
+    denoiser, images = sde.NetworkDenoiser(network, sde.VP()), torch.randn(8, 2, 4, 4)
+    optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.1)
+    how: dict[str, Any] = {"execution": Execution(channels_last=True), "ranks": ranks}
+    run = Training(denoiser, sde.Batches(images, 4), optimizer=optimizer, **how)
+    formats: list[bool] = []
+    inner = next(module for module in network.modules() if isinstance(module, nn.Conv2d) and module.in_channels == 8)
+    inner.register_forward_hook(lambda m, x, y: formats.append(y.is_contiguous(memory_format=torch.channels_last)))
+    list(run.run(2))
+    assert formats == [True] * len(formats) != []
+    return list(run.model(ema=None).denoiser.state_dict().values())
+
+
+def masks() -> list[Any]:
+    """What dropout draws from, and whether the generator is what it was."""
+    torch.manual_seed(5)
+    before, found = torch.get_rng_state(), []
+    for step in (3, 4, 3):
+        with keyed_dropout(Noise(7), step, torch.device("cpu")):
+            found.append(torch.rand(9))
+        found.append(torch.equal(torch.get_rng_state(), before))
+    return found
+
+
+def test_sharded_ranks_take_the_whole_step_of_muon_and_images_with_the_channels_last() -> None:
+    (first, second), expected = on_ranks(2, sharded), (matrices(None), convolutions(None))
+    assert all(map(torch.equal, first[0], expected[0]))
+    assert len(first[0]) == len(expected[0]) == 12
+    torch.testing.assert_close(first[1], expected[1], rtol=0, atol=1e-5)
+    # Each rank has other dropout, that of the step.
+    (a, kept, other, _, again, _), (b, *_) = first[2], second[2]
+    assert kept
+    assert torch.equal(a, again)
+    assert not torch.equal(a, other)
+    assert not torch.equal(a, b)
+
+
+def sharded() -> tuple[Any, ...]:
+    return matrices(FSDP2()), convolutions(FSDP2()), masks()
+
+
+def met_again(port: int, restart: int) -> float:
+    """The sum of the ranks that torchrun starts, the second time with one that is late."""
+    rank = dist.get_rank()
+    dist.barrier()
+    dist.destroy_process_group()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"GROUP_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    os.environ |= {"TORCHELASTIC_RESTART_COUNT": str(restart)}
+    time.sleep(0.5 * restart * rank)
+    with group("cpu"):
+        return total(torch.ones(())).item()
+
+
+def test_ranks_that_are_started_again_meet_each_other_and_not_those_before() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert [on_ranks(2, met_again, store.port, restart) for restart in (0, 1)] == [[2.0, 2.0]] * 2
+
+
+def conditional(ranks: Ranks | None) -> tuple[list[float], Any]:
+    """The losses and the weights of a training with three conditions, each of which is left out for half of the rows;
+    one of the vectors is not known in part."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
+    sizes = sde.networks.Conditions(embedding=2, tokens=3)
+    network = sde.networks.MLP(2, width=8, depth=1, classes=3, conditions=sizes)
+    denoiser = sde.NetworkDenoiser(network, sde.VP())
+    embedding, tokens = torch.randn(20, 2, generator=g), torch.randn(20, 4, 3, generator=g)
+    embedding[3, 1] = torch.nan
+    data = sde.data.Split(
+        torch.randn(20, 2, generator=g), torch.arange(20) % 3, {"embedding": embedding, "tokens": tokens}
+    )
+    run = Training(
+        denoiser,
+        sde.Batches(data, 8, seed=2),
+        optimizer=torch.optim.SGD(denoiser.parameters(), lr=0.1),
+        conditions={"label": 0.5, "embedding": 0.5, "tokens": 0.5},
+        accumulate=2,
+        ranks=ranks,
+    )
+    return [report.loss for report in run.run(6)], saved(run.state())["weights"]
+
+
+def test_conditions_are_left_out_on_two_ranks_as_on_one() -> None:
+    losses, weights = conditional(None)
+    for found, same in on_ranks(2, conditional, DDP()):
+        np.testing.assert_allclose(found, losses, atol=1e-5)
+        assert_close(same, weights)
+    assert weights["network.context.table.weight"][3].abs().max() > 0.0
 
 
 def refused(what: str) -> str:

@@ -269,7 +269,7 @@ def test_validation_by_noise_level_is_the_mean_over_its_samples() -> None:
 # Stopping and going on
 
 
-def everything() -> Training:
+def everything(workers: int) -> Training:
     """Dropout, parts, float16 with its scale, a learned schedule and a learned uncertainty, two kinds of averages, a
     decay."""
     torch.manual_seed(0)
@@ -278,7 +278,7 @@ def everything() -> Training:
     x = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return Training(
         denoiser,
-        sde.Batches(x, 8),
+        sde.Batches(x, 8, workers=workers),
         None,
         head,
         Muon([*denoiser.parameters(), *head.parameters()], lr=0.01),
@@ -299,10 +299,14 @@ def bits(value: Any) -> Any:
     return value.numpy().tobytes() if isinstance(value, Tensor) else value
 
 
-@pytest.mark.parametrize("stops", [[3], pytest.param(list(range(1, 20)), marks=pytest.mark.slow)])
-def test_stopped_anywhere_it_goes_on_bit_for_bit_with_all_that_a_step_may_be(stops: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("stops", "workers"),
+    [([3], 0), *(pytest.param(list(range(1, 20)), workers, marks=pytest.mark.slow) for workers in (0, 2))],
+    ids=["one", "each", "each, from workers"],
+)
+def test_stopped_anywhere_it_goes_on_bit_for_bit_with_all_that_a_step_may_be(stops: list[int], workers: int) -> None:
     steps = max(stops) + 1
-    training, states, losses = everything(), [], []
+    training, states, losses = everything(workers), [], []
     assert training.scale is not None
     training.scale.interval = 4  # so that it grows on the way
     for report in training.run(steps):
@@ -312,7 +316,7 @@ def test_stopped_anywhere_it_goes_on_bit_for_bit_with_all_that_a_step_may_be(sto
         states.append(buffer.getvalue())
     expected = bits(torch.load(io.BytesIO(states[-1]), weights_only=True))
     for stop in stops:
-        again = everything()
+        again = everything(workers)
         torch.manual_seed(99)
         again.restore(torch.load(io.BytesIO(states[stop - 1]), weights_only=True))
         assert [report.loss for report in again.run(steps)] == losses[stop:], stop

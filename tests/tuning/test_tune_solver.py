@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.classes import Classes
 from support.fixtures import DIGITS_MIXTURE, arrays
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from sde import tune_grid, tune_solver
 from sde.denoisers import Denoiser, NetworkDenoiser, Prediction, Wrapper
 from sde.exact import Gaussian, Mixture
 from sde.grids import Karras, LogSNR, Quadratic, Uniform
+from sde.guidance import ClassifierFree
 from sde.networks import MLP
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
@@ -153,6 +155,37 @@ def test_a_network_in_float32_and_its_condition() -> None:
     assert all(p.requires_grad and p.grad is None for p in d.parameters())
     for part in ("samples of Labelled", "given label", "8 pilot samples", "VP("):
         assert part in f"{solver} {solver.process}"
+
+
+def test_guided_and_conditional_models(mixture: Mixture) -> None:
+    """For samples with other labels in turn than the pilot's, along the flow of the guided score."""
+    model = Classes(mixture, VP())
+    d = ClassifierFree(model, 2.0, {"label": 3})
+    solver = tune_solver(d, (24, 2), 3, condition={"label": torch.arange(24) % 3})
+    label, x = torch.arange(60) // 20, torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).double()
+    runs = {}
+    for name, s in (("exact", RungeKutta(rtol=1e-7, atol=1e-7)), ("plain", UniPC(3)), ("designed", solver)):
+        runs[name] = sample(d, x_T=x, solver=s, condition={"label": label}).x
+    plain, designed = (float((runs[name] - runs["exact"]).square().mean().sqrt()) for name in ("plain", "designed"))
+    assert designed < 0.3 * plain
+    assert solver.origin.startswith("samples of ClassifierFree(weight=2.0, ")
+    assert "given label 0 to 2, from 24" in solver.origin
+    others = [(ClassifierFree(model, w, {"label": 3}, high=h), torch.arange(n)) for w, h, n in CASES]
+    assert len({purpose(d, {"label": label}) for d, label in others}) == len(CASES)  # each has a file of its own
+
+
+CASES = ((2.0, None, 3), (3.0, None, 3), (2.0, 1.0, 3), (2.0, None, 2))
+
+
+def test_a_condition_that_the_model_does_not_know_is_refused_before_the_first_call() -> None:
+    class Untouched(MLP):
+        def forward(self, *args: Tensor, **condition: Tensor) -> Tensor:
+            raise AssertionError("called")
+
+    d = NetworkDenoiser(Untouched(2, width=8, depth=1, classes=3), VP())
+    for name, value in (("label", torch.tensor([0, 1, 2, 7])), ("text", torch.zeros(4)), ("label", torch.ones(3))):
+        with pytest.raises(ValueError, match=r"label|text"):
+            tune_solver(d, (4, 2), 3, condition={name: value})
 
 
 def test_the_same_seed_gives_the_same_solver(mixture: Mixture) -> None:

@@ -1,0 +1,45 @@
+"""The keys of the scripts that train classifiers (:mod:`schema`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from keys import Count, Device, File, Fraction, Keys, Positive, Seed
+
+from sde.data import DataSet
+from sde.instantiate.annotations import Limit
+
+
+class FeatureClassifier(Keys):
+    """`feature_classifier.py`."""
+
+    trust: list[str]
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Annotated[int, Limit(">=", 8)]
+    features: Count
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet
+
+
+class NoiseAware(Keys):
+    """`noise_classifier.py`."""
+
+    trust: list[str]
+    ckpt: str
+    ema: str | None
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    width: Count
+    depth: Count
+    dropout: Fraction
+    seed: Seed
+    device: Device
+    out: File | None
+    overwrite: bool
+    data: DataSet | None = None
