@@ -279,12 +279,10 @@ def test_a_path_that_is_not_given_is_missing() -> None:
 
 @pytest.mark.parametrize("leaf", leaves("solver"))
 def test_solver(leaf: str) -> None:
-    """In the place of a sampler, short enough to be run, and in that of a training's previews."""
-    preview = build(composed("train", f"solver@preview.solver={leaf}")["preview"]["solver"])
-    assert isinstance(preview, sde.solvers.Solver)
-    adaptive = isinstance(preview, sde.solvers.RungeKutta | sde.solvers.ScipyODE | sde.solvers.AdaptiveSDE)
-    steps = "solver.predictor.steps" if leaf in ("predictor_corrector", "replacement") else "solver.steps"
-    short = build(composed("sample", f"solver={leaf}", *([] if adaptive else [f"{steps}=3"]))["solver"])
+    """In the place of a sampler, short enough to be run."""
+    tree = OmegaConf.create({"solver": OmegaConf.load(CONFIGS / "solver" / f"{leaf}.yaml")})
+    steps = [key for key in ("solver.steps", "solver.predictor.steps") if OmegaConf.select(tree, key, default=0) != 0]
+    short = build(composed("sample", f"solver={leaf}", *(f"{key}=3" for key in steps))["solver"])
     d = sde.exact.Gaussian(torch.zeros(2), torch.eye(2)).denoiser(sde.VP())
     y = sde.Measurement(sde.measurement.Identity(), torch.zeros(1, 2), 0.1)
     d = sde.measurement.Unguided(d, y)  # for the solvers that need a measurement

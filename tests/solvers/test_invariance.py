@@ -120,9 +120,9 @@ def agree(one: State, other: State) -> None:
 
 @pytest.mark.parametrize(("name", "eta", "log_density"), ALONE)
 def test_results_are_the_same_to_1e_10(name: str, eta: float, log_density: bool) -> None:
-    """Some of 64 on a fixed grid; of 9 where the error decides, which takes a hundred times longer."""
+    """Some of 64 on a fixed grid; of 4 where the error decides, which takes a hundred times longer."""
     run = results(name, eta, log_density)
-    total, parts = (N, ((0, 7), (57, 7), (30, 1))) if SOLVERS[name].calls is not None else (9, ((0, 7), (8, 1)))
+    total, parts = (N, ((0, 7), (57, 7), (30, 1))) if SOLVERS[name].calls is not None else (4, ((0, 3), (3, 1)))
     whole = run(0, total)
     for first, n in parts:
         agree(run(first, n), tuple(entry[first : first + n] for entry in whole))
