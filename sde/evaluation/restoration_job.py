@@ -27,7 +27,7 @@ from ..grids import LogSNR
 from ..instantiate import build, find
 from ..measurement import Measurement, Variance
 from ..metrics.evidence import evidence_shift
-from ..metrics.fidelity import psnr, ssim
+from ..metrics.fidelity import fitting_window, psnr, ssim
 from ..model import Model
 from ..model.restoration import Method
 from ..noise import repeat_key
@@ -127,8 +127,7 @@ def _similarity(x: Tensor, truth: Tensor, extent: float) -> Tensor:
     """The SSIM of each image, with a narrower window in images smaller than 11 pixels; NaN of what is no image."""
     if x.ndim not in (3, 4, 5):
         return torch.full((len(x),), math.nan, dtype=torch.float64, device="cpu")
-    side = min(11, *x.shape[2:])
-    found = ssim(x.double(), truth.double(), data_range=extent, window=side - 1 + side % 2).per_item
+    found = ssim(x.double(), truth.double(), data_range=extent, window=fitting_window(x)).per_item
     return as_tensor(found)
 
 

@@ -24,7 +24,7 @@ blocks; an odd side gets a zero at both ends, as in pytorch-msssim. Factors belo
 
 from __future__ import annotations
 
-__all__ = ["ms_ssim", "psnr", "ssim"]
+__all__ = ["fitting_window", "ms_ssim", "psnr", "ssim"]
 
 import math
 from collections.abc import Sequence
@@ -75,6 +75,12 @@ def ssim(x: Tensor, reference: Tensor, *, data_range: float, window: int = 11, s
     kernel = _check_window("ssim", x, reference, window, sigma, 1)
     values = [_factors(x[i].double(), reference[i].double(), data_range, kernel)[0].mean() for i in range(len(x))]
     return mean_estimate(torch.stack(values))
+
+
+def fitting_window(x: Tensor) -> int:
+    """The width of the window of SSIM for items (B, C, *): 11, or the largest odd one within a smaller side."""
+    side = min((11, *x.shape[2:]))
+    return side - 1 + side % 2
 
 
 def ms_ssim(

@@ -56,6 +56,8 @@ def measures(
         errors = [e.high - e.low for e in known.values() if e.null == 0.0 and 0.0 < e.high - e.low < math.inf]
         if errors and max(e.value for e in known.values()) > 5.0 * max(errors):
             axes.set_xscale("symlog", linthresh=max(errors))
+        else:
+            axes.locator_params(axis="x", nbins=5)
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.set_yticks(range(len(estimates)), list(estimates), fontsize=7)
         axes.set_ylim(len(estimates) - 0.4, -0.6)
@@ -122,7 +124,7 @@ def histograms(
         for key, v in curves.items():
             how: dict[str, Any] = {"histtype": "step", "density": True, "range": (min(ends), max(ends)), "label": key}
             axes.hist(v, bins=30, **how, **({"color": "0.5"} if key == "held out" else {}))
-        axes.set_xlabel(name, fontsize=8)
+        axes.set_xlabel(name.replace("_", " "), fontsize=8)
         axes.tick_params(labelsize=7)
         axes.legend(fontsize=6)
     return figure

@@ -148,12 +148,12 @@ def test_a_model_draws_its_samples_once(folder: Path) -> None:
 
 
 def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
-    truth = torch.randint(0, 17, (30, 1, 12, 12), generator=torch.Generator().manual_seed(0)).byte()
+    truth = torch.randint(0, 17, (30, 1, 12, 8), generator=torch.Generator().manual_seed(0)).byte()
     index = torch.tensor([3, 5, 5, 9, 20])
     means = lambda values, sizes: [float(part.mean()) for part in values.split(sizes)]  # noqa: E731
     x = (truth[index].int() + torch.tensor([1, 2, 4, 1, 0]).reshape(-1, 1, 1, 1)).clamp(max=16).byte()
     np.savez("truth.npz", x=truth.numpy(), levels=[17])
-    columns = {"x": np.dtype((np.uint8, (1, 12, 12))), "psnr": float}  # a result file, as restore.py writes it
+    columns = {"x": np.dtype((np.uint8, (1, 12, 8))), "psnr": float}  # a result file, as restore.py writes it
     with Store.open("restored.h5", columns, identity={}) as store:
         rows = {"index": index.numpy(), "repeat": np.array([0, 0, 1, 0, 0]), "psnr": np.zeros(5), "x": x.numpy()}
         store.append(rows)
@@ -163,8 +163,9 @@ def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
     psnr = metrics.psnr(x[:4], truth[index[:4]], data_range=16).per_item
     # Item 20 equals its truth; the two draws of item 5 count as one item.
     assert found["psnr"].per_item.tolist() == pytest.approx([*means(psnr, [1, 2, 1]), np.inf])
-    ssim = metrics.ssim(x, truth[index], data_range=16).per_item
+    ssim = metrics.ssim(x, truth[index], data_range=16, window=7).per_item
     assert found["ssim"].value == pytest.approx(np.mean(means(ssim, [1, 2, 1, 1])))
+    assert found["ssim"].note.startswith("a window of 7")
     assert found["perceptual"].per_item[-1] == 0.0
     np.savez("short.npz", x=truth[:20].numpy(), levels=[17])
     with pytest.raises(ValueError, match="restorations of item 20"):

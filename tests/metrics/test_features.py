@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 import warnings
@@ -277,6 +278,35 @@ def test_networks_of_other_packages_are_imported_when_they_are_asked_for(monkeyp
     assert seen["weights"] == "w.pth"
     assert extract(dinov2(block=2), x).features.shape == (2, 1024)
     assert seen["x"].shape == (2, 3, 224, 224)
+
+
+def test_inception_is_the_network_of_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights, on bytes of its size. The package needs torchvision as a whole, but not its file of this
+    network, which is imported alone."""
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("torch-fidelity is not installed")
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(spec.submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    file = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+
+    class Blank(file.FeatureExtractorInceptionV3):  # type: ignore[misc, name-defined]
+        def load_state_dict(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(file, "load_state_dict_from_url", lambda *_, **__: {})
+    network = Blank("inception-v3-compat", ["2048", "logits_unbiased"])
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator) / max(1, weight[0].numel()) ** 0.5)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    x = torch.rand(1, 1, 9, 9, generator=generator)
+    found = extract(inception(weights=str(tmp_path / "w.pth"), block=1), x)
+    features, logits = network((resize(x, 299) * 255).round().byte().expand(-1, 3, -1, -1))
+    assert found.features.std() > 0
+    assert torch.equal(found.features, features)
+    assert torch.equal(found.logits, logits)
 
 
 def test_efficientnet_lite0() -> None:
