@@ -285,7 +285,7 @@ def bits(case: Case, model: Model, nudge: int = 0) -> tuple[Tensor, sde.LogProb]
         x = x * (1.0 + 1e-7 * z)
     x = (x + 1.0) / 2.0 if case.kind == "ve" else x
     solver = sde.solvers.ScipyODE("RK45", rtol=1e-5, atol=1e-5)
-    r = sde.log_prob(model.denoiser, x, solver=solver, trace=RecordedProbe(case["probe"]))
+    r = sde.log_prob(model.denoiser, x, solver=solver, trace=RecordedProbe(case["probe"]), atol=1e-5)
     return model.scaling.bits_per_dim(r.nats, x[0].numel()), r
 
 
