@@ -210,6 +210,7 @@ def polish(
     posterior, condition = Unguided(denoiser, measurement), condition or {}
     times = coupling_times(process, measurement, fraction).expand(len(x))
     x = working(x)
+    measurement.check(x)
     z = Noise(seed).normal(Stream.PERTURB, keys, torch.zeros_like(keys), x.shape[1:], x.dtype)
     results: dict[str, Tensor] = {}
     for t in times.unique():  # a run has one starting time

@@ -15,6 +15,7 @@ __all__ = [
     "HorizontalFlip",
     "Geometric",
     "digits",
+    "false_colours",
     "arrays",
     "images",
     "audio",
@@ -36,6 +37,7 @@ from .audio import audio
 from .augmentation import Augmentation, Geometric, HorizontalFlip
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
+from .false_colours import false_colours
 from .huggingface import HuggingFaceRows, huggingface
 from .images import images
 from .scaling import Scaling

@@ -84,6 +84,7 @@ class Particles(SDESolver):
     variance: Variance | None = None
 
     needs = Reverse
+    imposes = True
 
     def __post_init__(self) -> None:
         check_count("Particles", "steps", self.steps)

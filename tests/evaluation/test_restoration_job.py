@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sde import Denoiser, Model
-from sde.data import Scaling, Split
+from sde.data import DataSet, Scaling, Split
 from sde.evaluation.job import Job
-from sde.evaluation.restoration_job import RestorationScorer, calibration, restoration_report
+from sde.evaluation.job_setup import JobSetup
+from sde.evaluation.restoration_job import RestorationScorer, calibration, restoration_job, restoration_report
 from sde.evaluation.restoration_tasks import (
     Colourise,
     CompressedSensing,
@@ -128,6 +130,31 @@ def test_a_job_resumes_with_the_rows_of_an_undisturbed_one(tmp_path: Path) -> No
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_a_method_and_a_solver_that_do_not_fit_are_refused_before_the_pilot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*arguments: object) -> None:
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr(Images, "forward", called)
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    data = DataSet("images", Scaling.interval(256), Split(images(2)), Split(images(2)))
+    config = {"split": "test", "out": None, "seed": 0, "n": None, "pilot": 4, "polish": 0, "trust": []}
+    config |= {"repeats": 1, "batch_size": 2, "task": {"_target_": "sde.evaluation.Denoise"}}
+    for method, solver, message in (
+        ("Unguided", "Heun", "y would not count"),
+        ("PiGDM", "Decoupled", "does not follow itself"),
+        ("DiffPIR", "Heun", "a network call"),
+    ):
+        config["method"] = {"_target_": f"sde.measurement.{method}"}
+        config["solver"] = {"_target_": f"sde.solvers.{solver}", "steps": 2}
+        model = Model(Images(), Scaling.interval(256), SHAPE)
+        setup = JobSetup(config, tmp_path / "last.pt", model, data, Shard(0, 1))
+        with pytest.raises((ValueError, AssertionError), match=message):
+            restoration_job(setup)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_calibration_is_that_of_its_definition() -> None:
     """Truth and draws of one distribution: all ranks are equally likely. 500 items of 4 pixels, 5 standard errors."""
     generator = np.random.default_rng(2)
@@ -156,6 +183,7 @@ def test_calibration_is_that_of_its_definition() -> None:
         (lambda: CompressedSensing(fraction=2.0), "fraction"),
         (lambda: FourierSampling(acceleration=0.5), "acceleration"),
         (lambda: job(Path("a.h5"), SuperResolution(factor=3)), "multiple of 3"),
+        (lambda: replace(job(Path("a.h5"), Denoise()).scorer, solver=Particles(2, 2, draws=2)), "draws=1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(make: Callable[[], object], message: str) -> None:
