@@ -1,6 +1,7 @@
 r"""Restorations of test items by every method: the tables and pictures in the documentation.
 
-    python scripts/train.py experiment=digits data=false_colours network.out_channels=51 run_dir=runs/coloured-digits
+    python scripts/train.py data=false_colours network.width=24 optimizer.lr=1e-3 decay=cosine steps=1800 \
+        run_dir=runs/coloured-digits
     python benchmarks/restorations.py --runs runs/digits-vp runs/coloured-digits --name digits
     python benchmarks/restorations.py --runs runs/xray --name xray --tasks inpaint-box super-resolution denoise
 
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/digits-vp")])
     parser.add_argument("--name", default="digits", help="of the table and the pictures")
-    parser.add_argument("--items", type=int, default=8)
+    parser.add_argument("--items", type=int, default=4)
     parser.add_argument("--draws", type=int, default=19)
     parser.add_argument("--batch", type=int, default=152, help="draws in memory at a time")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[*TASKS])

@@ -31,7 +31,9 @@ from sde.evaluation.restoration_tasks import (
 from sde.evaluation.sharding import WHOLE, BatchPlan, Shard
 from sde.exact import Gaussian
 from sde.measurement import NormalVariance, check_adjoint
-from sde.plots import save_restorations
+from sde.plots import image_grid, save_restorations
+from sde.plots.figures import image_figure
+from sde.plots.restorations import HIDDEN, restoration_rows
 from sde.processes import VP
 from sde.solvers import Particles
 
@@ -153,6 +155,25 @@ def test_a_method_and_a_solver_that_do_not_fit_are_refused_before_the_pilot_run(
         with pytest.raises((ValueError, AssertionError), match=message):
             restoration_job(setup)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_picture_shows_what_is_measured_and_what_is_hidden() -> None:
+    x, index = images(2).double(), torch.arange(2)
+    draws = torch.stack([x, 0.5 * x])
+    rows, titles = restoration_rows(Inpaint(mask="half", fraction=0.5), Scaling.interval(256), index, x, draws)
+    assert titles == ["truth", "measured", "draw 1", "draw 2", "mean", "deviation"]
+    assert torch.equal(rows[:, 0], x)
+    assert torch.equal(rows[:, 1, :, :2], x[:, :, :2])
+    torch.testing.assert_close(rows[0, 1, :, 2, 0], 255.0 * rows.new_tensor(HIDDEN))
+    torch.testing.assert_close(rows[:, 4], 0.75 * x)
+    assert float(rows[:, 5].max()) == 255.0
+    grey, _ = restoration_rows(Colourise(), Scaling.interval(256), index, x, draws)
+    assert torch.equal(grey[:, 1, 0], grey[:, 1, 2])  # brightness without a hue
+    one, _ = restoration_rows(SuperResolution(), Scaling.interval(256), index, x[:, :1], draws[:, :, :1])
+    assert one.shape == (2, 6, 3, 4, 4)
+    figure = image_figure(image_grid(rows.flatten(0, 1), 256, 6), titles, ["a", "b"])
+    assert figure.get_size_inches().tolist() == pytest.approx([(29 + 120) / 120, (9 + 40) / 120])
+    assert [text.get_text() for text in figure.texts] == [*titles, "a", "b"]
 
 
 def test_calibration_is_that_of_its_definition() -> None:
