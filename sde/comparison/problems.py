@@ -32,7 +32,7 @@ from ..noise import Noise, Stream
 from ..processes import SDE, VP
 from ..sampling import Samples, sample, state_like
 from ..shapes import float64
-from ..solvers import RungeKutta
+from ..solvers import RungeKutta, Solver
 from ..storage.checkpoint import resolve, run_directory
 from ..storage.files import sha256
 from ..version import __version__
@@ -61,9 +61,19 @@ class Problem(ABC):
         """The process of the denoiser."""
         return self.denoiser.process
 
-    def sample(self, denoiser: Denoiser, n: int, *, first: int = 0, **arguments: Any) -> Samples:
+    def sample(
+        self,
+        denoiser: Denoiser,
+        n: int,
+        *,
+        solver: Solver | None,
+        seed: int,
+        first: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> Samples:
         """Samples `first` to `first + n - 1` of a denoiser, with their conditions, by :func:`sde.sample`."""
-        return sample(denoiser, (n, *self.shape), first=first, condition=self.condition(first, n), **arguments)
+        call: dict[str, Any] = {"solver": solver, "seed": seed, "first": first, "dtype": dtype}
+        return sample(denoiser, (n, *self.shape), condition=self.condition(first, n), **call)
 
     def flow(
         self, denoiser: Denoiser, n: int, seed: int, tolerance: float, first: int = 0, progress: Progress | None = None

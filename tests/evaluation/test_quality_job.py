@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
     "ema": "default",
     "device": "cpu",
     "trust": [],
-    "features": {"_target_": "sde.metrics.features.RawValues"},
+    "features": {"_target_": "sde.metrics.RawValues"},
     "solver": {"_target_": "sde.solvers.Heun", "steps": 2},
 }
 
