@@ -50,7 +50,7 @@ PROMPTS = ("a {} on the left", "a {} in the middle", "a {} on the right")
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained and asked for.
+    """The training, and the prompts of its samples.
 
     Attributes:
         train: training samples with `tokens` and `tokens_mask`.

@@ -16,13 +16,13 @@ from sde.plots import fidelity_and_diversity, histograms, measures, save_neighbo
 from sde.storage.files import Lock
 
 # The keys that results do not depend on, and those of sources, which count by their content.
-FREE = ("cache", "rank", "world", "batch_size", "samples", "restored", "reference")
+IRRELEVANT_KEYS = ("cache", "rank", "world", "batch_size", "samples", "restored", "reference")
 
 
 @command("evaluate")
 def main(config: dict[str, Any]) -> None:
     job = quality_job(config)
-    settings = relevant(config, *FREE, facts=job.facts)
+    settings = relevant(config, *IRRELEVANT_KEYS, facts=job.facts)
     name = "-".join(files.items.name for files in (*job.samples, job.reference))[:80].replace(" ", "_")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     out = Path(config["out"] or f"runs/evaluation/{name}-{digest}.h5")

@@ -13,6 +13,7 @@ from support.fixtures import OLD, arrays
 from torch import Tensor
 
 import sde
+from sde.comparison import plan
 from sde.evaluation import load_dequantiser, save_classifier, save_noise_classifier
 from sde.evaluation.dequantiser_file import save_dequantiser
 from sde.evaluation.feature_files import FeatureFiles
@@ -140,8 +141,8 @@ def test_configs_name_what_users_name(config: Path) -> None:
 
 
 def test_what_the_library_writes_names_what_users_name(tmp_path: Path) -> None:
-    """Models, dequantisers, classifiers, encoded captions, features, designed solvers, and the settings of jobs, also
-    where a config has the names of the modules."""
+    """Models, dequantisers, classifiers, encoded captions, features, designed solvers, the solvers of a comparison, and
+    the settings of jobs, also where a config has the names of the modules."""
     process, scaling = sde.VP(), sde.data.Scaling.interval(4)
     network = sde.networks.MLP(3, width=8, depth=1, conditions=sde.networks.Conditions(tokens=32))
     denoiser = sde.Clip(sde.NetworkDenoiser(network, process, sde.EDM(), sde.LogSNRLevel()), -1.0, 1.0)
@@ -159,10 +160,14 @@ def test_what_the_library_writes_names_what_users_name(tmp_path: Path) -> None:
     modules["optimizer"] = "sde.training.optimizers.Muon"
     settings = relevant({key: {"_target_": name} for key, name in modules.items()})
     (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (experiment,) = plan(
+        "heun", {"_target_": "sde.solvers.heun.Heun", "steps": 1}, process, grids={}, calls=[2], tolerances=[]
+    )
+    (tmp_path / "experiment.json").write_text(experiment.config)
     written = {
         str(p.relative_to(tmp_path)): p.read_bytes().decode("latin1") for p in tmp_path.rglob("*") if p.is_file()
     }
-    assert len(written) >= 9
+    assert len(written) >= 10
     assert {name: deep(text) for name, text in written.items() if deep(text)} == {}
     for name in ("sde.data.Words", "sde.networks.MLP", "sde.networks.Conditions", "sde.Clip", "sde.VP"):
         assert f'"{name}"' in written["model.pt"].replace("\\", "")

@@ -184,9 +184,9 @@ def compare_posteriors(
     Yields:
         The number of rows so far and their total, before the first row and after every one.
     """
-    identity: dict[str, Any] = {"ways": "\n".join(["floor", *ways]), "noises": str([*noises]), "draws": draws}
+    key: dict[str, Any] = {"ways": "\n".join(["floor", *ways]), "noises": str([*noises]), "draws": draws, "seed": seed}
     total = len(noises) * problems * (len(ways) + 1)
-    with Store.open(path, COLUMNS, identity={**identity, "seed": seed}) as store:
+    with Store.open(path, COLUMNS, key=key) as store:
         done = {repeat: store.done(repeat) for repeat in range(len(ways) + 1)}
         yield len(store), total
         for index in range(len(noises) * problems):

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..data import digits
 from ..denoisers import Denoiser
 from ..exact import Mixture
-from ..instantiate import build
+from ..instantiate import build, public
 from ..model import Model, load
 from ..noise import Noise, Stream
 from ..processes import SDE, VP
@@ -256,7 +256,7 @@ def open_problem(
         trust: packages that the checkpoint or the process may name.
 
     Returns:
-        The problem, its name, and a plain tree that identifies it.
+        The problem, its name, and a plain tree of the settings that tell it from others.
 
     Raises:
         ValueError: if both a target and a checkpoint are set, or a file is invalid.
@@ -276,6 +276,6 @@ def open_problem(
     else:
         problem = ExactProblem(digits_mixture(), chosen or VP(), device)
         name, source = "digits", "a mixture fitted to the digits"
-    identity = {"target": source, "process": process, "device": str(device)}
-    identity |= {"sde": __version__, "torch": str(torch.__version__)}
-    return problem, f"{name}-{type(problem.process).__name__}", identity
+    settings = {"target": source, "process": public(process), "device": str(device)}
+    settings |= {"sde": __version__, "torch": str(torch.__version__)}
+    return problem, f"{name}-{type(problem.process).__name__}", settings

@@ -34,7 +34,7 @@ Columns = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """What a table says about some samples.
+    """The entries of a table for some samples.
 
     Attributes:
         labels: class labels, int64 with shape (N,), or None.
@@ -86,7 +86,7 @@ class Table:
         self._classes = self._class_names()
 
     def of(self, names: Sequence[str]) -> Named:
-        """What the table says about the samples with these names, in their order.
+        """The entries for the samples with these names, in their order.
 
         Raises:
             ValueError: if a sample has no line, or no value in a column, or one that is no number; the error names the

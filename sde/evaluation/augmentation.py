@@ -51,7 +51,7 @@ class Drawn:
 
     @property
     def means(self) -> str:
-        """What a progress bar shows beside the rows."""
+        """The text of a progress bar beside the rows."""
         return f"near-copies dropped {self.dropped}"
 
 
@@ -140,7 +140,7 @@ class Augmentation:
             ValueError: if a class has twenty times as many near-copies as rows are wanted.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        store = Store.open(self.path, self.columns, identity=self.key, notes=self.metadata, snapshot_every=4096)
+        store = Store.open(self.path, self.columns, key=self.key, metadata=self.metadata, snapshot_every=4096)
         with store:
             store.snapshot()
             stored = read(self.path).columns

@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def keyed(self) -> dict[str, Any]:
-        """What depends on seed and indices."""
+        """The arguments of the measures that depend on seed and indices."""
         return {"seed": self.seed, "index": self.index}
 
     @property

@@ -59,7 +59,7 @@ class ClassifierFree(Weighted):
 
     @property
     def null(self) -> dict[str, Value] | None:
-        """What stands for "not given", by name."""
+        """The conditions that stand for "none", by name."""
         return None if self._names is None else {name: self.values.get(f"null.{name}") for name in self._names}
 
     def check_names(self, condition: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-r"""What a measurement tells of data that is normal around a prediction: :math:`x_0 \sim \mathcal N(d, C)`, given y.
+r"""The posterior given y of data that is normal around a prediction, :math:`x_0 \sim \mathcal N(d, C)`.
 
 With :math:`S = A C A^T + \sigma^2 I` and the residual :math:`r = y - A d`, its mean is :math:`d + C A^T S^{-1} r`, its
 covariance :math:`C - C A^T S^{-1} A C`, and the density of y is :math:`\mathcal N(r; 0, S)`. Where C is one variance

@@ -23,7 +23,7 @@ from .sets import check_pair, distance_rows, pooled_mean, repeated, slices
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How close samples are to training items, against held-out data.
+    """The distances of samples to training items, against those of held-out data.
 
     Attributes:
         ratio: the mean distance ratio, with the samples' ratios as `per_item`; `null` is that of held-out data, and the

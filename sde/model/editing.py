@@ -1,4 +1,4 @@
-r"""What a model does with data that is given: conditions from plain values, editing, translation, interpolation.
+r"""The methods of a model that take data to other data: editing, translation, interpolation; and its conditions.
 
 These are the methods of :class:`sde.Model` for data values; :mod:`sde.model.translation` has the mathematics.
 """

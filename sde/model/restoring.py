@@ -1,4 +1,4 @@
-r"""What a model does with measurements of data: restoration and inpainting, in data units.
+r"""The methods of a model for measurements of data: restoration and inpainting, in data units.
 
 These are the methods of :class:`sde.Model`; :mod:`sde.model.restoration` has the mathematics.
 """

@@ -1,4 +1,4 @@
-"""What solvers share that impose a measurement on the states of a prior."""
+"""The measurement of a dynamics, for solvers that impose it on the states of a prior."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..noise import StepNoise, Stream
 
 
 def why_not_measured(dynamics: Reverse, *, diagonal: bool) -> str | None:
-    """Why a solver cannot impose the measurement of a dynamics, or None.
+    """The reason why a solver cannot impose the measurement of a dynamics, or None.
 
     Args:
         dynamics: the dynamics.

@@ -90,7 +90,7 @@ class BatchSource(ABC):
         epoch."""
 
     def state(self, number: int) -> Any:
-        """What the batch of a number, the next one to be taken, depends on beside the number; None for nothing."""
+        """The state on which the batch of a number, the next one, depends beside the number; None for none."""
         return None
 
     def restore(self, state: Any, number: int) -> None:

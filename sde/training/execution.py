@@ -24,7 +24,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Execution:
-    """How the loss and its gradient are computed; weights, averages and everything around the network stay in float32.
+    """The computation of the loss and its gradient; weights, averages and all around the network stay in float32.
 
     Args:
         autocast: `bf16` or `fp16` for products and convolutions of the network, or None. With `fp16` the loss is

@@ -24,7 +24,7 @@ from ..storage.files import write_atomically
 
 
 class Logger(Protocol):
-    """What a training writes its metrics to; only rank 0 has one."""
+    """A destination for the metrics of a training; only rank 0 has one."""
 
     def open(self, directory: Path, step: int) -> None:
         """Begins, or goes on after a step; what was logged of later steps is of a run that did not come to be.

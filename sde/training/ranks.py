@@ -175,7 +175,7 @@ def _is_sharded(value: Any) -> bool:
 
 
 class Ranks(ABC):
-    """How the ranks keep the weights and average the gradients; with one rank it changes nothing.
+    """The way in which ranks keep the weights and average the gradients; with one rank it changes nothing.
 
     Attributes:
         shards: whether each rank has only a part of the weights.

@@ -190,7 +190,7 @@ def _grids(process: SDE, steps: int, start: float, stop: float, data_std: float)
 
 
 def purpose(denoiser: Denoiser, condition: Mapping[str, Tensor] | None = None, *, data: bool = False) -> str:
-    """What a solver is designed for, in words: the use, the denoiser with its wrappers and their settings, and its
+    """The purpose of a designed solver in words: the use, the denoiser with its wrappers and their settings, and its
     conditions, with the values of those that are whole numbers."""
     names = ", ".join(_values(name, value) for name, value in sorted((condition or {}).items()))
     use = "likelihoods" if data else "samples"
