@@ -17,8 +17,8 @@ import torch
 if sys.platform != "win32":
     import resource
 
-# Parameters of mallopt(3): nothing has a mapping of its own, and free memory at the end of the heap stays. The first one
-# rather than a threshold of size, because that can be 32 MiB at most, and tensors may be larger.
+# Parameters of mallopt(3): nothing has a mapping of its own, and free memory at the end of the heap stays. The first is
+# in place of a threshold of size, because that can be 32 MiB at most, and tensors may be larger.
 _MMAP_MAX = (-4, 0)
 _TRIM_THRESHOLD = (-1, 2**31 - 1)
 
