@@ -24,10 +24,10 @@ def main(config: dict[str, Any]) -> None:
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
     condition = conditions(model, config, len(index), first)
-    values, given = split[index]
+    values, of_data = split[index]
     # What is not said is the condition of the data itself.
     takes = model.denoiser.takes or {}
-    condition = {name: value for name, value in given.items() if name in takes} | condition
+    condition = {name: value for name, value in of_data.items() if name in takes} | condition
     end = f"{type(solver).__name__}-strength{config['strength']}-seed{config['seed']}{variant(*UNNAMED_KEYS)}.png"
     default = setup.directory / "edits" / f"{setup.path.stem}-{config['split']}-{end}"
     sheet = Sheet(config, default, relevant(config, checkpoint_sha256=setup.sha256))

@@ -67,12 +67,12 @@ def pictures(out: Path, job: QualityJob, result: Quality) -> list[Path]:
             written.append(out.with_name(f"{out.stem}-{name}.png"))
             figure.savefig(written[-1])
     for number, files in enumerate(job.samples):
-        if (found := result.memorisation.get(files.items.name)) is None or job.training is None:
+        if (copies := result.memorisation.get(files.items.name)) is None or job.training is None:
             continue
-        assert found.ratio.per_item is not None
-        closest = found.ratio.per_item.argsort()[:12]
+        assert copies.ratio.per_item is not None
+        closest = copies.ratio.per_item.argsort()[:12]
         written.append(out.with_name(f"{out.stem}-nearest{number if len(job.samples) > 1 else ''}.png"))
-        pair = files.values(closest), job.training.values(found.nearest[closest])
+        pair = files.values(closest), job.training.values(copies.nearest[closest])
         save_neighbours(written[-1], *pair, files.items.levels)
     return written
 

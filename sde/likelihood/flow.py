@@ -128,8 +128,8 @@ def step_error(error: float | None, error_per_image: float | None) -> float:
     Raises:
         ValueError: unless an error is given, and both are positive.
     """
-    given = [e for e in (error, error_per_image) if e is not None]
-    if not given or not all(e > 0.0 for e in given):
+    errors = [e for e in (error, error_per_image) if e is not None]
+    if not errors or not all(e > 0.0 for e in errors):
         raise ValueError(
             f"expected error > 0 or error_per_image > 0, in bits/dim, got error={error}, "
             f"error_per_image={error_per_image}"

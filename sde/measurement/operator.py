@@ -40,10 +40,10 @@ Self = TypeVar("Self", bound="Operator")
 Spectral = Callable[[Tensor], Tensor]
 
 
-def rowwise(value: Tensor | float, like: Tensor) -> Tensor:
+def rowwise(value: Tensor | float, reference: Tensor) -> Tensor:
     """A number, or one for each sample (B,), that broadcasts against tensors of the rank and dtype of `like`."""
-    values = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
+    values = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
+    return values.reshape(-1, *(1,) * (reference.ndim - 1))
 
 
 class Operator(ABC):

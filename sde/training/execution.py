@@ -55,10 +55,10 @@ class Execution:
         if self.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.checkpointing:
-            found = list(blocks(denoiser))
-            if not found:
+            modules = list(blocks(denoiser))
+            if not modules:
                 raise ValueError("checkpointing=true needs a network whose blocks are entries of a ModuleList")
-            for block in found:
+            for block in modules:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if self.compile is not None:
             for network in _networks(denoiser):

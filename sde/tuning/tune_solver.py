@@ -210,6 +210,6 @@ def _values(name: str, value: Tensor | float) -> str:
     tensor = as_tensor(value)
     if tensor.is_floating_point() or tensor.ndim > 1:
         return name
-    found = sorted(set(tensor.reshape(-1).tolist()))
-    consecutive = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
-    return f"{name} {found[0]} to {found[-1]}" if consecutive else f"{name} {', '.join(map(str, found))}"
+    numbers = sorted(set(tensor.reshape(-1).tolist()))
+    consecutive = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{name} {numbers[0]} to {numbers[-1]}" if consecutive else f"{name} {', '.join(map(str, numbers))}"
