@@ -79,7 +79,7 @@ def scored(scorer: RestorationScorer, items: int, draws: int) -> dict[str, np.nd
 
 
 def cells(scorer: RestorationScorer, table: Mapping[str, Any], seconds: float) -> list[str]:
-    """The results of a method, in the order of HEAD."""
+    """What a method did, in the order of HEAD."""
     _, draws, truth = drawn(table, scorer.split)
     means = {name: np.mean(table[name].reshape(len(draws), -1), 0) for name in ("psnr", "ssim", "misfit")}
     found = {name: mean_and_error(values) for name, values in means.items()}

@@ -69,7 +69,7 @@ def main(config: dict[str, Any]) -> None:
     # A checkpoint has its own process, which only an explicit override replaces, not the default of the config.
     override = any(key.startswith("sde") for key in HydraConfig.get().overrides.task)
     process = config["sde"] if override or config["ckpt"] is None else None
-    problem, name, described = open_problem(
+    problem, name, identity = open_problem(
         config["target"], config["ckpt"], process, ema=config["ema"], device=device, trust=trust
     )
     settings = Settings(**{key: config[key] for key in keys})
@@ -84,8 +84,8 @@ def main(config: dict[str, Any]) -> None:
         raise ValueError(
             "expected something to compare: set solvers=[...] or design=true, and calls=[...] or tolerances=[...]"
         )
-    described |= {key: config[key] for key in keys}
-    with Table.open(config["out"], name, described) as table:
+    identity |= {key: config[key] for key in keys}
+    with Table.open(config["out"], name, identity) as table:
         rows = []
         with track("exact results") as exact:
             results = compare(problem, experiments, settings, table.rows, progress=exact)

@@ -12,7 +12,7 @@ from sde.evaluation import JobSetup
 from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 
 # The keys that the end of a default name leaves out: it has them in other words, or edits do not depend on them.
-UNNAMED_KEYS = (*IRRELEVANT_KEYS, "solver", "seed", "split", "strength")
+TOLD = (*IRRELEVANT_KEYS, "solver", "seed", "split", "strength")
 
 
 @command("edit")
@@ -24,11 +24,11 @@ def main(config: dict[str, Any]) -> None:
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
     condition = conditions(model, config, len(index), first)
-    values, of_data = split[index]
+    values, given = split[index]
     # What is not said is the condition of the data itself.
     takes = model.denoiser.takes or {}
-    condition = {name: value for name, value in of_data.items() if name in takes} | condition
-    end = f"{type(solver).__name__}-strength{config['strength']}-seed{config['seed']}{variant(*UNNAMED_KEYS)}.png"
+    condition = {name: value for name, value in given.items() if name in takes} | condition
+    end = f"{type(solver).__name__}-strength{config['strength']}-seed{config['seed']}{variant(*TOLD)}.png"
     default = setup.directory / "edits" / f"{setup.path.stem}-{config['split']}-{end}"
     sheet = Sheet(config, default, relevant(config, checkpoint_sha256=setup.sha256))
     settings = {key: config[key] for key in ("seed", "first", "denoise")}

@@ -25,8 +25,8 @@ from sde.training.run import RESUMABLE_KEYS, Run, opened
 from sde.training.signals import StopSignals
 
 # The part of the default directory that the jobs of a sweep do not share, without keys that a run does not depend on.
-UNNAMED_KEYS = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.", "evaluate.", "features@evaluate.")
-OmegaConf.register_new_resolver("swept", lambda: swept(*UNNAMED_KEYS), replace=True)
+TOLD = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.", "evaluate.", "features@evaluate.")
+OmegaConf.register_new_resolver("swept", lambda: swept(*TOLD), replace=True)
 
 
 @command("train")

@@ -17,7 +17,7 @@ from sde.storage.checkpoint import resolve
 from sde.storage.files import sha256
 
 # The keys that the end of a default name leaves out: it has them in other words, or the result does not depend on them.
-UNNAMED_KEYS = (*IRRELEVANT_KEYS, "solver", "source", "target", "split")
+TOLD = (*IRRELEVANT_KEYS, "solver", "source", "target", "split")
 
 
 @command("translate")
@@ -31,17 +31,15 @@ def main(config: dict[str, Any]) -> None:
     index = torch.arange(first, min(first + config["n"], len(split)), device="cpu")
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
-    values, of_data = split[index]
-    condition = {name: value for name, value in of_data.items() if name in (source.denoiser.takes or {})}
+    values, given = split[index]
+    condition = {name: value for name, value in given.items() if name in (source.denoiser.takes or {})}
     label = condition.get("label") if config["label"] is None else config["label"]
-    target_condition = (
-        {} if label is None or target.classes is None else target.condition(len(index), first=first, label=label)
-    )
-    end = f"{type(solver).__name__}{variant(*UNNAMED_KEYS)}.png"
+    asked = {} if label is None or target.classes is None else target.condition(len(index), first=first, label=label)
+    end = f"{type(solver).__name__}{variant(*TOLD)}.png"
     default = setup.directory / "translations" / f"{setup.path.stem}-{config['split']}-{end}"
     digests = {"source_sha256": setup.sha256, "target_sha256": sha256(path)}
     sheet = Sheet(config, default, relevant(config, "source", "target", **digests))
-    settings: dict[str, Any] = {"solver": solver, "denoise": config["denoise"], "target_condition": target_condition}
+    settings: dict[str, Any] = {"solver": solver, "denoise": config["denoise"], "target_condition": asked}
     x = source.translate(values, target, condition=condition, **settings)
     written = sheet.write_pairs(values, x, target.scaling, index=index.numpy())
     print(f"translated {len(x)} samples of {setup.name}; {written}")

@@ -119,10 +119,10 @@ def arrays(
         for split, key in values.items():
             if key is None and named[split]:
                 raise ValueError(f"expected an array for {split}_{kind}={named[split]!r}, got {split}=None")
-    conditions = {split: dict(keys or {}) for split, keys in others.items()}
+    conditions = {split: dict(given or {}) for split, given in others.items()}
     names = {split: key for split, key in values.items() if key is not None}
     every = [*names.values(), *(key for key in labels.values() if key is not None)]
-    contents = rows_of(path, [*every, *(key for keys in conditions.values() for key in keys.values())])
+    contents = rows_of(path, [*every, *(key for given in conditions.values() for key in given.values())])
     captions = rows_of(path, [key for key in texts.values() if key is not None], text=True)
 
     levels = _number_of_levels(contents[train], levels)
@@ -144,7 +144,7 @@ def arrays(
         source = StoredRows(
             contents[key],
             None if label is None else _labels(contents[label].whole(), len(contents[key]), contents[label].name),
-            {condition: contents[array] for condition, array in conditions[split].items()},
+            {condition: contents[given] for condition, given in conditions[split].items()},
             levels,
             None if (text := texts[split]) is None else _captions(captions[text]),
         )

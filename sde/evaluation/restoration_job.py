@@ -127,7 +127,8 @@ def _similarity(x: Tensor, truth: Tensor, extent: float) -> Tensor:
     """The SSIM of each image, with a narrower window in images smaller than 11 pixels; NaN of what is no image."""
     if x.ndim not in (3, 4, 5):
         return torch.full((len(x),), math.nan, dtype=torch.float64, device="cpu")
-    return as_tensor(ssim(x.double(), truth.double(), data_range=extent, window=fitting_window(x)).per_item)
+    found = ssim(x.double(), truth.double(), data_range=extent, window=fitting_window(x)).per_item
+    return as_tensor(found)
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,8 @@ def restoration_job(setup: JobSetup, *, progress: Callable[[float], object] | No
     variance = setup.model.pilot(setup.directory, n=config["pilot"], seed=config["seed"], progress=progress)
 
     def method(denoiser: Denoiser, measurement: Measurement) -> Denoiser:
-        guided: Denoiser = _built(setup, "method", variance, inner=denoiser, measurement=measurement)
-        return guided
+        made: Denoiser = _built(setup, "method", variance, inner=denoiser, measurement=measurement)
+        return made
 
     solver: Solver = _built(setup, "solver", variance)
     steps = config["polish"]
@@ -249,6 +250,6 @@ def drawn(table: Columns, split: Source) -> tuple[NDArray[np.int64], NDArray[Any
 def repeats_of(table: Columns, index: NDArray[np.int64], name: str) -> NDArray[Any]:
     """A column of some items, all of which have every repeat, with shape (R, N, *)."""
     order = np.lexsort((table["index"], table["repeat"]))
-    matching = order[np.isin(table["index"][order], index)]
-    column = table[name][matching]
+    kept = order[np.isin(table["index"][order], index)]
+    column = table[name][kept]
     return column.reshape(-1, len(index), *column.shape[1:]) if len(index) else column[None]

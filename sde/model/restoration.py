@@ -142,9 +142,9 @@ def restore(
     """As :meth:`sde.Model.restore`, of the parts of a model; `variance` gives that of the pilot run if it is needed."""
     check_count("restore", "n", n)
     check_count("restore", "batch_size", 1 if batch_size is None else batch_size)
-    reference, batch = state_like(denoiser), len(y)
-    keys = sample_index(y, index).to(reference.device)
-    condition = {name: torch.as_tensor(value, device=reference.device) for name, value in (condition or {}).items()}
+    like, batch = state_like(denoiser), len(y)
+    keys = sample_index(y, index).to(like.device)
+    condition = {name: torch.as_tensor(value, device=like.device) for name, value in (condition or {}).items()}
     check_condition(condition, batch)
     std = float64(noise)
     exact, rounded = bool((std == 0.0).all()), not y.is_floating_point()
@@ -153,8 +153,8 @@ def restore(
         std = (std.square() + 1.0 / 12.0).sqrt()
     elif exact:
         std = std + 1e-3 / float(float64(scaling.scale).max())
-    data = reference.new_zeros(batch, *shape)
-    target = y.to(reference.device, torch.float64)
+    data = like.new_zeros(batch, *shape)
+    target = y.to(like.device, torch.float64)
     measurement = in_model_range(operator, target, std, scaling, data)
     measurement.check(data)
     if polishing is not None:
@@ -168,7 +168,7 @@ def restore(
     total, size = batch * n, batch_size or batch * n
     results = []
     for first in range(0, total, size):
-        place = torch.arange(first, min(first + size, total), device=reference.device)
+        place = torch.arange(first, min(first + size, total), device=like.device)
         rows, repeat = place // n, place % n
         guided = method(denoiser, measurement.select(rows))
         part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
@@ -190,8 +190,8 @@ def restore(
         states = states + seen.operator.adjoint(seen.operator.solve(residual, 1.0, 0.0))
     values = scaling.to_data(states.cpu())
     residual = target[rows].to(states) - picked(values.to(states))
-    mask = operator.measured(y)
-    if mask is not None:
+    kept = operator.measured(y)
+    if kept is not None:
         residual = torch.where(picked.measured(residual), residual, 0.0)  # type: ignore[arg-type]
     misfit = residual.flatten(1).square().sum(1) / measurement.select(rows).count.to(states)
     each = std.to(states)[rows] if std.ndim else std.to(states)

@@ -32,7 +32,7 @@ from ..storage.checkpoint import load_checkpoint, remove_strays, resolve, save_c
 from ..storage.files import Lock, write_atomically
 from ..version import __version__
 from .batches import Batches
-from .conditions import dropouts, encoded, first_condition, sizes_of
+from .conditions import dropouts, encoded, given_conditions, sizes_of
 from .ema import EMA, Average, PowerEMA
 from .loggers import JSONLines, Logger
 from .loop import Training
@@ -58,13 +58,13 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
         ValueError: if the network has classes and is not `conditional`, or if it is and the data has no conditions,
             those that the network does not take, or a label that is none of its classes.
     """
-    trust, condition = config.get("trust") or (), first_condition(data, config["conditional"])
-    classes = data.classes if "label" in condition else None
+    trust, given = config.get("trust") or (), given_conditions(data, config["conditional"])
+    classes = data.classes if "label" in given else None
     facts: dict[str, Any] = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
     facts |= {} if classes is None else {"classes": classes}
     network_tree = dict(config["network"])
     parameters = inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys()
-    if "conditions" in parameters and (sizes := sizes_of(condition, flat="channels" not in parameters)):
+    if "conditions" in parameters and (sizes := sizes_of(given, flat="channels" not in parameters)):
         facts["conditions"] = {"_target_": "sde.networks.Conditions", **sizes}
     for key in parameters & facts.keys():
         if network_tree.get(key) is None:
@@ -88,7 +88,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
         _check_classes(data, denoiser.classes or classes)
     elif denoiser.classes is not None:
         raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
-    tree["dropout"] = dropouts(denoiser, list(condition), config.get("condition_dropout"))
+    tree["dropout"] = dropouts(denoiser, list(given), config.get("condition_dropout"))
     return denoiser, tree
 
 
@@ -365,10 +365,10 @@ class Run:
 
     def valid_losses(self, training: Training) -> dict[str, float]:
         """:meth:`valid_loss`, and the same by noise level."""
-        validation = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
+        found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
         # A level of few samples may have none.
-        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(validation.levels, start=1) if not math.isnan(loss)}
-        return {"valid_loss": validation.loss, **(levels if self._settings["levels"] else {})}
+        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(found.levels, start=1) if not math.isnan(loss)}
+        return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
     def bits_per_dim(self, training: Training) -> float:
         """The mean bits/dim of the averaged weights on the first samples of the validation or test split, with the same
@@ -384,7 +384,7 @@ class Run:
     def _batches(self, split: str) -> Batches:
         """The batches of a split."""
         config = self._settings
-        options: dict[str, Any] = {key: config[key] for key in ("workers", "unreadable")}
+        reading: dict[str, Any] = {key: config[key] for key in ("workers", "unreadable")}
         if tree := config["augmentation"]:
-            options["augmentation"] = build(tree, trust=config.get("trust") or ())
-        return Batches(self.data.split(split), config["batch_size"], seed=config["seed"], **options)
+            reading["augmentation"] = build(tree, trust=config.get("trust") or ())
+        return Batches(self.data.split(split), config["batch_size"], seed=config["seed"], **reading)

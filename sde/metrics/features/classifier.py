@@ -127,8 +127,8 @@ def fit_classifier(
             generator = Noise(seed).generator(Stream.ORDER, step)
             order = torch.cat([order, torch.randperm(len(x), generator=generator, device="cpu")])
         index, order = order[:batch_size], order[batch_size:]
-        extracted = network(x[index].to(device, torch.float32))
-        loss = cross_entropy(extracted.logits, labels[index].to(device), label_smoothing=0.05)
+        found = network(x[index].to(device, torch.float32))
+        loss = cross_entropy(found.logits, labels[index].to(device), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
