@@ -56,9 +56,9 @@ def line_of_composition(error: Exception, config: str, overrides: Sequence[str])
         known = list(_dotted(_composed(config, [o for o in overrides if _is_group(o)])))
         same = [name for name in known if name.count(".") == key[1].count(".")]
         return unknown_key(key[1], same)
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)' Available", text):
-        names = sorted(path.stem for path in (Path(CONFIGS) / found[1]).glob("*.yaml"))
-        return f"{found[1]}={found[2]}: expected one of {', '.join(names)}{nearest(found[2], names)}"
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)' Available", text):
+        names = sorted(path.stem for path in (Path(CONFIGS) / match[1]).glob("*.yaml"))
+        return f"{match[1]}={match[2]}: expected one of {', '.join(names)}{nearest(match[2], names)}"
     if swept := re.match(r"Ambiguous value for argument '(.+?)' 1\.", text):
         return (
             f"{swept[1]}: values with commas are those of a sweep, which -m runs; one value with commas is given "

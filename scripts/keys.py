@@ -1,4 +1,4 @@
-"""What the keys of scripts may be, and the check of a config against the class that describes it.
+"""The types of the keys of scripts, and the check of a config against the class that describes it.
 
 A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
 refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.

@@ -43,7 +43,7 @@ Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spect
 
 
 class Job(Keys):
-    """What all scripts for a checkpoint of this library take."""
+    """The keys of all scripts for a checkpoint of this library."""
 
     trust: list[str]
     ckpt: str
@@ -53,13 +53,13 @@ class Job(Keys):
 
 
 class DataJob(Job):
-    """What all scripts take that score data."""
+    """The keys of all scripts that score data."""
 
     data: DataSet | None = None
 
 
 class Split(DataJob):
-    """What all scripts take that score a split by the flow."""
+    """The keys of all scripts that score a split by the flow."""
 
     split: Literal["train", "test", "valid"]
     solver: Solver
@@ -68,7 +68,7 @@ class Split(DataJob):
 
 
 class Batched(Split):
-    """What the jobs share that several processes can work on."""
+    """The keys of jobs that several processes can work on."""
 
     n: Count | None
     repeats: Count
@@ -129,7 +129,7 @@ class Dequantise(DataJob):
 
 
 class Conditional(Job):
-    """What the scripts take that draw from models with conditions."""
+    """The keys of scripts that draw from models with conditions."""
 
     label: int | list[int] | None
     embedding: list[float] | list[list[float]] | None

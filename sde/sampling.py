@@ -3,6 +3,7 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 from __future__ import annotations
 
 __all__ = [
+    "Prior",
     "Samples",
     "coupling_times",
     "default_solver",
@@ -19,7 +20,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,13 @@ from .noise import Noise, NoiseSource, Stream, sample_index
 from .processes import SDE
 from .shapes import as_tensor, expand, float64, recordable, working, working_dtype
 from .solvers import Ancestral, Arcsinh, Polish, Solver, UniPC
+
+
+class Prior(Protocol):
+    """A distribution of latents to start from, such as :class:`sde.exact.Marginal`."""
+
+    def sample(self, n: int, /, *, generator: torch.Generator) -> Tensor:
+        r"""n latents, with shape (n, \*)."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def sample(
     first: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: Prior | None = None,
     x_T: Tensor | None = None,
     eta: float | None = None,
     denoise: bool = False,

@@ -112,7 +112,7 @@ def noise_accuracy(
     reference, noise, process = state_like(classifier), Noise(seed), classifier.process
     right = dict.fromkeys(levels, 0)
     for index in torch.arange(len(data), device="cpu").split(block):
-        values, given = data[index]
+        values, condition = data[index]
         x0 = scaling.to_model(values, dtype=reference.dtype)
         for number, level in enumerate(levels):
             t = process.time(torch.tensor(-2.0 * math.log(level), dtype=torch.float64, device="cpu"))
@@ -120,8 +120,8 @@ def noise_accuracy(
             counter = torch.tensor(number, device="cpu")
             x_t = mean + expand(std, x0) * noise.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
             with torch.no_grad():
-                found = classifier.log_probs(x_t.to(reference.device), t).argmax(1).cpu()
-            right[level] += int((found == given["label"]).sum())
+                predicted = classifier.log_probs(x_t.to(reference.device), t).argmax(1).cpu()
+            right[level] += int((predicted == condition["label"]).sum())
     return {level: proportion(count, len(data)) for level, count in right.items()}
 
 

@@ -32,7 +32,6 @@ __all__ = ["Bound", "continuous_bound", "density_bound"]
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ from ..processes import SDE
 from ..sampling import evaluating, recording, state_like
 from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
 from .decoder import log_decoder
-from .flow import check_unguided
+from .flow import PriorDensity, check_unguided
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
 _DATA, _PRIOR = 2**38, 2**39
@@ -152,7 +151,7 @@ def density_bound(
     draws: int = 100,
     times: Times | None = None,
     stratified: bool = True,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     repeat: int = 0,
@@ -193,13 +192,12 @@ def density_bound(
         low, high = (float64(t) for t in (process.t_min, process.t_max))
         log_alpha, var = process.transition(low, high)
         mean = expand(log_alpha.exp(), x) * x
-        ends = []
-        for k in range(0 if prior is None else draws):
-            z = normal_like(x, noise, index, repeat_key(_PRIOR + k, repeat))
-            ends.append(prior.log_prob(mean + expand(var.sqrt(), x) * z).double())
         if prior is None:
             v, square = process.prior_var(high).item(), sum_event(mean.double().square()) + dims * var.item()
-            ends.append(-0.5 * (square / v + dims * math.log(2.0 * math.pi * v)))
+            ends = [-0.5 * (square / v + dims * math.log(2.0 * math.pi * v))]
+        else:
+            normals = (normal_like(x, noise, index, repeat_key(_PRIOR + k, repeat)) for k in range(draws))
+            ends = [prior.log_prob(mean + expand(var.sqrt(), x) * z).double() for z in normals]
         end = torch.stack(ends, 1)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):

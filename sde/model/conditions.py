@@ -6,21 +6,30 @@ their number.
 
 from __future__ import annotations
 
-__all__ = ["condition_from"]
+__all__ = ["Numbers", "condition_from"]
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from ..data.captions import Encoder
 from ..networks.conditions import Taken, check_taken
 from ..shapes import as_tensor
 
+# A number, numbers in lists of any depth, or an array or a tensor of them.
+Numbers = float | Tensor | ndarray | Sequence["Numbers"]
+
 
 def condition_from(
-    takes: Mapping[str, Taken] | None, encoder: Encoder | None, n: int, first: int = 0, **given: Any
+    takes: Mapping[str, Taken] | None,
+    encoder: Encoder | None,
+    n: int,
+    first: int = 0,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    **values: Numbers | None,
 ) -> dict[str, Tensor]:
     r"""The condition of n samples.
 
@@ -29,17 +38,15 @@ def condition_from(
         encoder: the encoder of its texts, if it has one.
         n: the number of samples.
         first: the index of the first sample.
-        given: plain values or tensors by name, None for those that are not given: `label`, a class or a list of them;
-            `embedding`, E numbers or a list of such; `image`, values (C, \*) or (M, C, \*); `prompt`, a text or a list
-            of texts, which becomes `tokens` and `tokens_mask`; and any other name that the model takes.
+        prompt: a text or a list of texts, which becomes `tokens` and `tokens_mask`.
+        values: numbers by name, None for those that are left out: `label`, a class or a list of them; `embedding`, E
+            numbers or a list of such; `image`, values (C, \*) or (M, C, \*); and any other name that the model takes.
 
     Raises:
         ValueError: for a name or a shape that the model does not take; it lists those that it does.
     """
-    named = {name: value for name, value in given.items() if value is not None}
     condition: dict[str, Tensor] = {}
-    if "prompt" in named:
-        prompt = named.pop("prompt")
+    if prompt is not None:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if encoder is None or (takes is not None and "tokens" not in takes):
             listed = "; ".join(f"{name}: {taken}" for name, taken in (takes or {}).items()) or "none"
@@ -48,7 +55,9 @@ def condition_from(
             raise ValueError(f"expected prompt to be a text or a list of texts, got {prompt!r}")
         turn = torch.arange(first, first + n, device="cpu") % len(texts)
         condition |= {name: rows[turn] for name, rows in zip(("tokens", "tokens_mask"), encoder(texts))}
-    for name, value in named.items():
+    for name, value in values.items():
+        if value is None:
+            continue
         taken = None if takes is None else takes.get(name)
         try:
             rows = as_tensor(value)

@@ -168,8 +168,8 @@ def from_checkpoint(
         shapes = {name: value.shape for name, value in leaf.state_dict().items()}
         weights = fitted(shapes, weights)
         if process is not None:  # with its own parameters, if it has any, in place of those in the checkpoint
-            kept = {name: value for name, value in leaf.state_dict().items() if name.startswith("process.")}
-            weights = {name: value for name, value in weights.items() if not name.startswith("process.")} | kept
+            parameters = {name: value for name, value in leaf.state_dict().items() if name.startswith("process.")}
+            weights = {name: value for name, value in weights.items() if not name.startswith("process.")} | parameters
         if difference := misfits(shapes, weights):
             raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
         leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))

@@ -19,7 +19,7 @@ from ..data import Scaling
 from ..data.captions import Encoder
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
+from ..likelihood import Dequantiser, ErrorBudget, LogProb, PriorDensity, error_budget, log_prob
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
@@ -244,7 +244,7 @@ class Model(Editing, Restoring):
         index: Tensor | None = None,
         repeat: int = 0,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         error: float | None = None,
         error_per_image: float | None = None,
@@ -296,7 +296,7 @@ class Model(Editing, Restoring):
         index: Tensor | None = None,
         repeat: int = 0,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         error: float | None = None,
         error_per_image: float | None = None,
@@ -322,7 +322,7 @@ class Model(Editing, Restoring):
         repeats: int = 1,
         rows: Tensor | int = 16,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         guided: bool = False,
@@ -358,9 +358,18 @@ class Model(Editing, Restoring):
                 **flow,
             )
 
-    def _states(self, x: Tensor, **draw: Any) -> States:
+    def _states(
+        self,
+        x: Tensor,
+        *,
+        dequantiser: Dequantiser | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+    ) -> States:
         """The :func:`states` of data values of the model's shape."""
         check_event(x, self.shape)
+        draw: dict[str, Any] = {"dequantiser": dequantiser, "seed": seed, "index": index, "repeat": repeat}
         return states(self.denoiser, self.scaling, x, **draw)
 
 

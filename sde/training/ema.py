@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..shapes import working
 from ..storage.wrappers import fitted
-from .ranks import full, like, local
+from .ranks import full, local, sharded_as
 
 
 class Average(ABC):
@@ -69,11 +69,11 @@ class Average(ABC):
             differing = sorted(weights.keys() ^ self.weights.keys())
             raise ValueError(f"these averages are of another module: only one of the two has {differing[0]!r}")
         for name, value in weights.items():
-            self.weights[name].copy_(like(value, self.weights[name]))
+            self.weights[name].copy_(sharded_as(value, self.weights[name]))
 
     def shard(self, module: nn.Module) -> None:
         """Leaves this rank the part of the averages that it has of the weights of the module."""
-        self.weights = {name: like(self.weights[name], value) for name, value in module.state_dict().items()}
+        self.weights = {name: sharded_as(self.weights[name], value) for name, value in module.state_dict().items()}
 
     def whole(self) -> dict[str, Tensor]:
         """The averages by name, with all their parts; a call of all ranks."""

@@ -24,7 +24,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Execution:
-    """How the loss and its gradient are computed; weights, averages and everything around the network stay in float32.
+    """The computation of the loss and its gradient; weights, averages and all around the network stay in float32.
 
     Args:
         autocast: `bf16` or `fp16` for products and convolutions of the network, or None. With `fp16` the loss is
@@ -55,10 +55,10 @@ class Execution:
         if self.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.checkpointing:
-            found = list(blocks(denoiser))
-            if not found:
+            modules = list(blocks(denoiser))
+            if not modules:
                 raise ValueError("checkpointing=true needs a network whose blocks are entries of a ModuleList")
-            for block in found:
+            for block in modules:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if self.compile is not None:
             for network in _networks(denoiser):

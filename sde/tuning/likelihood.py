@@ -188,9 +188,9 @@ def choose_solver(
         if truth is None:
             truth = solve(unseen, **accurate)
             confirmation, good = int(truth.nfe.sum()), truth.nats.isfinite()
-        found = solve(unseen, solver=solver)
-        confirmation += int(found.nfe.sum())
-        left = ((found.nats - truth.nats) / bits).double()[good]
+        solved = solve(unseen, solver=solver)
+        confirmation += int(solved.nfe.sum())
+        left = ((solved.nats - truth.nats) / bits).double()[good]
         spread = float(left.square().mean().sqrt())
         if spread <= each:
             nats, finite = torch.cat([exact.nats, truth.nats]), torch.cat([few, good])

@@ -109,7 +109,7 @@ def test_common_probes_cancel(mixture: Mixture) -> None:
 
 def written(path: Path, values: np.ndarray, data: str) -> Path:
     rows = columns(values)
-    with Store.open(path, {"bits_per_dim": np.float64}, identity={"data": data}) as store:
+    with Store.open(path, {"bits_per_dim": np.float64}, key={"data": data}) as store:
         store.append(rows)
     return path
 

@@ -402,7 +402,7 @@ def test_a_file_has_one_tolerance(folder: Path) -> None:
     columns = {name: values.dtype for name, values in whole.columns.items() if name not in ("index", "repeat")}
     names = ["config", "checkpoint_sha256", "seed", "dequantisation", "data"]
     key = {name: whole.attributes[name] for name in names}
-    with Store.open(folder / "old.h5", columns, identity=key):
+    with Store.open(folder / "old.h5", columns, key=key):
         pass
     for out, tolerance in (("old.h5", ["atol=auto"]), ("b.h5", ["atol=0.01", "+solver.first_ratio=null"])):
         result = here(folder, "likelihood", *keys, *tolerance, "n=2", f"out={out}")
