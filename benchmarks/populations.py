@@ -50,12 +50,12 @@ def main() -> None:
     rows: dict[str, list[float]] = {name: [] for name in ("floor", *WAYS)}
     for seed in range(a.problems):
         g = torch.Generator().manual_seed(seed + 50)
-        found = []
+        drawn = []
         for _ in range(16):
             y = A @ target.sample(1, generator=g)[0] + NOISE * torch.randn(len(A), generator=g, dtype=torch.float64)
             posterior = target.posterior(A=A, y=y, noise=NOISE)
-            found.append((float(torch.special.entr(posterior.weights).sum()), y, posterior))
-        _, y, posterior = max(found, key=lambda one: one[0])
+            drawn.append((float(torch.special.entr(posterior.weights).sum()), y, posterior))
+        _, y, posterior = max(drawn, key=lambda one: one[0])
         g = torch.Generator().manual_seed(7)
         truth, floor = (posterior.sample(DRAWS, generator=g) for _ in range(2))
         rows["floor"].append(sliced_wasserstein(floor, truth, permutations=0).value)

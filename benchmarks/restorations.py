@@ -95,9 +95,9 @@ def restored(
     return {"x": r.x.transpose(0, 1).contiguous().numpy(), "seconds": np.array(seconds), **rows}
 
 
-def cells(found: Mapping[str, Any], truth: torch.Tensor, extent: float) -> list[str]:
+def cells(results: Mapping[str, Any], truth: torch.Tensor, extent: float) -> list[str]:
     """What a method did, in the order of HEAD."""
-    draws = torch.from_numpy(found["x"]).double()
+    draws = torch.from_numpy(results["x"]).double()
     each, repeated = draws.flatten(0, 1), truth.expand_as(draws).flatten(0, 1)
     single = {
         "psnr": psnr(each, repeated, data_range=extent).per_item,
@@ -110,11 +110,11 @@ def cells(found: Mapping[str, Any], truth: torch.Tensor, extent: float) -> list[
         f"{quality:.1f} ± {error:.1f}",
         f"{psnr(draws.mean(0), truth, data_range=extent).value:.1f}",
         f"{means['ssim'].mean():.3f}",
-        f"{found['misfit'].mean():.2f}",
+        f"{results['misfit'].mean():.2f}",
         f"{100 * covered.coverage:.0f} ± {100 * covered.standard_error:.0f}",
-        f"{found['nfe'].mean():.0f}",
-        f"{found['vjps'].mean():.0f}",
-        f"{float(found['seconds']):.2f}",
+        f"{results['nfe'].mean():.0f}",
+        f"{results['vjps'].mean():.0f}",
+        f"{float(results['seconds']):.2f}",
     ]
 
 
@@ -122,9 +122,9 @@ def stored(path: Path, key: Mapping[str, Any], make: Callable[[], Mapping[str, A
     """What a file holds, which is made if there is none."""
     text = json.dumps(key, sort_keys=True)
     if not path.exists():
-        made = make()
+        computed = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: np.savez_compressed(file, key=text, **made))
+        write_atomically(path, lambda file: np.savez_compressed(file, key=text, **computed))
     with np.load(path, allow_pickle=False) as archive:
         if str(archive["key"]) != text:
             raise SystemExit(f"{path} has results of other settings: expected {text}, got {archive['key']}; remove it")
@@ -163,11 +163,11 @@ def main() -> None:
             for way in a.methods:
                 file = run / "restorations" / "benchmark" / f"{name}-{re.sub(r'[^a-z0-9]+', '-', way.lower())}.npz"
                 make = partial(restored, model, split, variance, task, way, a.items, a.draws, a.batch)
-                found = stored(file, {**key, "task": repr(task), "way": way}, make)
-                lines.append([name, way, *cells(found, truth, extent)])
+                results = stored(file, {**key, "task": repr(task), "way": way}, make)
+                lines.append([name, way, *cells(results, truth, extent)])
                 print(*lines[-1], sep=" | ", flush=True)
                 if way == SHOWN:
-                    draws, kept = torch.from_numpy(found["x"]).double(), torch.tensor(a.picture_items)
+                    draws, kept = torch.from_numpy(results["x"]).double(), torch.tensor(a.picture_items)
                     rows, titles = restoration_rows(task, scaling, kept, truth[kept], draws[:, kept])
                     pictures.append(rows / extent)
                     names += [name.replace("-", "\n", 1), *[""] * (len(kept) - 1)]

@@ -74,10 +74,10 @@ class Measurement:
                 f"{event.device} from that of {name}"
             )
         applied(operator, event, y.shape[1:])
-        found = check_adjoint(operator, event.shape, dtype=y.dtype, device=str(y.device))
-        if not found < 1e3 * torch.finfo(y.dtype).eps:
+        difference = check_adjoint(operator, event.shape, dtype=y.dtype, device=str(y.device))
+        if not difference < 1e3 * torch.finfo(y.dtype).eps:
             raise ValueError(
-                f"Measurement: the adjoint of {name} is none: <Ax, y> and <x, A^T y> differ by {found:.3g} of "
+                f"Measurement: the adjoint of {name} is none: <Ax, y> and <x, A^T y> differ by {difference:.3g} of "
                 "|Ax| |y|; give the transpose of a linear map, not a pseudo-inverse"
             )
         return tuple(event.shape[1:])
