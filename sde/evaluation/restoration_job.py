@@ -213,7 +213,7 @@ def restoration_job(setup: JobSetup, *, progress: Callable[[float], object] | No
         return RestorationScorer(setup.model, split, task, method, solver, variance, seed, polishing)
 
     # Everything is checked before the pilot run, in which the first network calls are.
-    key = {**setup.key(), "data": split.fingerprint}
+    key = {**setup.key("shown"), "data": split.fingerprint}
     job = Job(setup.name, scorer(None), setup.plan(split, config["n"]), path, key, setup.metadata)
     job.check()
     pilot = setup.model.pilot(setup.directory, n=config["pilot"], seed=config["seed"], progress=progress)

@@ -132,6 +132,16 @@ def test_a_job_resumes_with_the_rows_of_an_undisturbed_one(tmp_path: Path) -> No
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def job_setup(folder: Path, method: str, solver: dict[str, object], shown: int = 6) -> JobSetup:
+    (folder / "last.pt").write_bytes(b"weights")
+    data = DataSet("images", Scaling.interval(256), Split(images(2)), Split(images(2)))
+    config = {"split": "test", "out": None, "seed": 0, "n": None, "pilot": 4, "polish": 0, "trust": []}
+    config |= {"repeats": 1, "batch_size": 2, "shown": shown, "task": {"_target_": "sde.evaluation.Denoise"}}
+    config |= {"method": {"_target_": f"sde.measurement.{method}"}, "solver": solver}
+    model = Model(Images(), Scaling.interval(256), SHAPE)
+    return JobSetup(config, folder / "last.pt", model, data, Shard(0, 1))
+
+
 def test_a_method_and_a_solver_that_do_not_fit_are_refused_before_the_pilot_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,22 +149,22 @@ def test_a_method_and_a_solver_that_do_not_fit_are_refused_before_the_pilot_run(
         raise AssertionError("a network call")
 
     monkeypatch.setattr(Images, "forward", called)
-    (tmp_path / "last.pt").write_bytes(b"weights")
-    data = DataSet("images", Scaling.interval(256), Split(images(2)), Split(images(2)))
-    config = {"split": "test", "out": None, "seed": 0, "n": None, "pilot": 4, "polish": 0, "trust": []}
-    config |= {"repeats": 1, "batch_size": 2, "task": {"_target_": "sde.evaluation.Denoise"}}
     for method, solver, message in (
         ("Unguided", "Heun", "y would not count"),
         ("PiGDM", "Decoupled", "does not follow itself"),
         ("DiffPIR", "Heun", "a network call"),
     ):
-        config["method"] = {"_target_": f"sde.measurement.{method}"}
-        config["solver"] = {"_target_": f"sde.solvers.{solver}", "steps": 2}
-        model = Model(Images(), Scaling.interval(256), SHAPE)
-        setup = JobSetup(config, tmp_path / "last.pt", model, data, Shard(0, 1))
+        setup = job_setup(tmp_path, method, {"_target_": f"sde.solvers.{solver}", "steps": 2})
         with pytest.raises((ValueError, AssertionError), match=message):
             restoration_job(setup)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_job_is_the_same_whatever_its_picture_shows(tmp_path: Path) -> None:
+    solver = {"_target_": "sde.solvers.Particles", "steps": 2, "particles": 2}
+    for shown, rows in ((6, [0, 2]), (0, [2])):
+        states = restoration_job(job_setup(tmp_path, "DiffPIR", solver, shown)).run()
+        assert [state.rows for state in states] == rows
 
 
 def test_a_picture_shows_what_is_measured_and_what_is_hidden() -> None:
