@@ -10,14 +10,13 @@ __all__ = ["Editing"]
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data import Scaling
 from ..data.captions import Encoder
 from ..denoisers import Denoiser
 from ..sampling import state_like
-from ..shapes import check_event
+from ..shapes import check_event, named_tensors, numbers_of
 from ..solvers import Solver
 from .conditions import condition_from
 from .translation import edit, interpolate, translate
@@ -29,6 +28,7 @@ class Editing:
     denoiser: Denoiser
     scaling: Scaling
     shape: tuple[int, ...]
+    classes: int | None
     encoder: Encoder | None
 
     def condition(self, n: int, *, first: int = 0, **given: Any) -> dict[str, Tensor]:
@@ -42,9 +42,10 @@ class Editing:
             given: values by name, as in :func:`sde.model.condition_from`.
 
         Raises:
-            ValueError: for what the model does not take, with the list of what it does.
+            ValueError: for what the model does not take, with the list of what it does, or a label that is none of its
+                classes.
         """
-        return condition_from(self.denoiser.takes, self.encoder, n, first, **given)
+        return condition_from(self.denoiser.takes, self.encoder, n, first, classes=self.classes, **given)
 
     def edit(
         self,
@@ -99,7 +100,7 @@ class Editing:
         Raises:
             ValueError: if the shapes differ or the processes cannot be matched (:func:`sde.model.matched`).
         """
-        check_event(x, other.shape, "the other model")
+        check_event(numbers_of("data values", x), other.shape, "the other model")
         named, target = self._on_device(condition), other._on_device(target_condition)
         call: dict[str, Any] = {"condition": named, "target_condition": target, "denoise": denoise}
         y = translate(self.denoiser, self._to_model(x), other.denoiser, solver=solver, **call)
@@ -130,10 +131,11 @@ class Editing:
     def _on_device(self, condition: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The condition on the model's device."""
         device = state_like(self.denoiser).device
-        return {name: torch.as_tensor(value, device=device) for name, value in (condition or {}).items()}
+        return {name: value.to(device) for name, value in named_tensors(condition).items()}
 
     def _to_model(self, x: Tensor) -> Tensor:
         """Data values in the model's range, on its device; discrete ones at the centres of their bins."""
+        x = numbers_of("data values", x)
         check_event(x, self.shape)
         reference = state_like(self.denoiser)
         return self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)
