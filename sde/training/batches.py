@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,11 +175,13 @@ class _Reader:
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
-            counter = torch.tensor(epoch, device="cpu")
-            # In parts, because the intermediate results take several times the memory of the keys.
-            parts = torch.arange(len(self.data), device="cpu").split(2**16)
-            keys = torch.cat([self.noise.bits(Stream.ORDER, part, counter, 1)[:, 0] for part in parts])
-            self._epoch = (epoch, keys.argsort(stable=True))
+            counter, keys = torch.tensor(epoch, device="cpu"), np.empty(len(self.data), np.int64)
+            # In parts, because the intermediate results take several times the memory of the keys; sorted by NumPy for
+            # the same reason.
+            for start in range(0, len(keys), 2**16):
+                part = torch.arange(start, min(start + 2**16, len(keys)), device="cpu")
+                keys[start : start + 2**16] = self.noise.bits(Stream.ORDER, part, counter, 1)[:, 0].numpy()
+            self._epoch = (epoch, torch.from_numpy(keys.argsort(kind="stable")))
         return self._epoch[1]
 
 
