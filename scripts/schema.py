@@ -42,6 +42,10 @@ SetMetric = Literal[
 Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
 
 
+# A class, or the word for samples without one.
+Label = int | Literal["none"]
+
+
 class Job(Keys):
     """The keys of all scripts for a checkpoint of this library."""
 
@@ -131,7 +135,7 @@ class Dequantise(DataJob):
 class Conditional(Job):
     """The keys of scripts that draw from models with conditions."""
 
-    label: int | list[int] | None
+    label: Label | list[Label] | None
     embedding: list[float] | list[list[float]] | None
     prompt: str | list[str] | None
     image: str | None
@@ -207,7 +211,7 @@ class Translate(Keys):
     split: Literal["train", "test", "valid"]
     n: Count
     first: Whole
-    label: int | list[int] | None
+    label: Label | list[Label] | None
     denoise: bool
     out: Picture | None
     overwrite: bool

@@ -71,6 +71,7 @@ def arrays(
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    classes: int | None = None,
     memory: float = 1.0,
     name: str | None = None,
 ) -> DataSet:
@@ -99,6 +100,8 @@ def arrays(
         test_fraction: fraction of the training values to split off if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training values to hold out as `valid`, as in `hold_out`.
+        classes: the number of classes, where some may have no sample; by default, one more than the largest label. A
+            conditional model is trained on classes without training samples only if their number is given.
         memory: the size in GiB up to which the arrays are read into memory, and checked, at once. Rows of larger ones
             are read as they are needed, and checked then; 0 does so for all.
         name: name of the data set; the file's name without its suffix by default.
@@ -159,7 +162,7 @@ def arrays(
     else:
         scaling = standardised(train_split) if standardise else Scaling.identity()
     valid_split = splits.get("valid", held_out)
-    return DataSet(path.stem if name is None else name, scaling, train_split, splits["test"], valid_split)
+    return DataSet(path.stem if name is None else name, scaling, train_split, splits["test"], valid_split, classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,8 +37,8 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import evaluating, recording, travelled
-from ..shapes import event_dims, recordable, working
+from ..sampling import chosen_solver, evaluating, recording, travelled
+from ..shapes import check_callable, event_dims, numbers_of, recordable, working
 from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -257,12 +257,15 @@ def log_prob(
 
     Raises:
         ValueError: if x or index have a wrong shape or dtype, x is not finite, the solver cannot integrate a flow with
-            its log-density, `atol` is given for a solver without tolerances, or the denoiser is guided.
+            its log-density, `atol` is given for a solver without tolerances, the denoiser is guided, or an argument is
+            of another kind.
     """
+    solver, x = chosen_solver(denoiser, solver, default_solver), numbers_of("x", x)
+    check_callable(progress=progress)
     _check(x)
     if not guided:
         check_unguided(denoiser, "; guided=True computes the density of the flow itself, from which its samples come")
-    process, solver = denoiser.process, default_solver() if solver is None else solver
+    process = denoiser.process
     if error is not None or error_per_image is not None:
         if atol is not None:
             raise ValueError(f"log_prob: expected either atol= or error= and error_per_image=, got atol={atol} as well")

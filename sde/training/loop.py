@@ -27,7 +27,7 @@ from ..model import Model
 from ..noise import Noise
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
-from .batches import BatchSource
+from .batches import Batch, BatchSource, warn_of_spreads
 from .conditions import dropout_of, dropped
 from .ema import EMA, Average
 from .execution import Execution, LossScale
@@ -144,8 +144,7 @@ class Training:
             self.batches.check_labels(denoiser.classes)
         if (whole := self.batches.whole) is not None:
             chosen_condition(denoiser, whole, self.conditions)
-            if whole.values.is_floating_point():
-                (scaling or Scaling.identity()).warn_of_spreads(whole.values)
+        self._compared = warn_of_spreads(self.batches, scaling)  # the spreads of the columns
 
     @property
     def objective(self) -> Objective:
@@ -166,8 +165,9 @@ class Training:
         while self.step < steps:
             yield self.advance()
 
-    def check(self) -> None:
-        """Computes the loss of two samples without a step, which raises if the network does not fit the data.
+    def check(self, *others: Batch) -> None:
+        """Computes the loss of two samples, of the next batch and each of `others`, without a step, which raises if the
+        network does not fit the data.
 
         Raises:
             ValueError: also if the batch does not divide into equal parts, or the ranks have other code, weights or
@@ -176,7 +176,8 @@ class Training:
         self._module()
         cut(self._part()[self.step], self.accumulate, rank(), size())
         with torch.no_grad(), evaluating(self.loss):
-            self._losses(self.loss, *self._few())
+            for batch in (self.batches[self.step], *others):
+                self._losses(self.loss, *self._few(batch))
 
     def advance(self) -> Report:
         """One step of training.
@@ -191,6 +192,7 @@ class Training:
         scale = 1.0 if self.scale is None else self.scale.value
         loss = torch.zeros((), device=self.device)
         parts = cut(self._part()[self.step], self.accumulate, rank(), size())
+        self._compared = self._compared or warn_of_spreads(self.batches, self.scaling)
         with keyed_dropout(self.noise, self.step, self.device):
             for k, (place, batch) in enumerate(parts, start=1):
                 x0, condition = prepare(self.denoiser, batch, self.scaling, self.batches.noise, self.conditions)
@@ -314,13 +316,12 @@ class Training:
         """Whether the loss depends on some of the parameters only."""
         parameters = [p for p in self.loss.parameters() if p.requires_grad]
         with evaluating(self.loss):
-            losses = self._losses(self.loss, *self._few())
+            losses = self._losses(self.loss, *self._few(self.batches[self.step]))
         return any(g is None for g in torch.autograd.grad(losses.mean(), parameters, allow_unused=True))
 
-    def _few(self) -> tuple[Tensor, Rows, dict[str, Tensor]]:
-        """Two samples of the next batch, for a loss without a step."""
-        batch = self.batches[self.step].rows(0, 2)
-        x0, condition = prepare(self.denoiser, batch, self.scaling, self.batches.noise, self.conditions)
+    def _few(self, batch: Batch) -> tuple[Tensor, Rows, dict[str, Tensor]]:
+        """Two samples of a batch, for a loss without a step."""
+        x0, condition = prepare(self.denoiser, batch.rows(0, 2), self.scaling, self.batches.noise, self.conditions)
         return x0, Rows(0, len(x0), len(x0)), condition
 
     def model(

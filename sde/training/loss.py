@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data import Scaling
 from ..data.dataset import check_labels
 from ..denoisers import Denoiser
+from ..networks.conditions import as_labels
 from ..noise import Noise, Stream
 from ..objective import Objective
 from ..sampling import state_like
@@ -116,7 +117,16 @@ def chosen_condition(denoiser: Denoiser, batch: Batch, conditions: Sequence[str]
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
     chosen = {name: batch.condition[name] for name in names}
+    for name in denoiser.process.needs:
+        if name not in chosen:
+            raise ValueError(
+                f"{type(denoiser.process).__name__} needs the condition {name!r} of every sample, got batches with "
+                f"{', '.join(batch.condition) or 'no condition'}, of which the model is given "
+                f"{', '.join(chosen) or 'none'}: give pairs (x0, {{{name!r}: ...}}); in a config, data with the "
+                f"condition {name} and conditional=true"
+            )
     if denoiser.classes is not None and "label" in chosen:
+        chosen["label"] = as_labels("labels", chosen["label"])
         check_labels("labels", chosen["label"], denoiser.classes, null=batch.null)
     return chosen
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULTS", "RESUMABLE_KEYS", "differences"]
+__all__ = ["DEFAULTS", "RESUMABLE_KEYS", "differences", "rehearsing"]
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,16 @@ def differences(
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
             yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+
+
+@contextlib.contextmanager
+def rehearsing(key: str) -> Iterator[None]:
+    """Within it, what a training does later only is tried before its first step: any error is a ValueError that begins
+    with the key of the config."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{key}: {error or type(error).__name__}") from error
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

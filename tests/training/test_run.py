@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -455,10 +455,50 @@ def test_a_label_that_the_network_has_not_is_found_before_the_first_step(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_class_without_samples_is_warned_of() -> None:
-    for labels, absent in (([1, 2, 3] * 6, 0), ([0, 1, 3] * 6, 2), ([0, 1, 2] * 6, 3)):
-        with pytest.warns(UserWarning, match=rf"label {absent}, but .* of 4 classes"):
-            assemble(with_labels(), labelled(labels, [3]))
+def test_classes_without_samples_are_refused_unless_their_number_is_declared(tmp_path: Path) -> None:
+    for labels, absent in (([1, 2, 3] * 6, "0"), ([0, 3] * 9, "1, 2"), ([0, 1, 2] * 6, "3")):
+        with pytest.raises(ValueError, match=rf"no training sample is of class {absent}, .*up to 3.* data\.classes=4"):
+            open_run(tmp_path / "run", with_labels()).start(labelled(labels, [3]))
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"of class 0, 1, 2, 3, 4 and 2018 more, and labels go up to 2024"):
+        assemble(with_labels(), labelled([2023, 2024], [2024]))
+    declared = replace(labelled([1, 2, 3] * 6, [3]), declared_classes=5)
+    _, training = go(tmp_path / "run", declared, with_labels(), stop=1)
+    assert training.denoiser.classes == sde.load(tmp_path / "run").classes == 5
+    with pytest.raises(ValueError, match=r"train labels\[2\] is 3: expected a class from 0 to 2"):
+        replace(declared, declared_classes=3)
+    with pytest.raises(ValueError, match="table has no labels, got classes=3"):
+        replace(table(rows(40)), declared_classes=3)
+
+
+def test_what_is_done_later_is_tried_before_the_first_step(tmp_path: Path) -> None:
+    """Conditions of every split, the loss of the validation samples, and a score; nothing is written."""
+
+    def split(width: int) -> Split:
+        return Split(torch.randn(9, 2), condition={"embedding": torch.randn(9, width)} if width else {})
+
+    def data(test: int, valid: int) -> DataSet:
+        return DataSet("pairs", sde.data.Scaling.identity(), *map(split, (3, test, valid)))
+
+    config = with_labels()
+    for widths, message in (
+        ((0, 3), "train has the condition 'embedding' and test has not"),
+        ((3, 0), "train has the condition 'embedding' and valid has not"),
+        ((3, 4), r"validate_every: .*embedding.*\(2, 3\)"),
+        ((3, 3), "caller: no"),
+    ):
+
+        def rehearse(training: Training) -> None:
+            assert training.step == 0
+            raise ValueError("caller: no")
+
+        with pytest.raises(ValueError, match=message):
+            open_run(tmp_path / "run", {**config, "score_every": 2}).start(data(*widths), rehearse)
+        assert list(tmp_path.iterdir()) == []
+    scored = data(3, 4)
+    with pytest.raises(ValueError, match=r"score_every: .*embedding.*\(B, 3\)"):
+        open_run(tmp_path / "run", {**config, "score_every": 2}).start(replace(scored, test=scored.valid, valid=None))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_conditional_network_needs_labels() -> None:
