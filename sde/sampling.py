@@ -30,7 +30,7 @@ from .grids import LogSNR
 from .measurement import Measurement, Unguided
 from .noise import Noise, NoiseSource, Stream, sample_index
 from .processes import SDE
-from .shapes import as_tensor, expand, float64, recordable, working, working_dtype
+from .shapes import as_tensor, check_recordable, expand, float64, recordable, recording, working, working_dtype
 from .solvers import Ancestral, Arcsinh, Polish, Solver, UniPC
 
 
@@ -132,6 +132,8 @@ def sample(
     state = x_start if x_T is None else x_T
     if state is not None and prior is not None:
         raise ValueError("sample: with x_T or x_start there is no draw from a prior: leave out prior=")
+    if differentiable or denoiser.vjps:
+        check_recordable(denoiser, "no gradient can be computed through it")
     solver = default_solver() if solver is None else solver
     reference = state_like(denoiser) if state is None else state
     dtype = dtype or working_dtype(reference.dtype)
@@ -267,6 +269,8 @@ def encode(
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
+    if differentiable:
+        check_recordable(denoiser, "no gradient can be computed through it")
     solver, process = default_solver() if solver is None else solver, denoiser.process
     with recording(differentiable), evaluating(denoiser):
         nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -282,13 +286,6 @@ def state_like(denoiser: nn.Module) -> Tensor:
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
     return first.new_empty(0, dtype=working_dtype(first.dtype))
-
-
-@contextlib.contextmanager
-def recording(differentiable: bool) -> Iterator[None]:
-    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        yield
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_pr
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, sample
-from ..shapes import check_condition, check_count, check_event
+from ..sampling import encode, sample
+from ..shapes import check_condition, check_count, check_event, recording
 from ..solvers import Designed, GridSteps, Solver
 from ..trace import Trace
 from ..tuning import (
