@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import sde
 from sde.grids import Grid
 from sde.instantiate import check
-from sde.instantiate.annotations import Limit, annotations_of, check_value, expected, fits
+from sde.instantiate.annotations import Existing, Limit, annotations_of, check_value, expected, fits
 
 FRACTION = Annotated[float, Limit(">=", 0), Limit("<", 1)]
 OBJECT = {"_target_": "sde.grids.LogSNR"}
@@ -76,9 +77,32 @@ def test_inherited_fields_of_dataclasses_have_annotations() -> None:
     assert annotations_of(sde.networks.MLP)["width"] is int
 
 
-def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_files() -> None:
+def test_paths_that_are_read(tmp_path: Path) -> None:
+    """A misspelt part of a path gets a suggestion, and so does one of several paths."""
+    (tmp_path / "runs" / "digits-vp").mkdir(parents=True)
+    (tmp_path / "runs" / "digits-vp" / "a.npz").touch()
+    path = Annotated[str, Existing((".npz",), "; make it")]
+    check_value("key", f"{tmp_path}/runs/digits-vp/a.npz", path)
+    check_value("key", f"{tmp_path}/runs", path)  # a directory has no suffix
+    for wrong, words in (
+        ("runs/digits-vp/b.npz", "nothing at .*did you mean .*/runs/digits-vp/a.npz[?]; make it$"),
+        ("run/digits-vp/a.npz", "nothing at .*did you mean .*/runs/digits-vp/a.npz[?]; make it$"),
+        ("runs/digits-v/c.npy", "nothing at .*did you mean .*/runs/digits-vp[?]; make it$"),
+        ("zzz", "nothing at '[^']*zzz'; make it$"),
+    ):
+        for annotation, value in ((path | None, wrong), (list[path] | path, ["runs", wrong])):
+            values = f"{tmp_path}/{value}" if isinstance(value, str) else [f"{tmp_path}/{v}" for v in value]
+            with pytest.raises(ValueError, match=f"^key: .*{words}"):
+                check_value("key", values, annotation)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=r"^key: expected a name that ends in \.npz, got '.*a\.txt'"):
+        check_value("key", f"{tmp_path}/a.txt", path)
+
+
+def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_files(tmp_path: Path) -> None:
     heun = {"_target_": "sde.solvers.Heun", "steps": 3, "grid": {"_target_": "sde.grids.Karras", "rho": 7.0}}
-    data = {"_target_": "sde.data.arrays", "path": "gone.npz"}
+    (tmp_path / "no_archive.npz").touch()
+    data = {"_target_": "sde.data.arrays", "path": str(tmp_path / "no_archive.npz")}
     network = {"_target_": "sde.networks.MLP", "features": None, "width": 8}
     check({"solver": heun, "data": data}, "config")
     check(network, "network", features=2, rank=1)
@@ -91,6 +115,7 @@ def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_file
         ({"solver": {**heun, "grid": {**heun["grid"], "roh": 1}}}, "config.solver.grid: .*did you mean rho"),
         ({"solver": [heun, {**heun, "_target_": "sde.solvers.Huen"}]}, "config.solver.1: .*Huen"),
         ({"data": {**data, "test": "None"}}, "config.data.test='None'.*config.data.test=null"),
+        ({"data": {**data, "path": f"{tmp_path}/archive.npz"}}, "config.data.path: .*did you mean .*no_archive.npz"),
         ({"data": {**data, "path": 2024}}, 'config.data.path=2024: expected a path; .*"2024"'),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):
