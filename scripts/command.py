@@ -185,7 +185,10 @@ def conditions(model: Any, config: dict[str, Any], n: int, first: int = 0) -> di
     """The condition of n samples by the keys `label`, `embedding`, `prompt`, `image` (:meth:`sde.Model.condition`)."""
     given = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
     if given["image"] is not None:
-        given["image"] = image_of(Path(given["image"]))
+        try:
+            given["image"] = image_of(Path(given["image"]))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"image: {error}") from error
     return dict(model.condition(n, first=first, **given))
 
 

@@ -56,7 +56,13 @@ Checkpoint = Annotated[str, Existing(), resolve]
 Input = Annotated[str, Existing()]
 Arrays = Annotated[str, Existing(ARRAYS)]
 Target = Annotated[str, check_target]
-Samples = Annotated[str, Existing((*ARRAYS, ".pt"))]  # or a run directory
+Samples = Annotated[str, Existing((*ARRAYS, ".pt"), directory=True)]
+
+
+def some(entries: list[Any]) -> None:
+    """Checks that a list has entries."""
+    if not entries:
+        raise ValueError("expected at least one, got []")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from keys import (
     Target,
     Weights,
     Whole,
+    some,
 )
 from schema_classifiers import FeatureClassifier, NoiseAware
 
@@ -115,7 +116,7 @@ class Likelihood(Batched):
 class Bounds(Batched):
     """`bounds.py`."""
 
-    measures: list[Literal["flow", "density", "continuous", "chain"]]
+    measures: Annotated[list[Literal["flow", "density", "continuous", "chain"]], some]
     draws: Count
     data_draws: Count
     end: Positive | Literal["auto"] | None
@@ -253,7 +254,7 @@ class Compare(Job):
     tolerance: Positive
     directions: Count
     problems: Count
-    noises: list[Positive]
+    noises: Annotated[list[Positive], some]
     out: Directory | None
     sde: SDE
 
@@ -279,7 +280,7 @@ class Evaluate(Keys):
     array: str
     levels: Annotated[int, Limit(">=", 2)] | None
     n: Count | None
-    metrics: list[Metric]
+    metrics: Annotated[list[Metric], some]
     groups: Annotated[int, Limit(">=", 2)]
     permutations: Whole
     data_range: Positive | None
@@ -316,7 +317,7 @@ class Preview(Keys):
 class Evaluated(Keys):
     """`evaluate` of `train.py`."""
 
-    metrics: list[SetMetric]
+    metrics: Annotated[list[SetMetric], some]
     n: Annotated[int, Limit(">=", 2)]
     items: Annotated[int, Limit(">=", 2)]
     seed: Seed

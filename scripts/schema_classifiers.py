@@ -18,7 +18,7 @@ class FeatureClassifier(Keys):
     batch_size: Count
     lr: Positive
     width: Annotated[int, Limit(">=", 8)]
-    features: Count
+    n_features: Count
     seed: Seed
     device: Device
     out: Weights | None

@@ -54,25 +54,30 @@ class Existing:
 
     Args:
         suffixes: those that the name of a file may have, all by default.
-        advice: what else to say where there is nothing.
+        advice: what else to say where there is nothing, or something else.
+        directory: whether it may be a directory in place of a file with one of the suffixes.
     """
 
     suffixes: tuple[str, ...] = ()
     advice: str = ""
+    directory: bool = False
 
     def __call__(self, path: str | os.PathLike[str]) -> None:
         place = Path(path)
         if not place.exists():
-            raise ValueError(f"there is nothing at {str(path)!r}{_similar(place)}{self.advice}")
-        if self.suffixes and place.is_file() and place.suffix.lower() not in self.suffixes:
-            raise ValueError(f"expected a name that ends in {' or '.join(self.suffixes)}, got {str(path)!r}")
+            raise ValueError(f"there is nothing at {str(path)!r}{self.advice}{_similar(place)}")
+        if self.suffixes and place.suffix.lower() not in self.suffixes and not (self.directory and place.is_dir()):
+            kinds = f"a file with a name that ends in {' or '.join(self.suffixes)}{' or a directory' * self.directory}"
+            raise ValueError(f"expected {kinds}, got {str(path)!r}{self.advice}")
 
 
 def _similar(path: Path) -> str:
     """The end of an error message that suggests the path nearest to one at which there is nothing."""
     folder = next((p for p in path.parents if p.is_dir()), Path())
     first, *rest = path.relative_to(folder).parts
-    close = difflib.get_close_matches(first, os.listdir(folder) if os.access(folder, os.R_OK) else [], n=1, cutoff=0.75)
+    # Suffixes make names similar that are not.
+    stems = {Path(name).stem: name for name in (os.listdir(folder) if os.access(folder, os.R_OK) else [])}
+    close = [stems[stem] for stem in difflib.get_close_matches(Path(first).stem, stems, n=1)]
     found = [folder.joinpath(name, *rest) for name in close] + [folder / name for name in close]
     return next((f"; did you mean {p}?" for p in found if p.exists()), "")
 
@@ -102,8 +107,9 @@ def fits(value: Any, annotation: Any) -> bool:
         plain = annotation in _WORDS or _is(annotation, os.PathLike) or _is(annotation, Sequence)
         return _is(annotation, Mapping) or ("_target_" in value and not plain)
     if annotation in (bool, int, float):
-        numbers = (int, float) if annotation is float else (annotation,)
-        return type(value) in numbers and not math.isnan(value)
+        if type(value) is int:
+            return annotation is not bool and -(2**63) <= value < 2**63  # what tensors take
+        return type(value) is annotation and not math.isnan(value)
     if annotation is str or _is(annotation, os.PathLike):
         return isinstance(value, str) and value != "None"
     if isinstance(value, list) and origin is tuple and Ellipsis not in arguments:

@@ -175,7 +175,9 @@ class Model(Editing, Restoring):
             progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
-            raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
+            raise ValueError(
+                f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {type(solver).__name__}"
+            )
         grid = None if directory is None else load_grid(directory, solver, data=data is not None)
         if grid is None:
             if data is None:

@@ -21,7 +21,7 @@ OBJECT = {"_target_": "sde.grids.LogSNR"}
 
 # An annotation, its words, values that fit, and values that do not.
 TABLE: list[tuple[Any, str, list[Any], list[Any]]] = [
-    (int, "a whole number", [3, -1], [1.0, True, "3", None, [3], float("nan"), OBJECT]),
+    (int, "a whole number", [3, -1, 2**63 - 1], [1.0, True, "3", None, [3], float("nan"), 2**63, 10**400, OBJECT]),
     (float, "a number", [3, 0.5, float("inf")], [float("nan"), True, "1e-3", None]),
     (bool, "true or false", [True, False], [0, 1, "no", None, OBJECT]),
     (str, "a text", ["a", ""], ["None", 2024, None, True]),
@@ -80,23 +80,25 @@ def test_inherited_fields_of_dataclasses_have_annotations() -> None:
 def test_paths_that_are_read(tmp_path: Path) -> None:
     """A misspelt part of a path gets a suggestion, and so does one of several paths."""
     (tmp_path / "runs" / "digits-vp").mkdir(parents=True)
-    (tmp_path / "runs" / "digits-vp" / "a.npz").touch()
-    path = Annotated[str, Existing((".npz",), "; make it")]
-    check_value("key", f"{tmp_path}/runs/digits-vp/a.npz", path)
-    check_value("key", f"{tmp_path}/runs", path)  # a directory has no suffix
+    (tmp_path / "runs" / "digits-vp" / "set.npz").touch()
+    path = Annotated[str, Existing((".npz",), "; make it", directory=True)]
+    check_value("key", f"{tmp_path}/runs/digits-vp/set.npz", path)
+    check_value("key", f"{tmp_path}/runs", path)
     for wrong, words in (
-        ("runs/digits-vp/b.npz", "nothing at .*did you mean .*/runs/digits-vp/a.npz[?]; make it$"),
-        ("run/digits-vp/a.npz", "nothing at .*did you mean .*/runs/digits-vp/a.npz[?]; make it$"),
-        ("runs/digits-v/c.npy", "nothing at .*did you mean .*/runs/digits-vp[?]; make it$"),
-        ("zzz", "nothing at '[^']*zzz'; make it$"),
+        ("runs/digits-vp/sets.npz", "nothing at .*; make it; did you mean .*/runs/digits-vp/set.npz[?]$"),
+        ("run/digits-vp/set.npz", "nothing at .*; make it; did you mean .*/runs/digits-vp/set.npz[?]$"),
+        ("runs/digits-v/other.npy", "nothing at .*; make it; did you mean .*/runs/digits-vp[?]$"),
+        ("runs/digits-vp/nope.npz", "nothing at '[^']*nope.npz'; make it$"),
     ):
         for annotation, value in ((path | None, wrong), (list[path] | path, ["runs", wrong])):
             values = f"{tmp_path}/{value}" if isinstance(value, str) else [f"{tmp_path}/{v}" for v in value]
             with pytest.raises(ValueError, match=f"^key: .*{words}"):
                 check_value("key", values, annotation)
     (tmp_path / "a.txt").touch()
-    with pytest.raises(ValueError, match=r"^key: expected a name that ends in \.npz, got '.*a\.txt'"):
+    with pytest.raises(ValueError, match=r"^key: expected a file .* \.npz or a directory, got '.*a\.txt'; make it$"):
         check_value("key", f"{tmp_path}/a.txt", path)
+    with pytest.raises(ValueError, match=r"^key: expected a file with .* \.npz, got '.*runs'$"):
+        check_value("key", f"{tmp_path}/runs", Annotated[str, Existing((".npz",))])
 
 
 def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import CHEAP, files, here, process, refused
+from support.commands import CHEAP, files, here, refused
 from support.score_sde import write
 
 import sde
@@ -28,8 +28,8 @@ def same(a: sde.Model, b: sde.Model) -> bool:
 
 
 def test_a_converted_checkpoint_is_one_of_ours(source: Path, tmp_path: Path) -> None:
-    """In a process of its own; then it is loaded, without settings, and sampled from."""
-    result = process(tmp_path, "convert", f"source={source.name}", "out=models/net.pt")
+    """It is loaded, without settings, and sampled from."""
+    result = here(tmp_path, "convert", f"source={source.name}", "out=models/net.pt")
     assert (result.code, result.err) == (0, "")
     assert "converted ddpmpp_vp.pth, " in result.out
     assert "wrote models/net.pt" in result.out

@@ -82,7 +82,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
             "evaluate": "groups batch_size world",
-            "feature_classifier": "steps batch_size width features",
+            "feature_classifier": "steps batch_size width n_features",
             "noise_classifier": "steps batch_size width depth",
             "likelihood": "repeats batch_size world",
             "restore": "repeats batch_size pilot world",
@@ -266,6 +266,10 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("sample", "out=file.txt/a.png", "out:", "file.txt"),
     ("likelihood", "ood=moons", "ood:", "data@ood=NAME"),
     ("likelihood", "ood=file.txt", "ood:", ".npz or .h5"),
+    ("evaluate", "reference=.", "reference:", ".npz or .h5"),
+    ("evaluate", "metrics=[]", "metrics:", "at least one"),
+    ("bounds", "measures=[]", "measures:", "at least one"),
+    ("sample", "n=9223372036854775808", "n=9223372036854775808", "a whole number >= 1"),
     ("evaluate", "samples=[set.npz,sets.npz]", "samples:", "did you mean set.npz?"),
     ("compare", "target=posteriors", "target:", "did you mean posterior?"),
     ("compare", "out=file.txt", "out:", "file.txt"),
@@ -384,6 +388,8 @@ def test_the_table_has_every_key(program: Program) -> None:
         tested = {override.lstrip("+").partition("=")[0].partition(".")[0] for s, override, *_ in cases if s == script}
         groups = {key for key in tree if OmegaConf.is_config(tree._get_node(key)) and "_target_" in tree[key]}
         assert tree.keys() - tested - groups == set()
+        # The command line takes the name of a group for the choice of an option.
+        assert not {key for key in tree.keys() - groups if (CONFIGS / key).is_dir() and tree[key] is not None}
         assert ("out" in tree) == (script in OUT or script == "compare")
         plain = OmegaConf.to_container(tree, resolve=True)
         module.check_keys(schema.SCHEMAS[name], plain)

@@ -370,7 +370,7 @@ def test_bad_data_is_refused_before_anything_is_done(folder: Path) -> None:
         (["ckpt=run", "data=arrays", "data.path=high.npz"], ["no array 'x_train'", "train=", "test=null splits"]),
         (["ckpt=run", "dequantise=variational", "dequantise.path=noise.pt"], ["dequantise.path: ", "noise.pt"]),
         (["ckpt=run", "guidance=classifier", "guidance.log_prob.path=c.pt"], ["guidance.log_prob.path: ", "c.pt"]),
-        (["ckpt=run", "out=/dev/full/a.h5"], ["out: ", "/dev/full"]),
+        (["ckpt=run", "solver=runge_kutta", "pilot=4"], ["such as Heun(20), got RungeKutta"]),
         (["ckpt=plane", "ood=wide.npz"], ["(B, 2), got (9, 3)"]),
         (["ckpt=run", "atol=1"], ["atol=1", "Heun"]),
         (["ckpt=plane", "dequantise=truncated_normal"], ["continuous"]),
