@@ -207,7 +207,10 @@ def conditions(model: Any, config: dict[str, Any], n: int, first: int = 0) -> di
     """The condition of n samples by the keys `label`, `embedding`, `prompt`, `image` (:meth:`sde.Model.condition`)."""
     values = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
     if values["image"] is not None:
-        values["image"] = image_of(Path(values["image"]))
+        try:
+            values["image"] = image_of(Path(values["image"]))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"image: {error}") from error
     return dict(model.condition(n, first=first, **values))
 
 

@@ -36,12 +36,14 @@ from .processes import SDE
 from .shapes import (
     check_callable,
     check_kind,
+    check_recordable,
     described,
     expand,
     float64,
     named_tensors,
     numbers_of,
     recordable,
+    recording,
     working,
     working_dtype,
 )
@@ -172,6 +174,8 @@ def sample(
         state = numbers_of("x_T" if x_start is None else "x_start", state)
     elif not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise ValueError(f"sample: expected a shape (B, *), such as (16, 2), got {described(shape)}")
+    if differentiable or denoiser.vjps:
+        check_recordable(denoiser, "no gradient can be computed through it")
     reference = state_like(denoiser) if state is None else state
     dtype = dtype or working_dtype(reference.dtype)
     reference = torch.empty(0, dtype=working_dtype(dtype), device=device or reference.device)
@@ -325,6 +329,8 @@ def encode(
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
+    if differentiable:
+        check_recordable(denoiser, "no gradient can be computed through it")
     solver, x, process = chosen_solver(denoiser, solver), numbers_of("x", x), denoiser.process
     with recording(differentiable), evaluating(denoiser):
         nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -340,13 +346,6 @@ def state_like(denoiser: nn.Module) -> Tensor:
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
     return first.new_empty(0, dtype=working_dtype(first.dtype))
-
-
-@contextlib.contextmanager
-def recording(differentiable: bool) -> Iterator[None]:
-    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        yield
 
 
 @contextlib.contextmanager

@@ -37,8 +37,8 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import chosen_solver, evaluating, recording, travelled
-from ..shapes import check_callable, event_dims, numbers_of, recordable, working
+from ..sampling import chosen_solver, evaluating, travelled
+from ..shapes import check_callable, check_recordable, event_dims, numbers_of, recordable, recording, working
 from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -192,11 +192,7 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        if any(tensor.is_inference() for tensor in (*denoiser.parameters(), *denoiser.buffers())):
-            raise ValueError(
-                "this denoiser was made under torch.inference_mode(), and no divergence can be computed through it: "
-                "make it outside of inference mode, or take a copy, copy.deepcopy(denoiser)"
-            )
+        check_recordable(denoiser, "no divergence can be computed through it")
         x = recordable(working(x))
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)

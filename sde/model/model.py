@@ -23,8 +23,8 @@ from ..likelihood import Dequantiser, ErrorBudget, LogProb, PriorDensity, error_
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, rehearse, sample
-from ..shapes import check_callable, check_condition, check_count, check_event, named_tensors, numbers_of
+from ..sampling import encode, rehearse, sample
+from ..shapes import check_callable, check_condition, check_count, check_event, named_tensors, numbers_of, recording
 from ..solvers import Designed, GridSteps, Solver
 from ..trace import Trace
 from ..tuning import (
@@ -186,7 +186,9 @@ class Model(Editing, Restoring):
             progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
-            raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
+            raise ValueError(
+                f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {type(solver).__name__}"
+            )
         grid = None if directory is None else load_grid(directory, solver, data=data is not None)
         if grid is None:
             if data is None:

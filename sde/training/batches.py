@@ -79,7 +79,7 @@ class BatchSource(ABC):
 
     @property
     def sample(self) -> Tensor | None:
-        """Values of some samples, with shape (n, *), from which spreads can be estimated; None if too few are known yet."""
+        """Values of some samples, with shape (n, *), from which spreads can be estimated; None if too few are known."""
         return None
 
     def check_labels(self, classes: int) -> None:
