@@ -25,6 +25,7 @@ def main(config: dict[str, Any]) -> None:
     train, test = setup.split("train"), setup.split("test" if data.valid is None else "valid")
     if data.classes is None or data.classes < 2:
         raise ValueError(f"{data.name} has no labels of two classes or more, on which a classifier could be trained")
+    data.check_classes(data.classes)
     out = Path(config["out"] or setup.directory / f"noise_classifier{setup.variant}.pt")
     settings = relevant(config, data=data.fingerprint, checkpoint_sha256=setup.sha256)
     check_replaceable(out, settings, overwrite=config["overwrite"])

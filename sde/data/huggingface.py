@@ -49,6 +49,7 @@ def huggingface(
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    classes: int | None = None,
     name: str | None = None,
 ) -> DataSet:
     """A data set of the package `datasets`.
@@ -70,6 +71,7 @@ def huggingface(
         test_fraction: fraction of the training rows to split off if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training rows to hold out as `valid`, as in `hold_out`.
+        classes: the number of classes, as in :func:`sde.data.arrays`.
         name: name of the data set; the last part of the path by default.
 
     Raises:
@@ -97,7 +99,7 @@ def huggingface(
     else:
         scaling = Scaling.interval(256 if levels is None else levels, low, high)
     name = os.path.basename(os.path.normpath(path)) if name is None else name
-    return DataSet(name, scaling, rest, splits["test"], splits.get("valid", held_out))
+    return DataSet(name, scaling, rest, splits["test"], splits.get("valid", held_out), classes)
 
 
 def _load(path: str, config: str | None) -> Mapping[str, Any]:

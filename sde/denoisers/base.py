@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..networks.conditions import Taken, check_taken
+from ..networks.conditions import Taken, as_taken
 from ..processes import SDE
-from ..shapes import as_tensor, check_condition, recordable
+from ..shapes import check_condition, named_tensors
 from .parametrisation import Prediction, from_score, from_x0
 
 Self = TypeVar("Self", bound="Wrapper")
@@ -333,11 +333,11 @@ class Conditioned(Wrapper):
         vjps: Tensor | None = None,
     ) -> None:
         super().__init__(inner)
-        self.condition = {name: recordable(as_tensor(value)) for name, value in (condition or {}).items()}
+        self.condition = named_tensors(condition)
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
         if rows is None and self.takes is not None:
-            check_taken(self.takes, self.condition)
+            self.condition = as_taken(self.takes, self.condition)
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         self._count(*self.inner.cost(t))

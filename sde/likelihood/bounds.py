@@ -41,8 +41,18 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
-from ..sampling import evaluating, recording, state_like
-from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
+from ..sampling import evaluating, state_like
+from ..shapes import (
+    check_count,
+    check_recordable,
+    event_dims,
+    expand,
+    float64,
+    recordable,
+    recording,
+    sum_event,
+    working,
+)
 from .decoder import log_decoder
 from .flow import PriorDensity, check_unguided
 
@@ -178,6 +188,8 @@ def density_bound(
         ValueError: if x has a wrong shape or dtype, or the number of draws is not positive.
     """
     check_unguided(denoiser)
+    if differentiable:
+        check_recordable(denoiser, "no gradient can be computed through it")
     check_count("density_bound", "draws", draws)
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(

@@ -37,8 +37,8 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import evaluating, recording, travelled
-from ..shapes import event_dims, recordable, working
+from ..sampling import chosen_solver, evaluating, travelled
+from ..shapes import check_callable, check_recordable, event_dims, numbers_of, recordable, recording, working
 from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -192,11 +192,7 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        if any(tensor.is_inference() for tensor in (*denoiser.parameters(), *denoiser.buffers())):
-            raise ValueError(
-                "this denoiser was made under torch.inference_mode(), and no divergence can be computed through it: "
-                "make it outside of inference mode, or take a copy, copy.deepcopy(denoiser)"
-            )
+        check_recordable(denoiser, "no divergence can be computed through it")
         x = recordable(working(x))
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
@@ -257,12 +253,15 @@ def log_prob(
 
     Raises:
         ValueError: if x or index have a wrong shape or dtype, x is not finite, the solver cannot integrate a flow with
-            its log-density, `atol` is given for a solver without tolerances, or the denoiser is guided.
+            its log-density, `atol` is given for a solver without tolerances, the denoiser is guided, or an argument is
+            of another kind.
     """
+    solver, x = chosen_solver(denoiser, solver, default_solver), numbers_of("x", x)
+    check_callable(progress=progress)
     _check(x)
     if not guided:
         check_unguided(denoiser, "; guided=True computes the density of the flow itself, from which its samples come")
-    process, solver = denoiser.process, default_solver() if solver is None else solver
+    process = denoiser.process
     if error is not None or error_per_image is not None:
         if atol is not None:
             raise ValueError(f"log_prob: expected either atol= or error= and error_per_image=, got atol={atol} as well")

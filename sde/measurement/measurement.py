@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shapes import float64, recordable, sum_event
+from ..shapes import float64, numbers_of, recordable, sum_event
 from .operator import Operator, applied, check_adjoint, decomposed, positive, rowwise
 
 
@@ -233,6 +233,7 @@ def check_noise(noise: Tensor | float, batch: int) -> Tensor:
     Raises:
         ValueError: if it is negative, not finite or of another shape.
     """
+    numbers_of("noise", noise)  # refuses what is none; a number itself is as accurate as it was given
     std = float64(noise)
     if std.ndim > 1 or (std.ndim and len(std) != batch):
         raise ValueError(f"Measurement: expected noise as a number or of shape ({batch},), got {tuple(std.shape)}")

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, Stream
-from ..shapes import as_tensor, float64, sum_event
+from ..shapes import float64, numbers_of, sum_event
 
 Self = TypeVar("Self", bound="Operator")
 
@@ -334,7 +334,7 @@ def applied(operator: Operator, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def boolean(mask: Tensor, owner: str) -> Tensor:
     """A mask, which must be one of bool; an array becomes a tensor."""
-    mask = as_tensor(mask)
+    mask = numbers_of("mask", mask)
     if mask.dtype != torch.bool:
         raise ValueError(f"{owner}: expected a mask of bool, True where measured, got {mask.dtype}")
     return mask

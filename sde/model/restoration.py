@@ -34,9 +34,10 @@ from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operato
 from ..measurement.measurement import check_noise
 from ..measurement.operator import applied, boolean, rowwise
 from ..metrics import EvidenceShift, evidence_shift
+from ..networks.conditions import as_taken
 from ..noise import repeat_key, sample_index
-from ..sampling import Samples, coupling_times, polish, sample, state_like
-from ..shapes import as_tensor, check_condition, check_count, float64
+from ..sampling import Samples, chosen_solver, coupling_times, polish, sample, state_like
+from ..shapes import check_condition, check_count, float64, named_tensors, numbers_of
 from ..solvers import Particles, Polish, Solver
 
 # A posterior denoiser of a denoiser and a measurement, such as sde.measurement.PiGDM or a partial of it.
@@ -164,7 +165,8 @@ def prepared(
         reason = polishing.incompatibility(Reverse(Unguided(denoiser, measurement)))
         if reason is not None:
             raise ValueError(f"Polish cannot serve this measurement: {reason}")
-    guided, chosen = (method or DiffPIR)(denoiser, measurement), solver or Particles(50)
+    guided = (method or DiffPIR)(denoiser, measurement)
+    chosen = chosen_solver(denoiser, solver, lambda: Particles(50))
     chosen.bind(Reverse(guided, eta=chosen.eta))
     if guided.measured() is not None and not chosen.imposes:
         raise ValueError(
@@ -197,14 +199,15 @@ def restore(
     """As :meth:`sde.Model.restore`, of the parts of a model; `variance` gives that of the pilot run if it is needed."""
     check_count("restore", "n", n)
     check_count("restore", "batch_size", 1 if batch_size is None else batch_size)
-    y = as_tensor(y)
+    y = numbers_of("y", y)
     measurement, std, exact = prepared(
         denoiser, scaling, shape, y, operator, noise, method=method, solver=solver, polishing=polishing
     )
     like, batch = state_like(denoiser), len(y)
     keys = sample_index(y, index).to(like.device)
-    condition = {name: torch.as_tensor(value, device=like.device) for name, value in (condition or {}).items()}
+    condition = {name: value.to(like.device) for name, value in named_tensors(condition).items()}
     check_condition(condition, batch)
+    condition = condition if denoiser.takes is None else as_taken(denoiser.takes, condition)
     target = y.to(like.device, torch.float64)
     if method is None or solver is None:
         pilot = variance()

@@ -19,7 +19,7 @@ from ..data import Scaling
 from ..denoisers import Denoiser
 from ..measurement import Mask, Operator, PilotCovariance, PilotVariance, Variance
 from ..sampling import state_like
-from ..shapes import check_event
+from ..shapes import check_event, numbers_of
 from ..solvers import Polish, Solver
 from ..tuning import load_variance, save_variance, tune_particles
 from .restoration import Method, Restored, pixel_mask, restore
@@ -157,10 +157,11 @@ class Restoring:
             method, solver, polishing, n, seed, index, condition, batch_size, variance, progress: as in
                 :meth:`restore`.
         """
+        x = numbers_of("data values", x)
         check_event(x, self.shape)
         return self.restore(
             x,
-            Mask(pixel_mask(mask, self.shape)),
+            Mask(pixel_mask(numbers_of("mask", mask), self.shape)),
             noise,
             method=method,
             solver=solver,

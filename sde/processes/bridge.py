@@ -84,6 +84,7 @@ class Bridge(SDE):
     Attributes:
         t_min: that of the base.
         t_max: the time just before the end of the base.
+        needs: the end, the condition `image`: a network of the library, flattened or not, takes it by this name.
 
     Raises:
         ValueError: if `end` is not in (0, 1), or the base has no signal left at its end.
@@ -94,6 +95,7 @@ class Bridge(SDE):
 
     t_min: float = field(init=False, default=0.0)
     t_max: float = field(init=False, default=0.0)
+    needs = ("image",)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.end < 1.0:

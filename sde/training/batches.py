@@ -8,7 +8,7 @@ position of an iterable cannot be restored.
 
 from __future__ import annotations
 
-__all__ = ["Batch", "BatchSource", "Batches", "to_model"]
+__all__ = ["Batch", "BatchSource", "Batches", "to_model", "warn_of_spreads"]
 
 import copy
 import itertools
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..data import Augmentation, Scaling, Source, Split, UnreadableSample
-from ..data.dataset import check_labels
+from ..data.dataset import check_labels, some_of
 from ..noise import Noise, Stream
 from ..shapes import check_condition, check_count
 from .workers import loaded
@@ -76,6 +76,11 @@ class BatchSource(ABC):
     @abstractmethod
     def whole(self) -> Batch | None:
         """All samples, if they are in memory."""
+
+    @property
+    def sample(self) -> Tensor | None:
+        """Values of some samples, with shape (n, *), from which spreads can be estimated; None if too few are known."""
+        return None
 
     def check_labels(self, classes: int) -> None:
         """Refuses labels that are none of a network's classes, if they are known before the first batch."""
@@ -265,6 +270,13 @@ class Batches(BatchSource):
         return Batch(values, self._reader.with_vectors(condition, index, counter), index, counter, self.null)
 
     @property
+    def sample(self) -> Tensor | None:
+        try:
+            return some_of(self.data, 1024)
+        except UnreadableSample:  # which is counted where its batch is read
+            return None
+
+    @property
     def condition(self) -> dict[str, Tensor]:
         """The conditions of all samples that are in memory, by name."""
         known = {} if self.data.labels is None else {"label": self.data.labels}
@@ -286,6 +298,17 @@ class Batches(BatchSource):
                     raise UnreadableSample(f"more than unreadable={self.unreadable} samples cannot be read: {reason}")
                 warnings.warn(f"another sample takes the place of one that cannot be read: {reason}", stacklevel=4)
         return batch
+
+
+def warn_of_spreads(batches: BatchSource, scaling: Scaling | None) -> bool:
+    """Warns of columns that differ tenfold (:meth:`sde.data.Scaling.warn_of_spreads`); False if too few samples are
+    known to tell."""
+    scaling = Scaling.identity() if scaling is None else scaling
+    if scaling.levels is not None:
+        return True
+    if (values := batches.sample) is not None:
+        scaling.warn_of_spreads(values, whole=batches.whole is not None)
+    return values is not None
 
 
 def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:

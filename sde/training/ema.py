@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..shapes import working
+from ..shapes import recording, working
 from ..storage.wrappers import fitted
 from .ranks import full, local, sharded_as
 
@@ -42,16 +42,17 @@ class Average(ABC):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        # In half precision a step of the average would round to nothing.
-        for name, _ in module.named_parameters(remove_duplicate=False):
-            self.weights[name] = working(self.weights[name])
+        with recording(False):
+            self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            # In half precision a step of the average would round to nothing.
+            for name, _ in module.named_parameters(remove_duplicate=False):
+                self.weights[name] = working(self.weights[name])
 
     @abstractmethod
     def decay_at(self, step: int) -> float:
         """The factor of the old average in the update after a step, counted from 1."""
 
-    @torch.no_grad()
+    @recording(False)
     def update(self, module: nn.Module, step: int) -> None:
         """Updates the averages with the weights after training step number `step`, counted from 1."""
         decay = self.decay_at(step)

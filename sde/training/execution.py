@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoisers import Denoiser
+from ..shapes import recording
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +47,7 @@ class Execution:
         if self.compile is not None and self.compile not in (names := torch.compiler.list_backends(())):
             raise ValueError(f"compile={self.compile!r}: expected a backend of torch.compile, {', '.join(names)}")
 
+    @recording(True)
     def prepare(self, denoiser: Denoiser) -> None:
         """Sets the networks of a denoiser up, in place; names and values of its weights stay.
 

@@ -16,13 +16,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..storage.files import write_atomically
 
 
+@runtime_checkable
 class Logger(Protocol):
     """A destination for the metrics of a training; only rank 0 has one."""
 

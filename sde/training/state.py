@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..shapes import recording
 from ..storage.checkpoint import misfits
 from ..storage.wrappers import fitted
 from .loss import Loss
@@ -55,6 +56,7 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {**state, "state": {i: {k: full(v) for k, v in each.items()} for i, each in state["state"].items()}}
 
 
+@recording(True)
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Restores the state of an optimiser from whole tensors."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -32,8 +32,8 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..grids import LogSNR
 from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, step_error
-from ..sampling import evaluating, recording
-from ..shapes import event_dims, float64
+from ..sampling import evaluating
+from ..shapes import event_dims, float64, recording
 from ..solvers import Arcsinh, Designed, RungeKutta, Solver, UniPC
 from ..trace import Trace
 from .design import Design

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
 from ..processes import SDE
-from ..sampling import evaluating, recording
-from ..shapes import as_tensor, check_count, float64
+from ..sampling import evaluating
+from ..shapes import as_tensor, check_count, float64, recording
 from ..solvers import Arcsinh, Designed, UniPC
 from ..trace import Trace
 from .design import Design

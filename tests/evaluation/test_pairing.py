@@ -135,8 +135,11 @@ def test_it_reads_well() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("repeat"), "repeat is missing"),
-        (lambda r: r.pop("bits_per_dim"), "bits_per_dim is missing"),
+        (lambda r: r.pop("repeat"), "no column 'repeat'"),
+        (
+            lambda r: r.pop("bits_per_dim"),
+            "no column 'bits_per_dim': the columns are index, repeat; give another column=",
+        ),
         (lambda r: r.update(index=np.zeros(4, dtype=int)), "index and repeat"),
         (lambda r: r.update(index=np.array([0, 11, 12, 13])), "got 1"),
         (lambda r: r.update(repeat=r["repeat"] + 1), "got 0"),
