@@ -106,11 +106,13 @@ def cells(results: Mapping[str, Any], truth: torch.Tensor, extent: float) -> lis
     means = {name: np.asarray(values).reshape(len(draws), -1).mean(0) for name, values in single.items()}
     covered = calibration(draws.numpy(), truth.numpy())
     quality, error = mean_and_error(means["psnr"])
+    good = np.isfinite(results["misfit"])
+    diverged = int((~good).sum())
     return [
         f"{quality:.1f} ± {error:.1f}",
         f"{psnr(draws.mean(0), truth, data_range=extent).value:.1f}",
         f"{means['ssim'].mean():.3f}",
-        f"{results['misfit'].mean():.2f}",
+        f"{results['misfit'][good].mean():.2f}" + f" ({diverged} diverged)" * (diverged > 0),
         f"{100 * covered.coverage:.0f} ± {100 * covered.standard_error:.0f}",
         f"{results['nfe'].mean():.0f}",
         f"{results['vjps'].mean():.0f}",

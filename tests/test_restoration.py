@@ -187,6 +187,24 @@ def test_noise_and_masks_are_those_of_each_sample(generator: torch.Generator) ->
         assert torch.equal(inpaint(same).x, inpaint(mask).x)  # type: ignore[arg-type]
 
 
+class Diverging(Reshaped):
+    """A denoiser that is not a number for every second sample."""
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        odd = torch.arange(len(x_t)).reshape(-1, 1, 1, 1) % 2 > 0
+        return torch.where(odd, math.nan, super().forward(x_t, t))
+
+
+def test_a_draw_that_diverged_says_so_and_leaves_the_others() -> None:
+    y, how = torch.full((2, *SHAPE), 128, dtype=torch.uint8), {"method": PiGDM, "solver": Ancestral(3)}
+    r = Model(Diverging(), Scaling.interval(256), SHAPE).restore(y, Identity(), 9.0, **how)  # type: ignore[arg-type]
+    expected = model(Scaling.interval(256)).restore(y, Identity(), 9.0, **how)  # type: ignore[arg-type]
+    assert torch.equal(r.x[0], expected.x[0])
+    assert r.misfit[0] == expected.misfit[0]
+    assert r.misfit[1] == math.inf
+    assert r.x[1].unique().tolist() == [128]
+
+
 class Doubled(LinearOperator):
     """An operator of the user's whose adjoint is none."""
 

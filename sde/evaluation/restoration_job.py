@@ -236,6 +236,8 @@ def restoration_report(job: Job[RestorationScorer]) -> Iterator[str]:
         if good.any():
             mean, error = mean_and_error(means_over_repeats(table["index"][good], table[name][good])[1])
             yield f"{job.name}: {name} {mean:.4f} +- {error:.4f}{unit} of single draws"
+    if diverged := int(np.isinf(table["misfit"]).sum()):
+        yield f"{job.name}: {diverged} of {len(table['misfit'])} draws diverged, and have an infinite misfit"
     index, draws, truth = drawn(table, scorer.split)
     average = psnr(torch.from_numpy(draws.mean(0)), torch.from_numpy(truth), data_range=scorer.data_range)
     yield f"{job.name}: psnr {average.value:.4f} dB of the mean of {len(draws)} draws, over {len(index)} items"

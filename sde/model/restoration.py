@@ -51,7 +51,8 @@ class Restored:
     Attributes:
         x: the draws in data units, with shape (B, n, \*).
         misfit: the root mean square of :math:`y - A x` in units of the noise, with shape (B, n); about 1 for a draw
-            that fits. It does not tell whether the draw is from the right mode.
+            that fits. It does not tell whether the draw is from the right mode. Infinite for a draw that diverged, as
+            those of some methods do; its x has the middle of the model's range.
         nfe: the network calls of each draw, int64 with shape (B, n).
         vjps: the vector-Jacobian products of each draw, int64 with shape (B, n).
         log_evidence: of particles, the logarithm of an estimate of p(y) in the model's range, in nats, with shape
@@ -232,6 +233,8 @@ def restore(
     rows = torch.arange(batch, device=x.device).repeat_interleave(n * draws)
     states = x.reshape(-1, *shape)
     picked = operator.select(rows)
+    diverged = ~states.flatten(1).isfinite().all(1)
+    states = torch.where(rowwise(diverged.to(states), states) > 0, 0.0, states)
     if operator.linear and bool(exact.any()):
         seen = measurement.select(rows)
         rest = seen.operator.adjoint(seen.operator.solve(seen.residual(states), 1.0, 0.0))
@@ -250,7 +253,7 @@ def restore(
         return None if parts[0] is None else torch.cat(parts).reshape(batch, n).cpu()
 
     nfe, vjps = (torch.cat([getattr(r, name) for r in results]).reshape(batch, n).cpu() for name in ("nfe", "vjps"))
-    fit = (misfit.sqrt() / each).reshape(shaped).cpu()
+    fit = torch.where(diverged, math.inf, misfit.sqrt() / each).reshape(shaped).cpu()
     evidence = joined("log_evidence")
     several = evidence is not None and n > 1 and draws == 1
     shift = evidence_shift(states.cpu().reshape(batch, n, -1), evidence) if several else None  # type: ignore[arg-type]
