@@ -22,9 +22,10 @@ from ..denoisers import Denoiser, Wrapper
 from ..instantiate import MODEL_ROOMS, build, class_name, describe
 from ..interop import read
 from ..interop.formats import Settings, Source
+from ..networks.network import inside
 from ..processes import SDE
 from ..storage.checkpoint import misfits, write
-from ..storage.wrappers import fitted, unwrapped_module
+from ..storage.wrappers import fitted
 from ..version import __version__
 from .model import Model
 
@@ -65,7 +66,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
     denoiser = _description(leaf, "network", "process")
     parts: dict[str, Any] = {}
     if "_target_" in denoiser:
-        parts = {"process": _description(leaf.process), "network": _description(unwrapped_module(leaf.network))}
+        parts = {"process": _description(leaf.process), "network": _description(inside(leaf.network))}
     tree = {
         **parts,
         "denoiser": denoiser,
