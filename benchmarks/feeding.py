@@ -141,7 +141,7 @@ def memory() -> float:
 
 
 def grow(folder: Path, gigabytes: int) -> None:
-    """Prints the memory of 40 steps with an HDF5 file of this size."""
+    """Prints the memory after 200 batches with an HDF5 file of this size."""
     path = folder / f"holes_{gigabytes}.h5"
     n = gigabytes * 10**9 // (128 * 128 * 3)
     with h5py.File(path, "w") as file:
@@ -152,7 +152,7 @@ def grow(folder: Path, gigabytes: int) -> None:
         h5py.h5d.create(file.id, b"x_train", h5py.h5t.NATIVE_UINT8, space, properties)
     data = arrays(path, test=None, memory=0)
     batches = sde.Batches(data.train, 16, workers=2)
-    for number in range(40):
+    for number in range(200):
         data.scaling.to_model(batches[number].values)
     size = path.stat()
     print(f"{size.st_size / 1e9:6.1f} GB, {n} images, {size.st_blocks * 512 / 1e6:.1f} MB on disk: {memory():.0f} MiB")

@@ -122,17 +122,39 @@ def variant(*without: str) -> str:
     Args:
         without: keys that are left out; one that ends in a dot stands for all keys below it.
     """
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    keys = {(text := word.lstrip("+~")).partition("=")[0]: text for word in words}
+    keys = overridden()
     below = tuple(key for key in without if key.endswith("."))
-    kept = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
-    name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in kept)
+    texts = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
+    name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in texts)
     return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def overridden() -> dict[str, str]:
+    """The overrides of the command by their keys, `KEY=VALUE`."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return {(text := word.lstrip("+~")).partition("=")[0]: text for word in words}
+
+
+def told_by(chosen: object, group: str) -> tuple[str, ...]:
+    """The key of a config group, for :func:`variant`, if the class of the chosen object tells the option: the option
+    has its name, or no other one has this class."""
+    options = {path.stem: path.read_text() for path in (Path(CONFIGS) / group).glob("*.yaml")}
+    targets = {name: re.findall(r"^_target_: (\S+)", text, re.MULTILINE)[:1] for name, text in options.items()}
+    option = overridden().get(group, "").partition("=")[2]
+    named = option.replace("_", "") == type(chosen).__name__.lower()
+    alone = option in targets and list(targets.values()).count(targets[option]) == 1
+    return (group,) if named or alone else ()
 
 
 def swept(*without: str) -> str:
     """:func:`variant` in the jobs of a sweep, so that each has files of its own; empty for a single job."""
-    return variant(*without) if in_sweep() else ""
+    return f"{variant(*without)}{swept_checkpoint()}" if in_sweep() else ""
+
+
+def swept_checkpoint() -> str:
+    """The name of the checkpoint in the jobs of a sweep over the files of one run; empty for run directories."""
+    path = Path(overridden().get("ckpt", "").partition("=")[2])
+    return f"-{path.stem}" if in_sweep() and path.suffix else ""
 
 
 class Lines:
@@ -183,10 +205,13 @@ def draw(model: Any, n: int, **settings: Any) -> Any:
 
 def conditions(model: Any, config: dict[str, Any], n: int, first: int = 0) -> dict[str, Any]:
     """The condition of n samples by the keys `label`, `embedding`, `prompt`, `image` (:meth:`sde.Model.condition`)."""
-    given = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
-    if given["image"] is not None:
-        given["image"] = image_of(Path(given["image"]))
-    return dict(model.condition(n, first=first, **given))
+    values = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
+    if values["image"] is not None:
+        try:
+            values["image"] = image_of(Path(values["image"]))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"image: {error}") from error
+    return dict(model.condition(n, first=first, **values))
 
 
 def image_of(path: Path) -> Any:

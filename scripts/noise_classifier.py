@@ -25,6 +25,7 @@ def main(config: dict[str, Any]) -> None:
     train, test = setup.split("train"), setup.split("test" if data.valid is None else "valid")
     if data.classes is None or data.classes < 2:
         raise ValueError(f"{data.name} has no labels of two classes or more, on which a classifier could be trained")
+    data.check_classes(data.classes)
     out = Path(config["out"] or setup.directory / f"noise_classifier{setup.variant}.pt")
     settings = relevant(config, data=data.fingerprint, checkpoint_sha256=setup.sha256)
     check_replaceable(out, settings, overwrite=config["overwrite"])
@@ -38,8 +39,8 @@ def main(config: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, sort_keys=True)
     save_noise_classifier(out, classifier, checkpoint_sha256=setup.sha256, settings=text)
-    found = noise_accuracy(classifier, test, model.scaling, seed=config["seed"])
-    levels = ", ".join(f"{e.value:.3f} +- {e.standard_error:.1g} at {level:g}" for level, e in found.items())
+    by_level = noise_accuracy(classifier, test, model.scaling, seed=config["seed"])
+    levels = ", ".join(f"{e.value:.3f} +- {e.standard_error:.1g} at {level:g}" for level, e in by_level.items())
     print(f"{data.name}: recognises {levels} times as much noise as data of {len(test)} held-out items; wrote {out}")
 
 

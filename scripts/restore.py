@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from command import command, show, track, variant
+from command import command, show, swept_checkpoint, track, variant
 
 from sde.evaluation import JobSetup, restoration_job, restoration_report, waiting
 from sde.evaluation.job_setup import RESUMABLE_KEYS
@@ -13,7 +13,7 @@ from sde.plots import save_restorations
 
 @command("restore")
 def main(config: dict[str, Any]) -> None:
-    setup = JobSetup.load(config, variant(*RESUMABLE_KEYS, "split", "shown"))
+    setup = JobSetup.load(config, variant(*RESUMABLE_KEYS, "split", "shown") + swept_checkpoint())
     with track("pilot run") as progress:
         job = restoration_job(setup, progress=progress)
     show(job.run(), unit="draw")

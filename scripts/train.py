@@ -20,8 +20,10 @@ from sde.evaluation import QualityCheck
 from sde.instantiate import build
 from sde.plots import save_losses, save_samples
 from sde.runtime import peak_memory
+from sde.training.conditions import conditions_of
 from sde.training.ranks import group, rank, size, together
 from sde.training.run import RESUMABLE_KEYS, Run, opened
+from sde.training.settings import rehearsing
 from sde.training.signals import StopSignals
 
 # The part of the default directory that the jobs of a sweep do not share, without keys that a run does not depend on.
@@ -44,8 +46,22 @@ def train(config: dict[str, Any], run: Run) -> None:
     torch.manual_seed(config["seed"])
     with together():
         data = build(config["data"], trust=config["trust"])
-    quality = quality_check(config, data, solver)
-    training = run.start(data)
+    quality: QualityCheck | None = None
+
+    def rehearse(training: sde.Training) -> None:
+        """Tries previews and checks of the quality before the first step."""
+        nonlocal quality
+        model = training.model(classes=run.classes)
+        with together():
+            if rank() == 0 and (config["preview"]["n"] or config["evaluate_every"]):
+                with rehearsing("preview.solver"):
+                    model.rehearse(solver=solver, condition=conditions_of(model.denoiser, run.data.test, 1))
+            if rank() == 0 and config["evaluate_every"] and training.step < config["steps"]:
+                with rehearsing("evaluate"):
+                    quality = quality_check(config, run.data, solver)
+                    quality.rehearse(model)
+
+    training = run.start(data, rehearse)
     done = training.step >= config["steps"]
     latest: dict[str, float] = {}
     with contextlib.closing(run), StopSignals() as signals:
@@ -62,14 +78,14 @@ def train(config: dict[str, Any], run: Run) -> None:
                 memory = peak_memory(training.device) / 2**30
                 bar.set_postfix(shown | {"samples/s": f"{speed:.0f}", "memory": f"{memory:.2f}GiB"})
             last = report.step == config["steps"]
-            if quality is not None and report.step % config["evaluate_every"] == 0:
-                model = training.model(classes=data.classes if config["conditional"] else None)
-                if rank() == 0:
+            if (every := config["evaluate_every"]) and report.step % every == 0:
+                model = training.model(classes=run.classes)
+                if quality is not None:
                     run.scalars(report.step, quality(model))
             if not last and report.step % config["save_every"] == 0:
                 run.save(training)
             if not last and (every := config["sample_every"]) and report.step % every == 0:
-                model = training.model(classes=data.classes if config["conditional"] else None)
+                model = training.model(classes=run.classes)
                 preview(config, run, model, solver, report.step)
             if not last and (received := signals.received()) is not None:
                 say(f"interrupted after step {training.step}; saved {run.save(training)}")
@@ -81,21 +97,22 @@ def train(config: dict[str, Any], run: Run) -> None:
         if not done:
             run.save_averages(training)
         if rank() == 0:
-            save_losses(folder / "loss.png", run.metrics)
+            if run.metrics.exists():
+                save_losses(folder / "loss.png", run.metrics)
             if config["preview"]["n"] and not (done and picture.exists()):
                 model = sde.load(path, device=training.device, trust=config["trust"])
                 preview(config, run, model, solver, training.step)
     if done:
         say(f"already at step {training.step}, nothing to do; {path} is there, and steps=N trains further")
         return
-    files = f"{path}, samples/*.png, loss.png and metrics.jsonl in {folder}"
-    say(f"trained to step {training.step}; wrote {files}; last loss {latest.get('loss', report.loss):.4f}")
+    others = {"samples/*.png": picture, "loss.png": folder / "loss.png", "metrics.jsonl": run.metrics}
+    there = [name for name, file in others.items() if file.exists()]
+    files = "; ".join([f"wrote {path}", *([f"{', '.join(there)} in {folder}"] if there else [])])
+    say(f"trained to step {training.step}; {files}; last loss {latest.get('loss', report.loss):.4f}")
 
 
-def quality_check(config: dict[str, Any], data: sde.data.DataSet, solver: sde.solvers.Solver) -> QualityCheck | None:
+def quality_check(config: dict[str, Any], data: sde.data.DataSet, solver: sde.solvers.Solver) -> QualityCheck:
     """The check of the samples' quality every `evaluate_every` steps."""
-    if not config["evaluate_every"]:
-        return None
     how = {key: config["evaluate"][key] for key in ("metrics", "n", "items", "seed")}
     return QualityCheck(data, build(config["evaluate"]["features"], trust=config["trust"]), solver=solver, **how)
 
@@ -114,7 +131,8 @@ def preview(config: dict[str, Any], run: Run, model: sde.Model, solver: sde.solv
     """Draws samples at a step into the directory of the run; rank 0 alone does, and the others wait."""
     if rank() == 0 and (n := config["preview"]["n"]):
         picture = run.directory / "samples" / f"step_{step:08d}.png"
-        x = draw(model, n, solver=solver, seed=config["preview"]["seed"])
+        condition = conditions_of(model.denoiser, run.data.test, n)
+        x = draw(model, n, solver=solver, seed=config["preview"]["seed"], condition=condition)
         picture.parent.mkdir(exist_ok=True)
         save_samples(picture, x, model.scaling, model=model)
         run.picture(step, picture)

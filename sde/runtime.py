@@ -17,8 +17,9 @@ import torch
 if sys.platform != "win32":
     import resource
 
-# Parameters of mallopt(3) with their largest values: 32 MiB for the first one, the largest int for the second one.
-_MMAP_THRESHOLD = (-3, 32 * 2**20)
+# Parameters of mallopt(3): nothing has a mapping of its own, and free memory at the end of the heap stays. The first is
+# in place of a threshold of size, because that can be 32 MiB at most, and tensors may be larger.
+_MMAP_MAX = (-4, 0)
 _TRIM_THRESHOLD = (-1, 2**31 - 1)
 
 
@@ -99,7 +100,7 @@ def keep_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(*setting) == 1 for setting in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    return all(mallopt(*setting) == 1 for setting in (_MMAP_MAX, _TRIM_THRESHOLD))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,13 +3,16 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 from __future__ import annotations
 
 __all__ = [
+    "Prior",
     "Samples",
+    "chosen_solver",
     "coupling_times",
     "default_solver",
     "encode",
     "evaluating",
     "polish",
     "recording",
+    "rehearse",
     "sample",
     "state_like",
     "travelled",
@@ -19,7 +22,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +33,28 @@ from .grids import LogSNR
 from .measurement import Measurement, Unguided
 from .noise import Noise, NoiseSource, Stream, sample_index
 from .processes import SDE
-from .shapes import as_tensor, expand, float64, recordable, working, working_dtype
+from .shapes import (
+    check_callable,
+    check_kind,
+    check_recordable,
+    described,
+    expand,
+    float64,
+    named_tensors,
+    numbers_of,
+    recordable,
+    recording,
+    working,
+    working_dtype,
+)
 from .solvers import Ancestral, Arcsinh, Polish, Solver, UniPC
+
+
+class Prior(Protocol):
+    """A distribution of latents to start from, such as :class:`sde.exact.Marginal`."""
+
+    def sample(self, n: int, /, *, generator: torch.Generator) -> Tensor:
+        r"""n latents, with shape (n, \*)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,18 @@ def default_solver() -> Solver:
     return UniPC(18, order=3, variable=Arcsinh())
 
 
+def chosen_solver(denoiser: Denoiser, solver: Solver | None, default: Callable[[], Solver] = default_solver) -> Solver:
+    """The solver for a denoiser, the default one for None.
+
+    Raises:
+        ValueError: if it is no solver, or the denoiser is none.
+    """
+    check_kind("the denoiser", denoiser, Denoiser, "model.denoiser or sde.NetworkDenoiser(net, sde.VP())")
+    solver = default() if solver is None else solver
+    check_kind("solver", solver, Solver, "sde.solvers.Heun(20)")
+    return solver
+
+
 def sample(
     denoiser: Denoiser,
     shape: Sequence[int] | None = None,
@@ -75,7 +110,7 @@ def sample(
     first: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: Prior | None = None,
     x_T: Tensor | None = None,
     eta: float | None = None,
     denoise: bool = False,
@@ -120,8 +155,11 @@ def sample(
             the samples.
 
     Raises:
-        ValueError: if solver and dynamics do not fit, or not exactly one of `shape`, `x_T` and `x_start` is given.
+        ValueError: if solver and dynamics do not fit, not exactly one of `shape`, `x_T` and `x_start` is given, or an
+            argument is of another kind.
     """
+    solver = chosen_solver(denoiser, solver)
+    check_callable(trajectory=trajectory, progress=progress)
     if sum(value is not None for value in (shape, x_T, x_start)) != 1:
         raise ValueError("sample: expected one of a shape (B, *), a latent x_T at t_max, and a state x_start at start")
     if (start is None) != (x_start is None):
@@ -132,7 +170,12 @@ def sample(
     state = x_start if x_T is None else x_T
     if state is not None and prior is not None:
         raise ValueError("sample: with x_T or x_start there is no draw from a prior: leave out prior=")
-    solver = default_solver() if solver is None else solver
+    if state is not None:
+        state = numbers_of("x_T" if x_start is None else "x_start", state)
+    elif not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
+        raise ValueError(f"sample: expected a shape (B, *), such as (16, 2), got {described(shape)}")
+    if differentiable or denoiser.vjps:
+        check_recordable(denoiser, "no gradient can be computed through it")
     reference = state_like(denoiser) if state is None else state
     dtype = dtype or working_dtype(reference.dtype)
     reference = torch.empty(0, dtype=working_dtype(dtype), device=device or reference.device)
@@ -176,6 +219,25 @@ def sample(
     return Samples(x.to(dtype), *conditioned.counts, **run.outcome(now))
 
 
+def rehearse(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    solver: Solver | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Tries whether :func:`sample` can draw from a denoiser: the solver is bound, and one prediction made at `t_max`.
+
+    Raises:
+        ValueError: as :func:`sample`, or any error of the denoiser.
+    """
+    solver, like = chosen_solver(denoiser, solver), state_like(denoiser)
+    with recording(False), evaluating(denoiser):
+        nfe = torch.zeros(shape[0], dtype=torch.int64, device=like.device)
+        dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=solver.eta)
+        solver.bind(dynamics)
+        dynamics.predict(Prediction.SCORE, (like.new_zeros(*shape),), float64(denoiser.process.t_max))
+
+
 def polish(
     denoiser: Denoiser,
     measurement: Measurement,
@@ -207,7 +269,7 @@ def polish(
     """
     process, keys = denoiser.process, sample_index(x, index)
     solver = Polish(Ancestral(8, grid=LogSNR())) if solver is None else solver
-    posterior, condition = Unguided(denoiser, measurement), condition or {}
+    posterior, named = Unguided(denoiser, measurement), named_tensors(condition)
     times = coupling_times(process, measurement, fraction).expand(len(x))
     x = working(x)
     z = Noise(seed).normal(Stream.PERTURB, keys, torch.zeros_like(keys), x.shape[1:], x.dtype)
@@ -215,7 +277,7 @@ def polish(
     for t in times.unique():  # a run has one starting time
         rows = (times == t).nonzero()[:, 0].to(x.device)
         mean, std = process.marginal(x[rows], t)
-        part = {name: value[rows] if as_tensor(value).ndim else value for name, value in condition.items()}
+        part = {name: value[rows] if value.ndim else value for name, value in named.items()}
         how: dict[str, Any] = {"solver": solver, "seed": seed, "index": keys[rows], "condition": part, "denoise": True}
         r = sample(posterior.select(rows), start=t.item(), x_start=mean + expand(std, mean) * z[rows], **how)
         for name in ("x", "nfe", "vjps", "acceptance"):
@@ -267,7 +329,9 @@ def encode(
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
-    solver, process = default_solver() if solver is None else solver, denoiser.process
+    if differentiable:
+        check_recordable(denoiser, "no gradient can be computed through it")
+    solver, x, process = chosen_solver(denoiser, solver), numbers_of("x", x), denoiser.process
     with recording(differentiable), evaluating(denoiser):
         nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=0.0)
@@ -282,13 +346,6 @@ def state_like(denoiser: nn.Module) -> Tensor:
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
     return first.new_empty(0, dtype=working_dtype(first.dtype))
-
-
-@contextlib.contextmanager
-def recording(differentiable: bool) -> Iterator[None]:
-    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        yield
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.classes import Classes
@@ -177,8 +178,10 @@ def test_conditions_from_plain_values() -> None:
     assert model.condition(2, label=1)["label"].tolist() == [1, 1]
     assert model.sample(5, condition=given, solver=Heun(2)).shape == (5, 2)
     for bad, word in (
-        ({"label": 5}, "expected a class 0 ... 2, or 3 for none"),
-        ({"label": 0.5}, "expected label to be a class"),
+        ({"label": 3}, "expected label to be a class 0 ... 2, or none, got 3"),
+        ({"label": [0, -1]}, "expected label to be a class 0 ... 2, or none, got -1"),
+        ({"label": 0.5}, "expected label to be a class 0 ... 2, or none, got 0.5"),
+        ({"label": "seven"}, "expected label to be a class 0 ... 2, or none, got 'seven'"),
         ({"embedding": [1.0]}, r"expected shape \(B, 2\), got \(2, 1\)"),
         ({"colour": 1}, "unknown condition 'colour': the conditions of this model are label"),
         ({"prompt": "a b c d e"}, "at most 4 words, got 5"),
@@ -188,6 +191,27 @@ def test_conditions_from_plain_values() -> None:
             model.condition(2, **bad)
     with pytest.raises(ValueError, match="takes no prompt"):
         sde.Model(line(0.0, 1.0).denoiser(sde.VP()), Scaling.identity(), (1,)).condition(2, prompt="a")
+
+
+def test_a_label_is_a_class_and_no_label_is_said_in_words() -> None:
+    """Truth values are the classes 0 and 1; the classes are those of the data, of which the network may have more."""
+    model = conditional()
+    for label, rows in ((True, [1, 1]), (torch.tensor([False, True]), [0, 1]), (np.array([2], np.int32), [2, 2])):
+        given = model.condition(2, label=label)["label"]
+        assert (given.dtype, given.tolist()) == (torch.int64, rows)
+    assert model.condition(3, first=1, label=[1, "none"])["label"].tolist() == [3, 1, 3]
+    assert model.condition(1, label="none")["label"].tolist() == [3]
+    unknown = {"label": torch.tensor([3, 1])}  # tensors by name say so as the networks have it
+    first = model.sample(2, condition={"label": torch.tensor([False, True])}, solver=Heun(2))
+    assert torch.equal(first, model.sample(2, condition={"label": torch.tensor([0, 1])}, solver=Heun(2)))
+    assert model.sample(2, condition=unknown, solver=Heun(2)).shape == (2, 2)
+    fewer = sde.Model(model.denoiser, model.scaling, (2,), 2)
+    with pytest.raises(ValueError, match=r"a class 0 \.\.\. 1, or none, got 2"):
+        fewer.condition(2, label=2)
+    assert fewer.condition(1, label="none")["label"].tolist() == [3]
+    own = sde.Model(line(0.0, 1.0).denoiser(sde.VP()), Scaling.identity(), (1,), 2)  # a denoiser that lists nothing
+    with pytest.raises(ValueError, match=r"a class 0 \.\.\. 1, got 2"):
+        own.condition(2, label=2)
 
 
 def test_a_file_holds_the_encoder(tmp_path: Any) -> None:

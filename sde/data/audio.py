@@ -44,6 +44,7 @@ def audio(
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    classes: int | None = None,
     memory: float = 1.0,
     name: str | None = None,
 ) -> DataSet:
@@ -56,8 +57,8 @@ def audio(
         channels: 1, to which the channels of a file are averaged, or their number.
         standardise: whether values are standardised, each channel by its mean and standard deviation over the training
             values (:meth:`sde.data.Scaling.standardise`).
-        train, test, valid, folder_labels, table, columns, file_column, test_fraction, seed, holdout, memory, name: as
-            in :func:`sde.data.images`.
+        train, test, valid, folder_labels, table, columns, file_column, test_fraction, seed, holdout, classes, memory,
+            name: as in :func:`sde.data.images`.
 
     Raises:
         NotADirectoryError: if the folder does not exist.
@@ -67,10 +68,10 @@ def audio(
     path, decode = Path(path), Recording(length, rate, channels)
     conditions: dict[str, Any] = {"folder_labels": folder_labels, "table": table, "columns": columns}
     parts: dict[str, Any] = {"test_fraction": test_fraction, "seed": seed, "holdout": holdout}
-    given = {"train": train, "test": test, "valid": valid}
-    splits = file_splits(path, decode, given, **conditions, file_column=file_column, **parts, memory=memory)
+    folders = {"train": train, "test": test, "valid": valid}
+    splits = file_splits(path, decode, folders, **conditions, file_column=file_column, **parts, memory=memory)
     scaling = standardised(splits[0]) if standardise else Scaling.identity()
-    return DataSet(path.resolve().name if name is None else name, scaling, *splits)
+    return DataSet(path.resolve().name if name is None else name, scaling, *splits, classes)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ version of NumPy.
 
 from __future__ import annotations
 
-__all__ = ["DataSet", "Split", "check_labels", "check_labels_of", "hold_out", "split_off", "standardise"]
+__all__ = ["DataSet", "Split", "check_labels", "check_labels_of", "hold_out", "some_of", "split_off", "standardise"]
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,12 +100,15 @@ class DataSet:
         train: training samples: a :class:`Split` in memory, or another :class:`sde.data.Source`.
         test: test samples.
         valid: samples held out of the training set, or None.
+        declared_classes: the number of classes, where some may have no sample; by default, one more than the largest
+            label.
 
     Raises:
-        ValueError: if a split has no sample or no event dimension; if the splits have different event shapes, or only
-            some of them have labels; or if values have a dtype that does not fit the scaling, are not finite, or are
-            not levels of the scaling. The error names the split and the first such index. Of a split that is not in
-            memory, the first sample is checked here and each of the others when it is read.
+        ValueError: if a split has no sample or no event dimension; if the splits have different event shapes, only some
+            of them have labels, or there are fewer declared classes; or if values have a dtype that does not fit the
+            scaling, are not finite, or are not levels of the scaling. The error names the split and the first such
+            index. Of a split that is not in memory, the first sample is checked here and each of the others when it is
+            read.
     """
 
     name: str
@@ -112,10 +116,15 @@ class DataSet:
     train: Source
     test: Source
     valid: Source | None = None
+    declared_classes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.declared_classes is not None and self.train.labels is None:
+            raise ValueError(f"{self.name} has no labels, got classes={self.declared_classes}: give labels, or null")
         for name, split in self.splits.items():
             self._check_values(name, split)
+            if split.labels is not None and self.declared_classes is not None:
+                self._check_labels(name, split.labels, self.declared_classes)
             if (split.labels is None) != (self.train.labels is None):
                 raise ValueError(
                     f"{self.name}: only one of train and {name} has labels: expected labels for every split or none"
@@ -145,8 +154,11 @@ class DataSet:
 
     @property
     def classes(self) -> int | None:
-        """The number of classes: one more than the largest label of any split; None without labels."""
+        """The number of classes: one more than the largest label of any split, unless it is declared; None without
+        labels."""
         labels = [split.labels for split in self.splits.values() if split.labels is not None]
+        if self.declared_classes is not None:
+            return self.declared_classes
         return 1 + max(int(each.max()) for each in labels) if labels else None
 
     @cached_property
@@ -154,6 +166,33 @@ class DataSet:
         """SHA-256 of the names and fingerprints of all splits, without the scaling."""
         lines = [f"{name} {split.fingerprint}" for name, split in self.splits.items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def check_classes(self, classes: int) -> None:
+        """Refuses labels that are none of a network's classes, and, unless the number of classes is declared, classes
+        without a training sample, of which a network would learn nothing and a model draw samples all the same.
+
+        Raises:
+            ValueError: it names the first such label, or the classes that lack samples.
+        """
+        for name, split in self.splits.items():
+            if split.labels is not None:
+                self._check_labels(name, split.labels, classes)
+        if self.train.labels is None or self.classes is None or self.declared_classes is not None:
+            return
+        present = set(self.train.labels.unique().tolist())
+        if len(present) < self.classes:
+            absent = itertools.islice((c for c in itertools.count() if c not in present), 5)
+            named = self.train.classes or ()
+            shown = [f"{c} ({named[c]})" if c < len(named) else f"{c}" for c in absent if c < self.classes]
+            more = self.classes - len(present) - len(shown)
+            raise ValueError(
+                f"{self.name}: no training sample is of class {', '.join(shown)}{f' and {more} more' if more else ''}, "
+                f"and labels go up to {self.classes - 1}: number the classes from 0 without gaps, or declare how "
+                f"many there are, data.classes={self.classes}, in Python declared_classes={self.classes} of the DataSet"
+            )
+
+    def _check_labels(self, name: str, labels: Tensor, classes: int) -> None:
+        check_labels(f"{self.name}: {name} labels", labels, classes, describe=self.splits[name].describe)
 
     def _check_values(self, name: str, split: Source) -> None:
         values = split.extent
@@ -263,18 +302,22 @@ def hold_out(train: Source, holdout: float, *, seed: int = 0) -> tuple[Source, S
     return (train, None) if holdout == 0 else split_off(train, holdout, seed=seed)
 
 
-# The memory that samples of a source may take from which its scaling is computed, in bytes.
+# The memory that samples of a source may take from which its standard deviations are computed, in bytes.
 _MEMORY = 2**28
 
 
-def standardise(train: Source, *, one_scale: bool = False) -> Scaling:
-    """:meth:`Scaling.standardise` of a source: of all samples in memory, else of evenly spread ones, up to 65,536 of
-    them or 256 MiB.
+def some_of(source: Source, count: int) -> Tensor:
+    """Values of a source, with shape (n, *): of all samples in memory, else of up to `count` evenly spread ones, or
+    256 MiB of them."""
+    if (whole := source.whole) is not None:
+        return whole[0]
+    count = min(count, max(1, _MEMORY // (source.first.numel() * source.first.element_size())))
+    return torch.cat([source[index][0] for index in evenly(len(source), count).split(256)])
+
+
+def standardise(train: Source) -> Scaling:
+    """:meth:`Scaling.standardise` of a source: of all samples in memory, else of up to 65,536 of them.
 
     That many tell a standard deviation to 0.3 % of itself, and more would not change what a network learns.
     """
-    if (whole := train.whole) is not None:
-        return Scaling.standardise(whole[0], one_scale=one_scale)
-    count = min(2**16, max(1, _MEMORY // (train.first.numel() * train.first.element_size())))
-    parts = [train[index][0] for index in evenly(len(train), count).split(256)]
-    return Scaling.standardise(torch.cat(parts), one_scale=one_scale)
+    return Scaling.standardise(some_of(train, 2**16))

@@ -49,6 +49,7 @@ def huggingface(
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    classes: int | None = None,
     name: str | None = None,
 ) -> DataSet:
     """A data set of the package `datasets`.
@@ -70,6 +71,7 @@ def huggingface(
         test_fraction: fraction of the training rows to split off if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training rows to hold out as `valid`, as in `hold_out`.
+        classes: the number of classes, as in :func:`sde.data.arrays`.
         name: name of the data set; the last part of the path by default.
 
     Raises:
@@ -97,7 +99,7 @@ def huggingface(
     else:
         scaling = Scaling.interval(256 if levels is None else levels, low, high)
     name = os.path.basename(os.path.normpath(path)) if name is None else name
-    return DataSet(name, scaling, rest, splits["test"], splits.get("valid", held_out))
+    return DataSet(name, scaling, rest, splits["test"], splits.get("valid", held_out), classes)
 
 
 def _load(path: str, config: str | None) -> Mapping[str, Any]:
@@ -106,8 +108,8 @@ def _load(path: str, config: str | None) -> Mapping[str, Any]:
     except ImportError as error:
         raise ImportError("this data set needs the package `datasets`: pip install 'score-sde[huggingface]'") from error
     saved = any(os.path.isfile(os.path.join(path, file)) for file in ("state.json", "dataset_dict.json"))
-    found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config)
-    return found if isinstance(found, Mapping) else {"train": found}
+    loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config)
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ class HuggingFaceRows(Source):
         rows, entries = None, []
         for position in positions:
             try:
-                rows = self._reading[position]
+                rows = self._read_by_rows[position]
                 entries.append((self._value(rows[self.column], position), rows))
             except UnreadableSample:
                 raise
@@ -198,11 +200,11 @@ class HuggingFaceRows(Source):
 
     @property
     def _columns(self) -> list[str]:
-        given = [self.label, *self.condition.values(), self.caption]
-        return [self.column, *(name for name in given if name is not None)]
+        names = [self.label, *self.condition.values(), self.caption]
+        return [self.column, *(name for name in names if name is not None)]
 
     @cached_property
-    def _reading(self) -> Any:
+    def _read_by_rows(self) -> Any:
         """The data set without the columns that are not read row by row."""
         return self.dataset.select_columns(list(dict.fromkeys([self.column, *self.condition.values()])))
 

@@ -38,6 +38,7 @@ def images(
     test_fraction: float = 0.1,
     seed: int = 0,
     holdout: float = 0,
+    classes: int | None = None,
     memory: float = 1.0,
     name: str | None = None,
 ) -> DataSet:
@@ -62,6 +63,7 @@ def images(
         test_fraction: fraction of the images in the test set if `test` is None, between 0 and 1.
         seed: seed of the random splits, as in `split_off`.
         holdout: part of the training set to hold out as `valid`, as in `hold_out`.
+        classes: the number of classes, as in :func:`sde.data.arrays`.
         memory: the size in GiB up to which all pixels are read into memory at once. Of larger sets, files are read as
             they are needed, and a damaged one is named when it is met; 0 does so for all.
         name: name of the data set; the folder's name by default.
@@ -78,4 +80,4 @@ def images(
     parts: dict[str, Any] = {"test_fraction": test_fraction, "seed": seed, "holdout": holdout}
     given = {"train": train, "test": test, "valid": valid}
     splits = file_splits(path, pixels, given, **conditions, file_column=file_column, **parts, memory=memory)
-    return DataSet(path.resolve().name if name is None else name, Scaling.interval(256, low, high), *splits)
+    return DataSet(path.resolve().name if name is None else name, Scaling.interval(256, low, high), *splits, classes)

@@ -170,24 +170,28 @@ class Scaling:
                 f"({len(self.scale)}, ...), got {tuple(shape)}"
             )
 
-    def warn_of_spreads(self, v: Tensor) -> None:
+    def warn_of_spreads(self, v: Tensor, *, whole: bool = True) -> None:
         """Warns of columns or channels of continuous data whose standard deviations in the model's range differ more
         than tenfold.
 
         Args:
             v: training values, with shape (N, D) or (N, C, *spatial).
+            whole: whether these are all; else columns that are constant in them may vary in others, and do not count.
         """
-        if self.levels is not None:
+        if self.levels is not None or not v.is_floating_point():
             return
         scales = np.broadcast_to(np.asarray(self.scale), v.shape[1]).tolist()
-        spreads = [(a * float(c.double().std(correction=0)), i) for i, (c, a) in enumerate(zip(v.unbind(1), scales))]
-        (small, i), (large, j) = min(spreads), max(spreads)
+        stds = (a * float(c.double().std(correction=0)) for c, a in zip(v.unbind(1), scales))
+        spreads = [(std, i) for i, std in enumerate(stds) if whole or std > 0.0]
+        (small, i), (large, j) = (min(spreads), max(spreads)) if spreads else ((1.0, 0), (1.0, 0))
         if 10.0 * small < large:
             warnings.warn(
                 "the columns or channels of the data differ more than tenfold in the model's range: the standard "
-                f"deviation of number {i} is {small:.2g}, that of number {j} {large:.2g}. Leave out constant ones, and "
-                "scale each of the others by its own, as sde.data.Scaling.standardise does",
-                stacklevel=3,
+                f"deviation of number {i} is {small:.2g}, that of number {j} {large:.2g}"
+                + ("" if whole else f" (of {len(v)} samples)")
+                + ". Leave out constant ones, and scale each of the others by its own, as "
+                "sde.data.Scaling.standardise does",
+                stacklevel=4,
             )
 
     def check(self, v: Tensor, name: str = "value") -> None:

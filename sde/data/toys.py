@@ -12,8 +12,8 @@ normal in the plane.
 | `gaussians` | one of 8 points on a circle of radius 4, plus 0.5 z, divided by sqrt 2 |
 
 Training and test set use separate random streams, so that neither depends on the size of the other. Points are
-computed in float64 and stored in float32, which hides the last digits, in which mathematical libraries differ. Both
-coordinates are lengths: they are standardised with one scale, which keeps the shapes.
+computed in float64 and stored in float32, which hides the last digits, in which mathematical libraries differ. Like the
+columns of any (N, D) data, both coordinates are standardised, each by its own mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _data_set(
         return Split(values, None if label is None else torch.from_numpy(label.astype(np.int64)))
 
     train, valid = hold_out(split(n_train, 0), holdout, seed=seed)
-    return DataSet(name, standardise(train, one_scale=True), train, split(n_test, 1), valid)
+    return DataSet(name, standardise(train), train, split(n_test, 1), valid)
 
 
 def moons(n_train: int = 10_000, n_test: int = 2_000, *, seed: int = 0, holdout: float = 0) -> DataSet:

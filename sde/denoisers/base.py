@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..networks.conditions import Taken, check_taken
+from ..networks.conditions import Taken, as_taken
 from ..processes import SDE
-from ..shapes import as_tensor, check_condition, recordable
+from ..shapes import check_condition, named_tensors
 from .parametrisation import Prediction, from_score, from_x0
 
 Self = TypeVar("Self", bound="Wrapper")
@@ -35,7 +35,7 @@ _REPLACED["posterior"] = "score_and_variance(x_t, t, **condition)"
 
 @dataclass(frozen=True)
 class Steering:
-    r"""What one evaluation of a denoiser tells a particle method, at states of shape (B, \*).
+    r"""The prediction and the weight of a denoiser from one evaluation, at states of shape (B, \*).
 
     Attributes:
         x0: :math:`E[x_0|x_t]` of the distribution that is weighed, with shape (B, \*).
@@ -337,12 +337,12 @@ class Conditioned(Wrapper):
         vjps: Tensor | None = None,
     ) -> None:
         super().__init__(inner)
-        self.condition = {name: recordable(as_tensor(value)) for name, value in (condition or {}).items()}
+        self.condition = named_tensors(condition)
         self.fixed_condition = {**inner.fixed_condition, **self.condition}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
         if rows is None and self.takes is not None:
-            check_taken(self.takes, self.condition)
+            self.condition = as_taken(self.takes, self.condition)
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         self._count(*self.inner.cost(t))

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from ..data import DataSet, Source, arrays
+from ..data import DataSet, Source
+from ..data.arrays import single
+from ..data.dataset import check_labels
 from ..instantiate import build, find, public
 from ..likelihood import Dequantiser, VariationalDequantiser
 from ..model import Model, from_checkpoint
@@ -84,7 +86,7 @@ class JobSetup:
         return build(self.config[key], trust=self.config["trust"])
 
     def split(self, name: str, data: DataSet | None = None) -> Source:
-        """A split of the data, or of another data set, with the shape and the levels of the model's data."""
+        """A split of the data, or of another data set, with the shape, levels and classes of the model's data."""
         data = self.data if data is None else data
         split, (expected, levels) = data.split(name), (self.model.scaling.levels, data.scaling.levels)
         check_event(split.extent, self.model.shape)
@@ -93,6 +95,9 @@ class JobSetup:
             raise ValueError(
                 f"this model is for {ours}, and {data.name} has {theirs}: give the data with levels={expected}"
             )
+        if self.model.classes is not None and split.labels is not None:
+            labels = f"{data.name}: {name} labels"
+            check_labels(labels, split.labels, self.model.classes, describe=split.describe)
         return split
 
     def other_data(self) -> dict[str, Source]:
@@ -107,9 +112,7 @@ class JobSetup:
         if not isinstance(source, str):
             data = build(source, rooms=("sde.data",), trust=self.config["trust"])
             return {f"ood {data.name} {name}": self.split(name, data)}
-        # An .npy file has no names.
-        array = "x_train" if Path(source).suffix.lower() == ".npy" else self.config["ood_array"]
-        data = arrays(source, train=array, test=array, levels=self.model.scaling.levels, standardise=False)
+        data = single(source, self.config["ood_array"], levels=self.model.scaling.levels, argument="ood_array")
         return {f"ood {data.name}": self.split("test", data)}
 
     @cached_property

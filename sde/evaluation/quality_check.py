@@ -15,12 +15,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data import DataSet
 from ..metrics.features import Extracted, Features, as_items, extract
 from ..model import Model
+from ..noise import Noise, Stream
 from ..shapes import check_count
 from ..solvers import Solver
+from ..training.conditions import conditions_of
 from .quality_table import SET_MEASURES, Comparison
 
 
@@ -76,13 +79,24 @@ class QualityCheck:
     ) -> dict[str, float]:
         """The measures of samples of a model, and their standard errors as `NAME_error`.
 
+        Classes are drawn in turn; other conditions are those of the first training items.
+
         Args:
             model: the model.
             batch_size: the number of samples that are drawn at a time; all by default.
             progress: called after every step of the solver with the fraction of the samples that is drawn.
         """
         how: dict[str, Any] = {"solver": self.solver, "seed": self.seed, "batch_size": batch_size}
-        x = model.sample(self.n, progress=progress, **how)
+        how["condition"] = conditions_of(model.denoiser, self.data.train, self.n)
+        return self._measured(model.sample(self.n, progress=progress, **how), model)
+
+    def rehearse(self, model: Model) -> None:
+        """Measures noise in place of samples, which raises if features and measures do not fit the data."""
+        index = torch.arange(self.n, device="cpu")
+        noise = Noise(self.seed).normal(Stream.PRIOR, index, torch.zeros_like(index), model.shape, torch.float32)
+        self._measured(model.scaling.to_data(noise), model)
+
+    def _measured(self, x: Tensor, model: Model) -> dict[str, float]:
         samples = extract(self.features, as_items(x, model.scaling.levels))
         index = [torch.arange(len(side.features), device="cpu") for side in (samples, self.reference)]
         copied = "memorisation" in self.metrics

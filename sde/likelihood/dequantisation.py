@@ -58,10 +58,10 @@ from ..noise import Noise, Stream, repeat_key, sample_index
 from ..processes import SDE
 from ..runtime import exact_float32
 from ..sampling import state_like
-from ..shapes import check_count, event_dims, float64, sum_event
+from ..shapes import check_count, event_dims, float64, numbers_of, sum_event
 from ..solvers import Solver
 from ..trace import Trace
-from .flow import log_prob
+from .flow import PriorDensity, log_prob
 
 
 class Dequantiser(ABC):
@@ -241,7 +241,7 @@ def states(
     Raises:
         ValueError: if the values are not data values of this scaling, or `dequantiser` is given for continuous data.
     """
-    reference, values = state_like(denoiser), values.cpu()
+    reference, values = state_like(denoiser), numbers_of("data values", values).cpu()
     index = sample_index(values, index)
     if scaling.levels is None and dequantiser is None:
         x = scaling.to_model(values, dtype=reference.dtype).to(reference.device)
@@ -291,7 +291,7 @@ def discrete_log_prob(
     solver: Solver | None = None,
     trace: Trace | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     atol: float | None = None,
 ) -> DiscreteLogProb:
     r"""A lower bound on the log-probability of levels, by the density of the probability flow.

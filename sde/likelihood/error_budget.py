@@ -50,10 +50,10 @@ from ..denoisers import Denoiser
 from ..grids import Explicit
 from ..noise import sample_index
 from ..processes import SDE
-from ..shapes import check_count, event_dims, float64, sum_event
+from ..shapes import check_count, event_dims, float64, named_tensors, numbers_of, sum_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
-from .flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
+from .flow import DensityFlow, LogProb, PriorDensity, default_solver, log_prob, tolerance
 
 #: The largest cost of a further solution of a row, in those of its first one.
 COST = 3
@@ -150,7 +150,7 @@ def error_budget(
     seed: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     atol: float | None = None,
     rows: Tensor | int = 16,
     repeats: Tensor | None = None,
@@ -179,6 +179,7 @@ def error_budget(
     Raises:
         ValueError: if `result`, `rows` or `repeats` do not have the number of samples of x.
     """
+    x = numbers_of("x", x)
     b = len(x)
     if result.nats.shape != (b,):
         raise ValueError(
@@ -190,8 +191,8 @@ def error_budget(
     atol = tolerance(solver, event_dims(x), atol)
     estimates = DensityFlow(denoiser, x[:1], trace, seed=seed, index=index[:1]).dynamics.trace.estimates
     rows = _rows(rows, result.nats.detach())
-    condition = {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in (condition or {}).items()}
-    again: dict[str, Any] = {"trace": trace, "seed": seed, "index": index[rows], "condition": condition, "prior": prior}
+    named = {name: value[rows] if value.ndim else value for name, value in named_tensors(condition).items()}
+    again: dict[str, Any] = {"trace": trace, "seed": seed, "index": index[rows], "condition": named, "prior": prior}
     again["guided"], denoiser = True, denoiser.select(rows)  # the result has been computed
     calls = COST * int(result.nfe.max())
     finer = solver.finer(calls) or default_solver().finer(calls) if finer is None else finer

@@ -17,6 +17,7 @@ __all__ = [
     "TOLERANCE",
     "DensityFlow",
     "LogProb",
+    "PriorDensity",
     "check_unguided",
     "default_solver",
     "last_state",
@@ -27,7 +28,7 @@ __all__ = [
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,13 +37,20 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import evaluating, recording, travelled
-from ..shapes import event_dims, recordable, working
+from ..sampling import chosen_solver, evaluating, travelled
+from ..shapes import check_callable, check_recordable, event_dims, numbers_of, recordable, recording, working
 from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
 #: The default tolerance of the log-density of a sample in a step of an adaptive solver, in bits/dim.
 TOLERANCE = 5e-5
+
+
+class PriorDensity(Protocol):
+    """A density of latents, such as that of :class:`sde.exact.Marginal` or of a flow that was fitted to latents."""
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        r"""The log-density of latents (B, \*) in nats, with shape (B,)."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,8 @@ def step_error(error: float | None, error_per_image: float | None) -> float:
     Raises:
         ValueError: unless an error is given, and both are positive.
     """
-    given = [e for e in (error, error_per_image) if e is not None]
-    if not given or not all(e > 0.0 for e in given):
+    errors = [e for e in (error, error_per_image) if e is not None]
+    if not errors or not all(e > 0.0 for e in errors):
         raise ValueError(
             f"expected error > 0 or error_per_image > 0, in bits/dim, got error={error}, "
             f"error_per_image={error_per_image}"
@@ -184,11 +192,7 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        if any(tensor.is_inference() for tensor in (*denoiser.parameters(), *denoiser.buffers())):
-            raise ValueError(
-                "this denoiser was made under torch.inference_mode(), and no divergence can be computed through it: "
-                "make it outside of inference mode, or take a copy, copy.deepcopy(denoiser)"
-            )
+        check_recordable(denoiser, "no divergence can be computed through it")
         x = recordable(working(x))
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
@@ -213,7 +217,7 @@ def log_prob(
     seed: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     atol: float | None = None,
     error: float | None = None,
     error_per_image: float | None = None,
@@ -249,12 +253,15 @@ def log_prob(
 
     Raises:
         ValueError: if x or index have a wrong shape or dtype, x is not finite, the solver cannot integrate a flow with
-            its log-density, `atol` is given for a solver without tolerances, or the denoiser is guided.
+            its log-density, `atol` is given for a solver without tolerances, the denoiser is guided, or an argument is
+            of another kind.
     """
+    solver, x = chosen_solver(denoiser, solver, default_solver), numbers_of("x", x)
+    check_callable(progress=progress)
     _check(x)
     if not guided:
         check_unguided(denoiser, "; guided=True computes the density of the flow itself, from which its samples come")
-    process, solver = denoiser.process, default_solver() if solver is None else solver
+    process = denoiser.process
     if error is not None or error_per_image is not None:
         if atol is not None:
             raise ValueError(f"log_prob: expected either atol= or error= and error_per_image=, got atol={atol} as well")

@@ -1,4 +1,4 @@
-r"""What a model does with data that is given: conditions from plain values, editing, translation, interpolation.
+r"""The methods of a model that take data to other data: editing, translation, interpolation; and its conditions.
 
 These are the methods of :class:`sde.Model` for data values; :mod:`sde.model.translation` has the mathematics.
 """
@@ -7,19 +7,18 @@ from __future__ import annotations
 
 __all__ = ["Editing"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data import Scaling
 from ..data.captions import Encoder
 from ..denoisers import Denoiser
 from ..sampling import state_like
-from ..shapes import check_event
+from ..shapes import check_event, named_tensors, numbers_of
 from ..solvers import Solver
-from .conditions import condition_from
+from .conditions import Labels, Numbers, condition_from
 from .translation import edit, interpolate, translate
 
 
@@ -29,22 +28,39 @@ class Editing:
     denoiser: Denoiser
     scaling: Scaling
     shape: tuple[int, ...]
+    classes: int | None
     encoder: Encoder | None
 
-    def condition(self, n: int, *, first: int = 0, **given: Any) -> dict[str, Tensor]:
-        """The condition of n samples from plain values, such as `label=7` or `prompt="a seven"`.
+    def condition(
+        self,
+        n: int,
+        *,
+        first: int = 0,
+        label: Labels | None = None,
+        embedding: Numbers | None = None,
+        image: Numbers | None = None,
+        prompt: str | Sequence[str] | None = None,
+        **others: Numbers | None,
+    ) -> dict[str, Tensor]:
+        r"""The condition of n samples from plain values, such as `label=7` or `prompt="a seven"`.
 
         A value stands for all samples; of a list of them, each sample has one in its turn.
 
         Args:
             n: the number of samples.
             first: the index of the first sample.
-            given: values by name, as in :func:`sde.model.condition_from`.
+            label: a class, "none" for no label, or a list of them.
+            embedding: E numbers, or a list of such.
+            image: values (C, \*) or (M, C, \*), in the model's range.
+            prompt: a text, or a list of texts, for the encoder of the model.
+            others: values of other conditions by name, for a network of one's own.
 
         Raises:
-            ValueError: for what the model does not take, with the list of what it does.
+            ValueError: for what the model does not take, with the list of what it does, or a label that is none of its
+                classes.
         """
-        return condition_from(self.denoiser.takes, self.encoder, n, first, **given)
+        named: dict[str, Labels | None] = {"label": label, "embedding": embedding, "image": image, **others}
+        return condition_from(self.denoiser.takes, self.encoder, n, first, classes=self.classes, prompt=prompt, **named)
 
     def edit(
         self,
@@ -99,7 +115,7 @@ class Editing:
         Raises:
             ValueError: if the shapes differ or the processes cannot be matched (:func:`sde.model.matched`).
         """
-        check_event(x, other.shape, "the other model")
+        check_event(numbers_of("data values", x), other.shape, "the other model")
         named, target = self._on_device(condition), other._on_device(target_condition)
         call: dict[str, Any] = {"condition": named, "target_condition": target, "denoise": denoise}
         y = translate(self.denoiser, self._to_model(x), other.denoiser, solver=solver, **call)
@@ -130,10 +146,11 @@ class Editing:
     def _on_device(self, condition: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The condition on the model's device."""
         device = state_like(self.denoiser).device
-        return {name: torch.as_tensor(value, device=device) for name, value in (condition or {}).items()}
+        return {name: value.to(device) for name, value in named_tensors(condition).items()}
 
     def _to_model(self, x: Tensor) -> Tensor:
         """Data values in the model's range, on its device; discrete ones at the centres of their bins."""
+        x = numbers_of("data values", x)
         check_event(x, self.shape)
         reference = state_like(self.denoiser)
         return self.scaling.to_model(x.cpu(), dtype=reference.dtype).to(reference.device)

@@ -19,12 +19,12 @@ from ..data import Scaling
 from ..data.captions import Encoder
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
+from ..likelihood import Dequantiser, ErrorBudget, LogProb, PriorDensity, error_budget, log_prob
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, sample
-from ..shapes import check_condition, check_count, check_event
+from ..sampling import encode, rehearse, sample
+from ..shapes import check_callable, check_condition, check_count, check_event, named_tensors, numbers_of, recording
 from ..solvers import Designed, GridSteps, Solver
 from ..trace import Trace
 from ..tuning import (
@@ -112,6 +112,7 @@ class Model(Editing, Restoring):
         batch_size = n if batch_size is None else batch_size
         check_count("sample", "n", n)
         check_count("sample", "batch_size", batch_size)
+        check_callable(trajectory=trajectory, progress=progress)
         condition = self._labelled(condition, first, n)
         check_condition(condition, n)
         draw = functools.partial(sample, solver=solver, seed=seed, denoise=denoise)
@@ -128,6 +129,16 @@ class Model(Editing, Restoring):
             )
             batches.append(self.scaling.to_data(result.x.cpu()))
         return torch.cat(batches)
+
+    def rehearse(
+        self, n: int = 1, *, solver: Solver | None = None, condition: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Tries whether :meth:`sample` can draw n samples, by one prediction.
+
+        Raises:
+            ValueError: if the solver cannot serve the model, or a condition does not fit or is missing.
+        """
+        rehearse(self.denoiser, (n, *self.shape), solver, self._labelled(condition, 0, n))
 
     def encode(
         self, x: Tensor, *, solver: Solver | None = None, condition: Mapping[str, Tensor] | None = None
@@ -175,7 +186,9 @@ class Model(Editing, Restoring):
             progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
-            raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
+            raise ValueError(
+                f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {type(solver).__name__}"
+            )
         grid = None if directory is None else load_grid(directory, solver, data=data is not None)
         if grid is None:
             if data is None:
@@ -214,9 +227,8 @@ class Model(Editing, Restoring):
             seconds, progress: as in :func:`sde.tune_solver`.
         """
         start: dict[str, Any] = {"shape": (pilot, *self.shape)}
-        if data is None:
-            condition = self._labelled(condition, 0, pilot)
-        else:
+        condition = self._labelled(condition, 0, pilot) if data is None else self._on_device(condition)
+        if data is not None:
             start = {"data": self._states(data, seed=seed).x, "trace": trace}
         made_for, process = purpose(self.denoiser, condition, data=data is not None), repr(self.process)
         solver = None if directory is None else load_solver(directory, steps, made_for, process)
@@ -229,7 +241,13 @@ class Model(Editing, Restoring):
 
     def _labelled(self, condition: Mapping[str, Tensor] | None, first: int, n: int) -> dict[str, Tensor]:
         """The condition on the model's device, with the classes in turn as labels if there are classes and no label."""
-        named = dict(condition or {})
+        named = named_tensors(condition)
+        for name in self.process.needs:
+            if name in (self.denoiser.takes or {}) and name not in named:
+                raise ValueError(
+                    f"a model of {type(self.process).__name__} draws given the condition {name!r}, got "
+                    f"{', '.join(named) or 'none'}: give condition={{{name!r}: ...}}, on the command line {name}=FILE"
+                )
         if self.classes is not None:
             named.setdefault("label", torch.arange(first, first + n, device="cpu") % self.classes)
         return self._on_device(named)
@@ -244,7 +262,7 @@ class Model(Editing, Restoring):
         index: Tensor | None = None,
         repeat: int = 0,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         error: float | None = None,
         error_per_image: float | None = None,
@@ -270,8 +288,8 @@ class Model(Editing, Restoring):
                 bits/dim, of the mean and of a sample. A pilot on some of the rows then chooses the solver
                 (:func:`sde.tuning.choose_solver`); for fewer than 64 rows it is the adaptive one.
         """
-        condition = self._on_device(condition)
-        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": condition, "prior": prior, "atol": atol}
+        named = self._on_device(condition)
+        flow: dict[str, Any] = {"solver": solver, "trace": trace, "condition": named, "prior": prior, "atol": atol}
         flow["guided"] = guided
         with recording(differentiable), exact_float32():
             s = self._states(x, dequantiser=dequantiser, seed=seed, index=index, repeat=repeat)
@@ -279,7 +297,7 @@ class Model(Editing, Restoring):
                 if solver is not None or atol is not None:
                     raise ValueError(f"log_prob: error= chooses the solver, got solver={solver}, atol={atol} as well")
                 how: dict[str, Any] = {"error": error, "error_per_image": error_per_image, "guided": guided}
-                rows = pilot_rows(PilotRows(s.x.detach(), s.keys, dict(condition or {})))
+                rows = pilot_rows(PilotRows(s.x.detach(), s.keys, named))
                 choice = choose_solver(self.denoiser, *rows, len(x), trace=trace, seed=seed, **how)
                 flow |= {"solver": choice.solver, "atol": choice.atol}
             r = log_prob(self.denoiser, s.x, seed=seed, index=s.keys, differentiable=differentiable, **flow)
@@ -296,7 +314,7 @@ class Model(Editing, Restoring):
         index: Tensor | None = None,
         repeat: int = 0,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         error: float | None = None,
         error_per_image: float | None = None,
@@ -322,7 +340,7 @@ class Model(Editing, Restoring):
         repeats: int = 1,
         rows: Tensor | int = 16,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         guided: bool = False,
@@ -358,9 +376,19 @@ class Model(Editing, Restoring):
                 **flow,
             )
 
-    def _states(self, x: Tensor, **draw: Any) -> States:
+    def _states(
+        self,
+        x: Tensor,
+        *,
+        dequantiser: Dequantiser | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+    ) -> States:
         """The :func:`states` of data values of the model's shape."""
+        x = numbers_of("data values", x)
         check_event(x, self.shape)
+        draw: dict[str, Any] = {"dequantiser": dequantiser, "seed": seed, "index": index, "repeat": repeat}
         return states(self.denoiser, self.scaling, x, **draw)
 
 

@@ -32,9 +32,10 @@ from ..denoisers import Denoiser
 from ..dynamics import Reverse
 from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance
 from ..metrics import EvidenceShift, evidence_shift
+from ..networks.conditions import as_taken
 from ..noise import repeat_key, sample_index
-from ..sampling import Samples, coupling_times, polish, sample, state_like
-from ..shapes import check_condition, check_count, float64
+from ..sampling import Samples, chosen_solver, coupling_times, polish, sample, state_like
+from ..shapes import check_condition, check_count, float64, named_tensors, numbers_of
 from ..solvers import Particles, Polish, Solver
 
 # A posterior denoiser of a denoiser and a measurement, such as sde.measurement.PiGDM or a partial of it.
@@ -142,10 +143,12 @@ def restore(
     """As :meth:`sde.Model.restore`, of the parts of a model; `variance` gives that of the pilot run if it is needed."""
     check_count("restore", "n", n)
     check_count("restore", "batch_size", 1 if batch_size is None else batch_size)
+    y = numbers_of("y", y)
     like, batch = state_like(denoiser), len(y)
     keys = sample_index(y, index).to(like.device)
-    condition = {name: torch.as_tensor(value, device=like.device) for name, value in (condition or {}).items()}
+    condition = {name: value.to(like.device) for name, value in named_tensors(condition).items()}
     check_condition(condition, batch)
+    condition = condition if denoiser.takes is None else as_taken(denoiser.takes, condition)
     std = float64(noise)
     exact, rounded = bool((std == 0.0).all()), not y.is_floating_point()
     # The variance of the model's dequantisation and that of the measurement's own rounding are the same number.
@@ -160,7 +163,7 @@ def restore(
     if polishing is not None:
         coupling_times(denoiser.process, measurement)
     if solver is not None:  # before the pilot run
-        solver.bind(Reverse((method or DiffPIR)(denoiser, measurement), eta=solver.eta))
+        chosen_solver(denoiser, solver).bind(Reverse((method or DiffPIR)(denoiser, measurement), eta=solver.eta))
     if method is None or solver is None:
         pilot = variance()
         method = partial(DiffPIR, variance=pilot) if method is None else method

@@ -24,7 +24,8 @@ __all__ = [
     "TokenCondition",
     "Tokens",
     "VectorCondition",
-    "check_taken",
+    "as_labels",
+    "as_taken",
     "features_of",
     "with_image",
 ]
@@ -85,25 +86,38 @@ class Taken:
         return f"({', '.join(['B', *('any' if size is None else str(size) for size in self.shape)])})"
 
 
-def check_taken(takes: Mapping[str, Taken], condition: Mapping[str, Tensor]) -> None:
-    """Refuses a condition that a network does not take.
+def as_labels(name: str, value: Tensor) -> Tensor:
+    """Labels as int64: whole numbers of any dtype, or truth values, which are the classes 0 and 1.
+
+    Raises:
+        ValueError: if they are neither.
+    """
+    if value.is_floating_point() or value.is_complex():
+        raise ValueError(f"expected {name} to be classes, whole numbers, got {value.dtype}: convert it with .long()")
+    return value.long()
+
+
+def as_taken(takes: Mapping[str, Taken], condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A condition as a network takes it, with labels of int64.
 
     Raises:
         ValueError: for an unknown name, another shape, or a label out of range; it lists what the network takes.
     """
-    listed = "; ".join(f"{name}: {taken}" for name, taken in takes.items()) or "none"
+    listed, result = "; ".join(f"{name}: {taken}" for name, taken in takes.items()) or "none", dict(condition)
     for name, value in condition.items():
         taken = takes.get(name)
         if taken is None:
             raise ValueError(f"unknown condition {name!r}: the conditions of this model are {listed}")
-        if taken.classes is not None and not value.is_floating_point() and value.numel():
-            low, high = (int(extreme) for extreme in value.aminmax())
+        if taken.classes is not None:
+            result[name] = as_labels(f"condition {name!r}", value)
+            low, high = (int(extreme) for extreme in result[name].aminmax()) if value.numel() else (0, 0)
             if low < 0 or high >= taken.classes + taken.null:
                 raise ValueError(f"condition {name!r}: expected {taken}, got labels from {low} to {high}")
         sizes = tuple(value.shape[1:])
         fits = len(sizes) == len(taken.shape) and all(b in (None, a) for a, b in zip(sizes, taken.shape))
         if not fits:
             raise ValueError(f"condition {name!r}: expected shape {taken}, got {tuple(value.shape)}; it takes {listed}")
+    return result
 
 
 class VectorCondition(nn.Module):

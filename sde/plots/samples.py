@@ -104,19 +104,22 @@ def density(model: Model, points: Tensor | None = None, *, size: int = 60, solve
     """
     if not _plane(model):
         kind = "continuous" if model.scaling.levels is None else "discrete"
-        raise ValueError(f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}")
+        given = "".join(f" given the condition {name}" for name in model.process.needs)
+        raise ValueError(
+            f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}{given}"
+        )
     points = model.sample(500) if points is None else points.detach().cpu()
     low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype, device="cpu"), dim=0)
     margin = 0.25 * (high - low).clamp(min=1e-6)
     edges = [
         torch.linspace(*ends, size + 1, dtype=torch.float64, device="cpu") for ends in zip(low - margin, high + margin)
     ]
-    cells = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
+    centres = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
     flow: dict[str, Any] = {"solver": solver or Heun(20, grid=LogSNR()), "trace": ExactTrace()}
     conditions = (
         [None] if model.classes is None else [{"label": torch.tensor(k, device="cpu")} for k in range(model.classes)]
     )
-    nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
+    nats = torch.stack([model.log_prob(centres, condition=condition, **flow).nats for condition in conditions])
     figure, axes = subplots()
     columns, rows = (e.numpy() for e in edges)
     mesh = axes.pcolormesh(columns, rows, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")
@@ -127,7 +130,7 @@ def density(model: Model, points: Tensor | None = None, *, size: int = 60, solve
 
 
 def _plane(model: Model) -> bool:
-    return model.shape == (2,) and model.scaling.levels is None
+    return model.shape == (2,) and model.scaling.levels is None and not model.process.needs
 
 
 def image_grid(x: Tensor, levels: int | None, columns: int | None = None) -> Image.Image:

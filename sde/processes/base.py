@@ -23,6 +23,7 @@ __all__ = ["SDE"]
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,10 +44,12 @@ class SDE(ABC):
         t_min: the smallest time, where solvers stop and log-densities are evaluated. If `var(t_min) > 0`, the state
             there is data plus noise of that variance, and one Tweedie step removes this noise.
         t_max: the largest time, where the marginal is close to the prior.
+        needs: the names of conditions without which a model of it is none of what it is for: the end of a bridge.
     """
 
     t_min: float
     t_max: float
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ likelihood is that of :math:`x_0` given :math:`x_1`.
 
 Of the bridges in the literature, the base VP or VE gives those of DDBM (Zhou et al. 2024,
 https://arxiv.org/abs/2309.16948, table 1), and the Brownian motion that of I2SB (Liu et al. 2023,
-https://arxiv.org/abs/2302.05872, proposition 3.3), whose symmetric schedule is this one on another clock.
+https://arxiv.org/abs/2302.05872, proposition 3.3), whose symmetric schedule is this one in another variable.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Bridge(SDE):
     Attributes:
         t_min: that of the base.
         t_max: the time just before the end of the base.
+        needs: the end, the condition `image`: a network of the library, flattened or not, takes it by this name.
 
     Raises:
         ValueError: if `end` is not in (0, 1), or the base has no signal left at its end.
@@ -94,6 +95,7 @@ class Bridge(SDE):
 
     t_min: float = field(init=False, default=0.0)
     t_max: float = field(init=False, default=0.0)
+    needs = ("image",)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.end < 1.0:

@@ -8,7 +8,7 @@ position of an iterable cannot be restored.
 
 from __future__ import annotations
 
-__all__ = ["Batch", "BatchSource", "Batches", "to_model"]
+__all__ = ["Batch", "BatchSource", "Batches", "to_model", "warn_of_spreads"]
 
 import copy
 import itertools
@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import Augmentation, Scaling, Source, Split, UnreadableSample
-from ..data.dataset import check_labels
+from ..data.dataset import check_labels, some_of
 from ..noise import Noise, Stream
 from ..shapes import check_condition, check_count
 from .workers import loaded
@@ -76,6 +77,11 @@ class BatchSource(ABC):
     def whole(self) -> Batch | None:
         """All samples, if they are in memory."""
 
+    @property
+    def sample(self) -> Tensor | None:
+        """Values of some samples, with shape (n, *), from which spreads can be estimated; None if too few are known."""
+        return None
+
     def check_labels(self, classes: int) -> None:
         """Refuses labels that are none of a network's classes, if they are known before the first batch."""
         return
@@ -90,7 +96,7 @@ class BatchSource(ABC):
         epoch."""
 
     def state(self, number: int) -> Any:
-        """What the batch of a number, the next one to be taken, depends on beside the number; None for nothing."""
+        """The state on which the batch of a number, the next one, depends beside the number; None for none."""
         return None
 
     def restore(self, state: Any, number: int) -> None:
@@ -169,11 +175,13 @@ class _Reader:
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
-            counter = torch.tensor(epoch, device="cpu")
-            # In parts, because the intermediate results take several times the memory of the keys.
-            parts = torch.arange(len(self.data), device="cpu").split(2**16)
-            keys = torch.cat([self.noise.bits(Stream.ORDER, part, counter, 1)[:, 0] for part in parts])
-            self._epoch = (epoch, keys.argsort(stable=True))
+            counter, keys = torch.tensor(epoch, device="cpu"), np.empty(len(self.data), np.int64)
+            # In parts, because the intermediate results take several times the memory of the keys; sorted by NumPy for
+            # the same reason.
+            for start in range(0, len(keys), 2**16):
+                part = torch.arange(start, min(start + 2**16, len(keys)), device="cpu")
+                keys[start : start + 2**16] = self.noise.bits(Stream.ORDER, part, counter, 1)[:, 0].numpy()
+            self._epoch = (epoch, torch.from_numpy(keys.argsort(kind="stable")))
         return self._epoch[1]
 
 
@@ -262,6 +270,13 @@ class Batches(BatchSource):
         return Batch(values, self._reader.with_vectors(condition, index, counter), index, counter, self.null)
 
     @property
+    def sample(self) -> Tensor | None:
+        try:
+            return some_of(self.data, 1024)
+        except UnreadableSample:  # which is counted where its batch is read
+            return None
+
+    @property
     def condition(self) -> dict[str, Tensor]:
         """The conditions of all samples that are in memory, by name."""
         known = {} if self.data.labels is None else {"label": self.data.labels}
@@ -283,6 +298,17 @@ class Batches(BatchSource):
                     raise UnreadableSample(f"more than unreadable={self.unreadable} samples cannot be read: {reason}")
                 warnings.warn(f"another sample takes the place of one that cannot be read: {reason}", stacklevel=4)
         return batch
+
+
+def warn_of_spreads(batches: BatchSource, scaling: Scaling | None) -> bool:
+    """Warns of columns that differ tenfold (:meth:`sde.data.Scaling.warn_of_spreads`); False if too few samples are
+    known to tell."""
+    scaling = Scaling.identity() if scaling is None else scaling
+    if scaling.levels is not None:
+        return True
+    if (values := batches.sample) is not None:
+        scaling.warn_of_spreads(values, whole=batches.whole is not None)
+    return values is not None
 
 
 def to_model(batch: Batch, scaling: Scaling | None, noise: Noise, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 __all__ = [
     "Dropout",
     "captioned",
+    "conditions_of",
     "dropout_of",
     "dropouts",
     "dropped",
@@ -34,8 +35,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Conditioned, DataSet
+from ..data import Conditioned, DataSet, Source
 from ..data.captions import Encoder
+from ..data.source import evenly
 from ..denoisers import Denoiser
 from ..noise import Noise, Stream, repeat_key
 from ..storage.files import write_atomically
@@ -133,11 +135,12 @@ def given_conditions(data: DataSet, conditional: bool | Sequence[str]) -> dict[s
         conditional: True for all that there are, False for none, or their names; `tokens_mask` goes with `tokens`.
 
     Raises:
-        ValueError: if the data has none of them.
+        ValueError: if the data has none of them, or only some of its splits have.
     """
     if conditional is False:
         return {}
-    given = data.train[torch.zeros(1, dtype=torch.int64, device="cpu")][1]
+    firsts = {split: source[evenly(1)][1] for split, source in data.splits.items()}
+    given = firsts["train"]
     names = list(given) if conditional is True else list(conditional)
     if not given or not names:
         raise ValueError(
@@ -145,8 +148,24 @@ def given_conditions(data: DataSet, conditional: bool | Sequence[str]) -> dict[s
         )
     if missing := [name for name in names if name not in given]:
         raise ValueError(f"{data.name} has no condition {missing[0]!r}: it has {', '.join(given)}")
+    for split, there in firsts.items():
+        if missing := [name for name in names if name not in there]:
+            raise ValueError(
+                f"{data.name}: train has the condition {missing[0]!r} and {split} has not: give it to each"
+            )
     names += [f"{name}_mask" for name in names if f"{name}_mask" in given and f"{name}_mask" not in names]
     return {name: given[name] for name in names}
+
+
+def conditions_of(denoiser: Denoiser, source: Source, n: int) -> dict[str, Tensor]:
+    """The conditions of n samples that a model draws: those of the first samples of a source, in turn.
+
+    Those are left out that the model does not take, the label, of which :meth:`sde.Model.sample` draws each class in
+    turn, and the vector of an augmentation, which is 0.
+    """
+    names = (denoiser.takes or {}).keys() - {"label", "augment"}
+    given = source[torch.arange(n, device="cpu") % len(source)][1] if names else {}
+    return {name: value for name, value in given.items() if name in names}
 
 
 def sizes_of(condition: Mapping[str, Tensor], flat: bool) -> dict[str, int]:

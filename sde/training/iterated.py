@@ -12,11 +12,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..noise import Noise
-from ..shapes import as_tensor, check_condition
+from ..shapes import check_condition, named_tensors, numbers_of
 from .batches import Batch, BatchSource
 from .loss import check_divides
+from .workers import on_cpu
+
+# The number of samples that tell the spreads of columns apart, to about a quarter of each.
+ENOUGH = 32
 
 
 @runtime_checkable
@@ -51,12 +56,20 @@ class Iterated(BatchSource):
         self._iterator: Iterator[Any] = iter(())  # a DataLoader draws a seed when it is started
         self._latest: tuple[int, Batch] | None = None
         self._before: dict[str, Any] | None = None  # the state before the latest batch
+        self._first: list[Tensor] = []  # values of the first samples, up to ENOUGH
 
     def __getitem__(self, number: int) -> Batch:
         if self._latest is None or self._latest[0] != number:
             self._before = self._state()
             self._latest = number, _parsed(self._next(), number)
+            values, known = self._latest[1].values, sum(map(len, self._first))
+            if known < ENOUGH and (not known or values.shape[1:] == self._first[0].shape[1:]):
+                self._first.append(values[:ENOUGH])
         return self._latest[1]
+
+    @property
+    def sample(self) -> Tensor | None:
+        return torch.cat(self._first) if sum(map(len, self._first)) >= ENOUGH else None
 
     def shard(self, rank: int, world: int) -> BatchSource:
         return _Part(self, rank, world)
@@ -68,7 +81,7 @@ class Iterated(BatchSource):
         self._latest, self._iterator = None, iter(())
         if state is not None and isinstance(self._batches, Stateful):
             self._batches.load_state_dict(state)
-            self._iterator = iter(self._batches)
+            self._iterator = self._started()
         elif number:
             warnings.warn(
                 f"the {type(self._batches).__name__} has no state: the training goes on at the start of its next "
@@ -84,13 +97,17 @@ class Iterated(BatchSource):
         return None
 
     def epoch(self) -> Iterator[Batch]:
-        yield from (_parsed(batch, number) for number, batch in enumerate(self._batches))
+        yield from (_parsed(batch, number) for number, batch in enumerate(self._started()))
+
+    def _started(self) -> Iterator[Any]:
+        """One pass through the batches; those of other iterables are wherever their author makes them."""
+        return on_cpu(self._batches) if isinstance(self._batches, DataLoader) else iter(self._batches)
 
     def _next(self) -> Any:
         for _ in range(2):
             for batch in self._iterator:
                 return batch
-            self._iterator = iter(self._batches)
+            self._iterator = self._started()
         raise ValueError(
             "the batches are exhausted and do not start again: expected a DataLoader, a list or an endless iterator"
         )
@@ -112,6 +129,10 @@ class _Part(BatchSource):
     def whole(self) -> Batch | None:
         return self._source.whole
 
+    @property
+    def sample(self) -> Tensor | None:
+        return self._source.sample
+
     def epoch(self) -> Iterator[Batch]:
         yield from itertools.islice(self._source.epoch(), self._rank, None, self._world)
 
@@ -124,14 +145,14 @@ def _parsed(batch: Any, number: int) -> Batch:
     parts = batch if isinstance(batch, tuple | list) else [batch]
     if len(parts) not in (1, 2):
         raise ValueError(f"expected a batch of a tensor, or of a tensor and a condition, got {len(parts)} parts")
-    values, condition = as_tensor(parts[0]), parts[1] if len(parts) == 2 else None
+    values, condition = numbers_of("a batch", parts[0]), parts[1] if len(parts) == 2 else None
     if values.ndim < 2 or len(values) == 0:
         raise ValueError(f"expected a batch with shape (B, *) and B >= 1, got {tuple(values.shape)}")
     null = condition is None or isinstance(condition, Mapping)
     if not null:
-        label = as_tensor(condition)
+        label = numbers_of("the labels of a batch", condition)
         condition = {"label": label if label.is_floating_point() else label.long()}
-    named = {name: as_tensor(value) for name, value in (condition or {}).items()}
+    named = named_tensors(condition)
     check_condition(named, len(values))
     index = torch.arange(len(values), device=values.device)
     return Batch(values, named, index, torch.full_like(index, number), null)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..data import Scaling
 from ..data.dataset import check_labels
 from ..denoisers import Denoiser
+from ..networks.conditions import as_labels
 from ..noise import Noise, Stream
 from ..objective import Objective
 from ..sampling import state_like
-from ..shapes import recordable
+from ..shapes import check_recordable, recordable
 from .batches import Batch, to_model
 from .execution import Execution
 from .ranks import rank, size
@@ -47,7 +48,9 @@ class Loss(nn.Module):
             return self.objective(self.denoiser, self.execution.arranged(x0), u, z, **condition)
 
     def check_trained(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuses an optimiser that leaves the parameters of the objective as they are."""
+        """Refuses weights that cannot be trained, and an optimiser that leaves the objective's as they are."""
+        for name, module in self.named_children():
+            check_recordable(module, "its weights cannot be trained", name)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self.named_parameters():
             if name.startswith("objective.") and parameter.requires_grad and id(parameter) not in trained:
@@ -116,7 +119,16 @@ def chosen_condition(denoiser: Denoiser, batch: Batch, conditions: Sequence[str]
             there = ", ".join(batch.condition) or "none"
             raise ValueError(f"the batches have no condition {name!r}: they have {there}")
     chosen = {name: batch.condition[name] for name in names}
+    for name in denoiser.process.needs:
+        if name not in chosen:
+            raise ValueError(
+                f"{type(denoiser.process).__name__} needs the condition {name!r} of every sample, got batches with "
+                f"{', '.join(batch.condition) or 'no condition'}, of which the model is given "
+                f"{', '.join(chosen) or 'none'}: give pairs (x0, {{{name!r}: ...}}); in a config, data with the "
+                f"condition {name} and conditional=true"
+            )
     if denoiser.classes is not None and "label" in chosen:
+        chosen["label"] = as_labels("labels", chosen["label"])
         check_labels("labels", chosen["label"], denoiser.classes, null=batch.null)
     return chosen
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 __all__ = ["RESUMABLE_KEYS", "Run", "assemble", "differences", "opened"]
 
 import contextlib
-import inspect
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +22,16 @@ from typing import Any
 import torch
 
 from ..data import DataSet
-from ..data.dataset import check_labels
 from ..denoisers import Denoiser
-from ..instantiate import MODEL_ROOMS, build, describe, find, public
+from ..instantiate import MODEL_ROOMS, build, public
 from ..runtime import choose_device
+from ..solvers import Heun, Solver
 from ..storage.checkpoint import load_checkpoint, remove_strays, resolve, save_checkpoint
 from ..storage.files import Lock, write_atomically
 from ..version import __version__
+from .assembly import assemble, vector_length
 from .batches import Batches
-from .conditions import dropouts, encoded, given_conditions, sizes_of
+from .conditions import encoded
 from .ema import EMA, Average, PowerEMA
 from .loggers import JSONLines, Logger
 from .loop import Training
@@ -40,78 +39,7 @@ from .loss import Loss
 from .posthoc import Snapshots
 from .ranks import agree, rank, size, together, total
 from .report import Report
-from .settings import DEFAULTS, RESUMABLE_KEYS, differences
-
-
-def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
-    """The denoiser of a config for a data set, and the tree of plain values from which a checkpoint rebuilds it.
-
-    Arguments of the network that follow from the data (`channels`, `features`, `rank`; `classes` and `conditions` if it
-    is `conditional`) are filled in if the config does not give them.
-
-    Args:
-        config: the trees `sde`, `network`, `denoiser` and, if there are some, `encoder` and `augmentation`;
-            `conditional`, `condition_dropout` and `trust`.
-        data: the data set.
-
-    Raises:
-        ValueError: if the network has classes and is not `conditional`, or if it is and the data has no conditions,
-            those that the network does not take, or a label that is none of its classes.
-    """
-    trust, given = config.get("trust") or (), given_conditions(data, config["conditional"])
-    classes = data.classes if "label" in given else None
-    facts: dict[str, Any] = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
-    facts |= {} if classes is None else {"classes": classes}
-    network_tree = dict(config["network"])
-    parameters = inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys()
-    if "conditions" in parameters and (sizes := sizes_of(given, flat="channels" not in parameters)):
-        facts["conditions"] = {"_target_": "sde.networks.Conditions", **sizes}
-    for key in parameters & facts.keys():
-        if network_tree.get(key) is None:
-            network_tree[key] = facts[key]
-    if (length := _vector_length(config)) and not network_tree.get("augment"):
-        network_tree["augment"] = length
-    tree = public(
-        {
-            "process": config["sde"],
-            "network": network_tree,
-            "denoiser": config["denoiser"],
-            "scaling": describe(data.scaling),
-            "shape": list(data.shape),
-            "classes": classes,
-            "encoder": config.get("encoder"),
-        }
-    )
-    parts = {"process": build(tree["process"], trust=trust), "network": build(network_tree, trust=trust)}
-    denoiser: Denoiser = build(tree["denoiser"], trust=trust, **parts)
-    if classes is not None:
-        _check_classes(data, denoiser.classes or classes)
-    elif denoiser.classes is not None:
-        raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
-    tree["dropout"] = dropouts(denoiser, list(given), config.get("condition_dropout"))
-    return denoiser, tree
-
-
-def _vector_length(config: Mapping[str, Any]) -> int:
-    """The length of the vectors that the network gets from the augmentation."""
-    tree = config.get("augmentation")
-    return build(tree, trust=config.get("trust") or ()).length if tree else 0
-
-
-def _check_classes(data: DataSet, classes: int) -> None:
-    """Refuses labels that are none of the network's classes, and warns of a class of the data without training samples,
-    which a model would draw in its turn."""
-    for name, split in data.splits.items():
-        if split.labels is not None:
-            check_labels(f"{data.name}: {name} labels", split.labels, classes, describe=split.describe)
-    present = data.train.labels.unique().tolist() if data.train.labels is not None else []
-    if len(present) < (data.classes or 0):
-        absent = next(i for i, label in enumerate([*present, None]) if i != label)
-        warnings.warn(
-            f"{data.name}: no training sample has the label {absent}, but samples of each of {data.classes} classes "
-            "will be drawn: number the labels from 0 without gaps",
-            stacklevel=4,
-        )
+from .settings import DEFAULTS, RESUMABLE_KEYS, differences, rehearsing
 
 
 @contextlib.contextmanager
@@ -200,15 +128,21 @@ class Run:
                 "give another run_dir="
             )
         self._settings = {**DEFAULTS, **config}
-        self._loggers: list[Logger] = []
+        self._loggers: list[Logger] = [JSONLines()] if rank() == 0 else []
         self._losses: list[float] = []
         self._skipped = 0
         self._newest: tuple[int, Path] | None = None  # the step and the path of the newest checkpoint
 
-    def start(self, data: DataSet) -> Training:
+    def start(self, data: DataSet, rehearse: Callable[[Training], None] | None = None) -> Training:
         """The training of the config, restored from the newest checkpoint of the directory, if there is one.
 
-        Nothing is written before all objects of the config have been built and checked.
+        Nothing is written before all objects of the config have been built and checked, and what is done after some
+        steps only has been tried: the validation losses, the scores and what the caller does.
+
+        Args:
+            data: the data set.
+            rehearse: a function of the training that tries what the caller will do; on every rank. It raises if that
+                cannot be done.
         """
         config, trust = self._settings, self.config.get("trust") or ()
         with together():
@@ -227,7 +161,7 @@ class Run:
             optimizer = build(config["optimizer"], params=[p for p in loss.parameters() if p.requires_grad])
             settings = {key: config[key] for key in ("warmup", "clip", "seed", "accumulate", "max_skipped")}
             settings |= {key: build(config[key], trust=trust) for key in ("decay", "execution", "ranks")}
-            names = self._model["dropout"] | ({"augment": 0.0} if _vector_length(config) else {})
+            names = self._model["dropout"] | ({"augment": 0.0} if vector_length(config) else {})
             averages = self._averages(denoiser)
             training = Training(
                 denoiser, batches, data.scaling, self.objective, optimizer, averages, conditions=names, **settings
@@ -236,13 +170,27 @@ class Run:
                 self._losses, self._skipped = list(content["losses"]), content.get("skipped", 0)
                 self._newest = int(content["step"]), self.checkpoints / resolve(self.directory).name
             if rank() == 0:
-                self._loggers = [JSONLines(), *build(config["loggers"], trust=trust).values()]
+                for name, logger in build(config["loggers"], trust=trust).items():
+                    if not isinstance(logger, Logger):
+                        raise ValueError(
+                            f"loggers.{name}: expected a logger, with open, scalars, picture and close, got a "
+                            f"{type(logger).__name__}"
+                        )
+                    self._loggers.append(logger)
         common = {k: v for k, v in self.config.items() if k not in ("device", "run_dir")}
         where = "none" if self._newest is None else self._newest[1].name
         agree({"config": json.dumps(common), "fingerprint of the data": data.fingerprint, "checkpoint": where})
         if content is not None:
             training.restore(content)
         training.check()
+        if data.valid is not None:
+            with rehearsing("validate_every"):
+                training.check(next(self._batches("valid", workers=0).epoch()))
+        if config["score_every"]:
+            with rehearsing("score_every"):
+                self.bits_per_dim(training, n=size(), solver=Heun(1))
+        if rehearse is not None:
+            rehearse(training)
         with together():
             if rank() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -252,6 +200,12 @@ class Run:
                 for logger in self._loggers:
                     logger.open(self.directory, training.step)
         return training
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes of which the model has labels, once it is started."""
+        known: int | None = self._model["classes"]
+        return known
 
     def _captioned(self, data: DataSet) -> DataSet:
         """The data with the encodings of its captions, if there is an encoder."""
@@ -370,20 +324,21 @@ class Run:
         levels = {f"valid_loss_{k}": loss for k, loss in enumerate(found.levels, start=1) if not math.isnan(loss)}
         return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
 
-    def bits_per_dim(self, training: Training) -> float:
-        """The mean bits/dim of the averaged weights on the first samples of the validation or test split, with the same
-        noise at every call; each rank scores a part of them."""
+    def bits_per_dim(self, training: Training, n: int | None = None, solver: Solver | None = None) -> float:
+        """The mean bits/dim of the averaged weights on the first samples of the validation or test split, `score_n` by
+        default, with the same noise at every call; each rank scores a part of them."""
         split = self.data.test if self.data.valid is None else self.data.valid
-        model, n = training.model(classes=self._model["classes"]), min(self._settings["score_n"], len(split))
+        model, n = training.model(classes=self.classes), min(n or self._settings["score_n"], len(split))
         index = torch.arange(rank(), n, size(), device="cpu")
         values, condition = split[index]
         condition = {name: condition[name] for name in training.conditions or () if name in condition}
-        bits = [model.bits_per_dim(values, index=index, condition=condition).sum().item()] if len(index) else [0.0]
+        how: dict[str, Any] = {"index": index, "condition": condition, "solver": solver}
+        bits = [model.bits_per_dim(values, **how).sum().item()] if len(index) else [0.0]
         return total(torch.tensor(bits, dtype=torch.float64, device="cpu")).item() / n
 
-    def _batches(self, split: str) -> Batches:
+    def _batches(self, split: str, **settings: Any) -> Batches:
         """The batches of a split."""
-        config = self._settings
+        config = {**self._settings, **settings}
         reading: dict[str, Any] = {key: config[key] for key in ("workers", "unreadable")}
         if tree := config["augmentation"]:
             reading["augmentation"] = build(tree, trust=config.get("trust") or ())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULTS", "RESUMABLE_KEYS", "differences"]
+__all__ = ["DEFAULTS", "RESUMABLE_KEYS", "differences", "rehearsing"]
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..instantiate import public
+from ..instantiate.annotations import shown
 
 # The keys of the config that may change when a run is continued.
 RESUMABLE_KEYS: tuple[str, ...] = (
@@ -53,7 +55,17 @@ def differences(
     a, b = (dict(_flat(public({k: v for k, v in config.items() if k not in free}))) for config in whole)
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
-            yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+            yield f"{key} was {shown(a.get(key))} and is now {shown(b.get(key))}"
+
+
+@contextlib.contextmanager
+def rehearsing(key: str) -> Iterator[None]:
+    """Within it, what a training does later only is tried before its first step: any error is a ValueError that begins
+    with the key of the config."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{key}: {error or type(error).__name__}") from error
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

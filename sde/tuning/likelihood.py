@@ -40,8 +40,8 @@ from ..denoisers import Denoiser
 from ..grids import LogSNR
 from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, step_error
 from ..processes import SDE
-from ..sampling import evaluating, recording
-from ..shapes import event_dims, float64
+from ..sampling import evaluating
+from ..shapes import event_dims, float64, recording
 from ..solvers import Arcsinh, Designed, RungeKutta, Solver, UniPC
 from ..trace import Trace
 from .design import Design

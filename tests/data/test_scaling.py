@@ -137,6 +137,7 @@ def test_columns_that_differ_tenfold_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"number 3 is 0, that of number \d 1\."):
         Scaling.standardise(constant).warn_of_spreads(constant)
     Scaling.standardise(x).warn_of_spreads(x)  # no warning, which would be an error
+    Scaling.standardise(x).warn_of_spreads(constant, whole=False)  # the column may vary in other samples
     Scaling.identity().warn_of_spreads(x[:, [0, 3, 4, 5, 6]])
     Scaling.interval(256).warn_of_spreads(torch.tensor([[0, 7], [1, 200]], dtype=torch.uint8))
 

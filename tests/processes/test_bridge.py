@@ -186,6 +186,20 @@ def test_a_network_of_pairs_is_trained_as_any_other() -> None:
     assert (x - torch.tensor([[-2.0], [2.0]])).abs().max() < 0.5
 
 
+def test_a_bridge_is_trained_and_drawn_from_by_its_ends() -> None:
+    net = sde.networks.MLP(1, width=8, depth=1, conditions=sde.networks.Conditions(image=1))
+    d, x = sde.NetworkDenoiser(net, Bridge(), sde.EDM(1.0), sde.LogSNRLevel()), torch.zeros(4, 1)
+    with pytest.raises(ValueError, match=r"Bridge needs the condition 'image'.*got batches with no condition"):
+        sde.Training(d, sde.Batches(x, 2))
+    with pytest.raises(ValueError, match=r"Bridge needs the condition 'image'.*got batches with image, .* none"):
+        sde.Training(d, sde.Batches(x, 2, condition={"image": x}), conditions=[])
+    with pytest.raises(ValueError, match=r"Bridge needs the condition 'image'.*pairs \(x0, \{'image'"):
+        sde.Training(d, [x]).advance()
+    model = sde.Model(d, sde.data.Scaling.identity(), (1,))
+    with pytest.raises(ValueError, match=r"a model of Bridge draws given the condition 'image', got none"):
+        model.sample(4)
+
+
 def test_what_cannot_be_a_bridge_is_refused() -> None:
     for make, word in (
         (lambda: Bridge(end=0.0), r"end in \(0, 1\)"),

@@ -547,6 +547,11 @@ def test_labels_of_data_are_classes_and_never_the_one_that_means_no_label() -> N
         else:
             with pytest.raises(ValueError, match=r"labels\[37\]"):
                 training.advance()
+    for labels in (y % 2 == 0, (y % 3).int()):  # truth values and whole numbers of any dtype
+        labelled_training([(x, labels)]).advance()
+        labelled_training([(x, {"label": labels})]).advance()
+    with pytest.raises(ValueError, match=r"whole numbers, got torch\.float32"):
+        labelled_training([(x, y.float())]).advance()
     assert training.model(classes=3).classes == 3
     with pytest.raises(ValueError, match=r"up to 3.*got 4"):
         training.model(classes=4)
@@ -558,6 +563,40 @@ def test_columns_that_differ_tenfold_are_warned_of() -> None:
         with pytest.warns(UserWarning, match="tenfold"):
             Training(Line(), Batches(x, 4), scaling)
     Training(Line(), Batches(x, 4), Scaling.standardise(x))
+
+
+class Streamed(sde.data.Source):
+    """Rows that are read as they are needed."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor) -> sde.data.source.Item:
+        return self.values[index], {}
+
+    @property
+    def fingerprint(self) -> str:
+        return "rows"
+
+
+def test_columns_of_streams_and_loaders_that_differ_tenfold_are_warned_of() -> None:
+    """By the first 32 samples at least."""
+    x = torch.randn(96, 2) * torch.tensor([1.0, 99.0])
+    own = Scaling.standardise(x)
+    with pytest.warns(UserWarning, match=r"tenfold.*\(of 96 samples\)"):
+        Training(Line(), Batches(Streamed(x), 4))
+    Training(Line(), Batches(Streamed(x), 4), own).advance()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=16)
+    training = Training(Line(), loader)
+    training.advance()  # 16 samples do not tell
+    with pytest.warns(UserWarning, match=r"tenfold.*\(of 32 samples\)"):
+        training.advance()
+    training.advance()
+    for report in Training(Line(), loader, own).run(3):
+        assert not report.skipped
 
 
 # The model of a training

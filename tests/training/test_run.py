@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def test_the_directory_is_no_part_of_a_result(tmp_path: Path, data: DataSet) -> 
         ({"sde__beta_max": 10.0}, "sde.beta_max was 20.0 and is now 10.0"),
         ({"network__multipliers": [1, 2, 2]}, r"network.multipliers was \[1, 2\] and is now \[1, 2, 2\]"),
         ({"ema": 0.99, "warmup": 4}, "ema was 0.9 and is now 0.99"),
-        ({"network__extra": 1}, "network.extra was None and is now 1"),
+        ({"network__extra": 1}, "network.extra was null and is now 1"),
     ],
 )
 def test_another_config_is_refused_with_the_first_difference(
@@ -285,7 +285,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, data: DataSet) -> Non
 
 def test_differences_are_told_by_dotted_key() -> None:
     old, new = {"a": {"b": 1, "c": [1, 2]}, "steps": 1}, {"a": {"b": 2, "c": (1, 2)}, "steps": 2, "d": "x"}
-    assert list(differences(old, new)) == ["a.b was 1 and is now 2", "d was None and is now 'x'"]
+    assert list(differences(old, new)) == ["a.b was 1 and is now 2", "d was null and is now 'x'"]
     assert list(differences(old, new, free=("a", "d"))) == ["steps was 1 and is now 2"]
     assert list(differences(CONFIG, json.loads(json.dumps(CONFIG)))) == []
 
@@ -455,10 +455,50 @@ def test_a_label_that_the_network_has_not_is_found_before_the_first_step(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_class_without_samples_is_warned_of() -> None:
-    for labels, absent in (([1, 2, 3] * 6, 0), ([0, 1, 3] * 6, 2), ([0, 1, 2] * 6, 3)):
-        with pytest.warns(UserWarning, match=rf"label {absent}, but .* of 4 classes"):
-            assemble(with_labels(), labelled(labels, [3]))
+def test_classes_without_samples_are_refused_unless_their_number_is_declared(tmp_path: Path) -> None:
+    for labels, absent in (([1, 2, 3] * 6, "0"), ([0, 3] * 9, "1, 2"), ([0, 1, 2] * 6, "3")):
+        with pytest.raises(ValueError, match=rf"no training sample is of class {absent}, .*up to 3.* data\.classes=4"):
+            open_run(tmp_path / "run", with_labels()).start(labelled(labels, [3]))
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"of class 0, 1, 2, 3, 4 and 2018 more, and labels go up to 2024"):
+        assemble(with_labels(), labelled([2023, 2024], [2024]))
+    declared = replace(labelled([1, 2, 3] * 6, [3]), declared_classes=5)
+    _, training = go(tmp_path / "run", declared, with_labels(), stop=1)
+    assert training.denoiser.classes == sde.load(tmp_path / "run").classes == 5
+    with pytest.raises(ValueError, match=r"train labels\[2\] is 3: expected a class from 0 to 2"):
+        replace(declared, declared_classes=3)
+    with pytest.raises(ValueError, match="table has no labels, got classes=3"):
+        replace(table(rows(40)), declared_classes=3)
+
+
+def test_what_is_done_later_is_tried_before_the_first_step(tmp_path: Path) -> None:
+    """Conditions of every split, the loss of the validation samples, and a score; nothing is written."""
+
+    def split(width: int) -> Split:
+        return Split(torch.randn(9, 2), condition={"embedding": torch.randn(9, width)} if width else {})
+
+    def data(test: int, valid: int) -> DataSet:
+        return DataSet("pairs", sde.data.Scaling.identity(), *map(split, (3, test, valid)))
+
+    config = with_labels()
+    for widths, message in (
+        ((0, 3), "train has the condition 'embedding' and test has not"),
+        ((3, 0), "train has the condition 'embedding' and valid has not"),
+        ((3, 4), r"validate_every: .*embedding.*\(2, 3\)"),
+        ((3, 3), "caller: no"),
+    ):
+
+        def rehearse(training: Training) -> None:
+            assert training.step == 0
+            raise ValueError("caller: no")
+
+        with pytest.raises(ValueError, match=message):
+            open_run(tmp_path / "run", {**config, "score_every": 2}).start(data(*widths), rehearse)
+        assert list(tmp_path.iterdir()) == []
+    scored = data(3, 4)
+    with pytest.raises(ValueError, match=r"score_every: .*embedding.*\(B, 3\)"):
+        open_run(tmp_path / "run", {**config, "score_every": 2}).start(replace(scored, test=scored.valid, valid=None))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_conditional_network_needs_labels() -> None:
