@@ -224,7 +224,7 @@ def choose_solver(
 
 @dataclass(frozen=True)
 class _Runs:
-    """What a design leaves on the rows whose accurate solution is finite.
+    """Errors of a design on the rows whose accurate solution is finite, and the contributions that fit them.
 
     Attributes:
         errors: of the log-density, in bits/dim, with shape (R,).
