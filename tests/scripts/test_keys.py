@@ -284,6 +284,8 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("restore", "task.noise=-1", "task:", "noise=-1"),
     ("restore", "method.weight=a", "method.weight='a'", "a number"),
+    ("restore", "pilot=1", "pilot=1", ">= 2"),
+    ("restore", "out=a.png", "out:", ".h5"),  # where its picture would be
     ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
 ]
 
