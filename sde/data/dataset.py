@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..networks.conditions import as_labels
-from ..shapes import check_condition, check_kind, named_tensors, numbers_of
+from ..shapes import check_condition, check_count, check_kind, named_tensors, numbers_of
 from .scaling import Scaling, check_entries
 from .source import Item, Source, evenly
 
@@ -124,6 +124,7 @@ class DataSet:
     declared_classes: int | None = None
 
     def __post_init__(self) -> None:
+        check_count(self.name, "classes", 1 if self.declared_classes is None else self.declared_classes)
         for name, split in self.splits.items():
             check_kind(name, split, Source, "sde.data.Split(values, labels)")
             self._check_values(name, split)
