@@ -1,4 +1,4 @@
-"""What guidance samples against p(x) p(y|x)^w: `python benchmarks/guidance.py`.
+"""The distribution that guidance samples, against p(x) p(y|x)^w: `python benchmarks/guidance.py`.
 
 The components of a mixture are its classes, so that all denoisers and classifiers are exact. The tilted distribution is
 drawn by rejection. For each weight and dimension, it prints the sliced Wasserstein distance of guidance alone and of

@@ -63,7 +63,7 @@ def fault(mutant: Mutant, tree: Path) -> Iterator[None]:
 
 
 def copied(root: Path, tree: Path) -> None:
-    """What the tests need of a repository."""
+    """The files of a repository that the tests need."""
     for name in FOLDERS:
         if (root / name).exists():
             shutil.copytree(root / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))

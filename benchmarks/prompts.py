@@ -4,7 +4,7 @@ r"""Digits that are asked for in words, written or spoken: the figures and the p
     python benchmarks/prompts.py speech --clips fsdd.npz
 
 *text*: digits on a canvas of 8x12 pixels, to the left, in the middle or to the right, with captions, which
-:class:`sde.data.captions.Words` encodes. Each digit lacks one of the places in training, another one for every digit
+:class:`sde.data.Words` encodes. Each digit lacks one of the places in training, another one for every digit
 in turn, and the sentences of the prompts are none of the captions'. A sample is right if a classifier of real digits
 at all places finds the digit *and* the place.
 
@@ -50,7 +50,7 @@ PROMPTS = ("a {} on the left", "a {} in the middle", "a {} on the right")
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained and asked for.
+    """The training, and the prompts of its samples.
 
     Attributes:
         train: training samples with `tokens` and `tokens_mask`.

@@ -14,7 +14,7 @@ from sde.plots import save_samples
 from sde.storage.store import read
 
 # The keys on which the rows of the file do not depend.
-FREE = ("ckpt", "out", "device", "trust", "per_class", "batch_size")
+RESUMABLE_KEYS = ("ckpt", "out", "device", "trust", "per_class", "batch_size")
 
 
 @command("augment")
@@ -23,10 +23,10 @@ def main(config: dict[str, Any]) -> None:
     model, solver = setup.model, setup.build("solver")
     training = setup.split("train")
     kind = "new" if config["strength"] is None else f"strength{config['strength']}"
-    name = f"{setup.path.stem}-{kind}-seed{config['seed']}{swept(*FREE, 'strength', 'seed')}.h5"
+    name = f"{setup.path.stem}-{kind}-seed{config['seed']}{swept(*RESUMABLE_KEYS, 'strength', 'seed')}.h5"
     path = Path(config["out"] or setup.directory / "augmented" / name)
     settings = {key: config[key] for key in ("per_class", "seed", "strength", "copies", "batch_size")}
-    key = {**setup.key(*FREE), "fingerprint": training.fingerprint}
+    key = {**setup.key(*RESUMABLE_KEYS), "fingerprint": training.fingerprint}
     job = Augmentation(model, training, path, solver=solver, key=key, metadata=setup.metadata, **settings)
     show(job.run(), unit="row")
     columns = read(path).columns

@@ -124,8 +124,8 @@ def variant(*without: str) -> str:
     """
     keys = overridden()
     below = tuple(key for key in without if key.endswith("."))
-    kept = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
-    name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in kept)
+    texts = [text for key, text in sorted(keys.items()) if key not in without and not key.startswith(below)]
+    name = "".join("-" + re.sub(r"[^\w.+-]+", "_", text).strip("_") for text in texts)
     return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -205,10 +205,13 @@ def draw(model: Any, n: int, **settings: Any) -> Any:
 
 def conditions(model: Any, config: dict[str, Any], n: int, first: int = 0) -> dict[str, Any]:
     """The condition of n samples by the keys `label`, `embedding`, `prompt`, `image` (:meth:`sde.Model.condition`)."""
-    given = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
-    if given["image"] is not None:
-        given["image"] = image_of(Path(given["image"]))
-    return dict(model.condition(n, first=first, **given))
+    values = {key: config[key] for key in ("label", "embedding", "prompt", "image")}
+    if values["image"] is not None:
+        try:
+            values["image"] = image_of(Path(values["image"]))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"image: {error}") from error
+    return dict(model.condition(n, first=first, **values))
 
 
 def image_of(path: Path) -> Any:

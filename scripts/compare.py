@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from command import command, progress, track
-from faults import CONFIGS
+from faults import option
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -25,6 +25,7 @@ from sde.comparison import (
     posterior_ways,
     write_report,
 )
+from sde.instantiate import check
 from sde.runtime import choose_device
 
 
@@ -33,17 +34,16 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def leaf(group: str, entry: Any) -> dict[str, Any]:
-    """The tree of an entry of a config group, a name that keys may follow, such as `heun steps=3`."""
-    name, *keys = str(entry).split() or [""]
-    known = sorted(path.stem for path in (Path(CONFIGS) / group).glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"{group} {name!r} is not known: expected {', '.join(known)}")
+def leaf(group: str, entry: str, trust: Any = ()) -> dict[str, Any]:
+    """The tree of an entry of `solvers` or `grids`, an option of a config group that keys may follow."""
+    name, keys = option(group, entry)
     try:
         overrides = [f"+{group}={name}", *(f"{group}.{key}" for key in keys)]
-        return OmegaConf.to_container(compose("compare", overrides)[group], resolve=True)  # type: ignore[return-value]
+        tree: Any = OmegaConf.to_container(compose("compare", overrides)[group], resolve=True)
     except HydraException as error:
-        raise ValueError(f"{group} {entry!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{group}s: {entry!r}: {str(error).splitlines()[0]}") from error
+    check(tree, f"{group}s.{name}", trust=trust)
+    return dict(tree)
 
 
 def posteriors(config: dict[str, Any]) -> None:
@@ -69,13 +69,13 @@ def main(config: dict[str, Any]) -> None:
     # A checkpoint has its own process, which only an explicit override replaces, not the default of the config.
     override = any(key.startswith("sde") for key in HydraConfig.get().overrides.task)
     process = config["sde"] if override or config["ckpt"] is None else None
+    settings = Settings(**{key: config[key] for key in keys})
+    axes: dict[str, Any] = {key: as_list(config[key]) for key in ("calls", "tolerances")}
+    axes["grids"] = {grid: leaf("grid", grid, trust) for grid in as_list(config["grids"])}
+    trees = {solver: leaf("solver", solver, trust) for solver in as_list(config["solvers"])}
     problem, name, identity = open_problem(
         config["target"], config["ckpt"], process, ema=config["ema"], device=device, trust=trust
     )
-    settings = Settings(**{key: config[key] for key in keys})
-    axes: dict[str, Any] = {key: as_list(config[key]) for key in ("calls", "tolerances")}
-    axes["grids"] = {grid: leaf("grid", grid) for grid in as_list(config["grids"])}
-    trees = {solver: leaf("solver", solver) for solver in as_list(config["solvers"])}
     experiments = [e for name, tree in trees.items() for e in plan(name, tree, problem.process, **axes, trust=trust)]
     if config["design"]:
         pilot = DesignPilot(config["pilot"], config["seconds"], config["seed"])

@@ -20,7 +20,7 @@ def main(config: dict[str, Any]) -> None:
     setup, first = JobSetup.load(config), config["first"]
     model, solver = setup.model, setup.build("solver")
     split = setup.split(config["split"])
-    index = torch.arange(first, min(first + config["n"], len(split)), device="cpu")
+    index = torch.arange(len(split), device="cpu")[first : first + config["n"]]
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
     condition = conditions(model, config, len(index), first)

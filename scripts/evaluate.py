@@ -16,13 +16,13 @@ from sde.plots import fidelity_and_diversity, histograms, measures, save_neighbo
 from sde.storage.files import Lock
 
 # The keys that results do not depend on, and those of sources, which count by their content.
-FREE = ("cache", "rank", "world", "batch_size", "samples", "restored", "reference")
+IRRELEVANT_KEYS = ("cache", "rank", "world", "batch_size", "samples", "restored", "reference")
 
 
 @command("evaluate")
 def main(config: dict[str, Any]) -> None:
     job = quality_job(config)
-    settings = relevant(config, *FREE, facts=job.facts)
+    settings = relevant(config, *IRRELEVANT_KEYS, facts=job.facts)
     name = "-".join(files.items.name for files in (*job.samples, job.reference))[:80].replace(" ", "_")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     out = Path(config["out"] or f"runs/evaluation/{name}-{digest}.h5")
@@ -67,12 +67,12 @@ def pictures(out: Path, job: QualityJob, result: Quality) -> list[Path]:
             written.append(out.with_name(f"{out.stem}-{name}.png"))
             figure.savefig(written[-1])
     for number, files in enumerate(job.samples):
-        if (found := result.memorisation.get(files.items.name)) is None or job.training is None:
+        if (copies := result.memorisation.get(files.items.name)) is None or job.training is None:
             continue
-        assert found.ratio.per_item is not None
-        closest = found.ratio.per_item.argsort()[:12]
+        assert copies.ratio.per_item is not None
+        closest = copies.ratio.per_item.argsort()[:12]
         written.append(out.with_name(f"{out.stem}-nearest{number if len(job.samples) > 1 else ''}.png"))
-        pair = files.values(closest), job.training.values(found.nearest[closest])
+        pair = files.values(closest), job.training.values(copies.nearest[closest])
         save_neighbours(written[-1], *pair, files.items.levels)
     return written
 

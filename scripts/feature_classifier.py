@@ -27,7 +27,7 @@ def main(config: dict[str, Any]) -> None:
     settings = relevant(config, data=data.fingerprint)
     check_replaceable(out, settings, overwrite=config["overwrite"])
     torch.manual_seed(config["seed"])
-    network = ClassifierNetwork(data.shape, data.classes, width=config["width"], features=config["features"])
+    network = ClassifierNetwork(data.shape, data.classes, width=config["width"], features=config["n_features"])
     network = network.to(choose_device(config["device"]))
     how = {key: config[key] for key in ("steps", "batch_size", "lr", "seed")}
     for loss, bar in progress(fit_classifier(network, x, train.labels, **how), config["steps"]):

@@ -1,4 +1,4 @@
-"""What the keys of scripts may be, and the check of a config against the class that describes it.
+"""The types of the keys of scripts, and the check of a config against the class that describes it.
 
 A class describes a config as its annotations do a function: a key with a default may be absent, any other key is
 refused. A key whose annotation is a class of the library has a tree for :func:`sde.instantiate.build`.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
-from faults import unknown_key
+from faults import option, unknown_key
 
 from sde.instantiate import check
-from sde.instantiate.annotations import Limit, check_value, shown
+from sde.instantiate.annotations import Existing, Limit, check_value, nearest, shown
 from sde.runtime import choose_device
+from sde.storage.checkpoint import resolve
 from sde.storage.files import check_writable
 
 Count = Annotated[int, Limit(">=", 1)]
@@ -28,7 +29,7 @@ Device = Annotated[str, choose_device]
 
 @dataclass(frozen=True)
 class Output:
-    """A file that is written at the end, with one of these suffixes if there are any, or a directory."""
+    """A file that is written at the end, with one of these suffixes, or a directory."""
 
     suffixes: tuple[str, ...] = ()
     directory: bool = False
@@ -37,10 +38,43 @@ class Output:
         check_writable(path, self.suffixes, directory=self.directory)
 
 
-File = Annotated[str, Output()]
+def check_target(name: str) -> None:
+    """Checks `target` of `compare.py`."""
+    if name != "posterior":
+        Existing((".npz",), f"; expected posterior or an .npz file{nearest(name, ['posterior'])}")(name)
+
+
+# What `out=` is in every script, by what it writes.
 Picture = Annotated[str, Output((".png",))]
-Results = Annotated[str, Output((".h5",))]
+Results = Annotated[str, Output((".h5", ".hdf5"))]
+Weights = Annotated[str, Output((".pt",))]
 Directory = Annotated[str, Output(directory=True)]
+
+# What is read.
+ARRAYS = (".npy", ".npz", ".h5", ".hdf5")
+Checkpoint = Annotated[str, Existing(), resolve]
+Input = Annotated[str, Existing()]
+Arrays = Annotated[str, Existing(ARRAYS)]
+Target = Annotated[str, check_target]
+Samples = Annotated[str, Existing((*ARRAYS, ".pt"), directory=True)]
+# A class, or the word for samples without one.
+Label = int | Literal["none"]
+
+
+def some(entries: list[Any]) -> None:
+    """Checks that a list has entries."""
+    if not entries:
+        raise ValueError("expected at least one, got []")
+
+
+@dataclass(frozen=True)
+class Option:
+    """The name of an option of a group, which keys may follow, such as `heun steps=3`."""
+
+    group: str
+
+    def __call__(self, entry: str) -> None:
+        option(self.group, entry)
 
 
 class Keys:

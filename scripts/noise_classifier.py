@@ -39,8 +39,8 @@ def main(config: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(settings, sort_keys=True)
     save_noise_classifier(out, classifier, checkpoint_sha256=setup.sha256, settings=text)
-    found = noise_accuracy(classifier, test, model.scaling, seed=config["seed"])
-    levels = ", ".join(f"{e.value:.3f} +- {e.standard_error:.1g} at {level:g}" for level, e in found.items())
+    by_level = noise_accuracy(classifier, test, model.scaling, seed=config["seed"])
+    levels = ", ".join(f"{e.value:.3f} +- {e.standard_error:.1g} at {level:g}" for level, e in by_level.items())
     print(f"{data.name}: recognises {levels} times as much noise as data of {len(test)} held-out items; wrote {out}")
 
 

@@ -5,7 +5,28 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from keys import Count, Device, Directory, File, Fraction, Keys, Picture, Positive, Results, Seed, Whole
+from keys import (
+    ARRAYS,
+    Arrays,
+    Checkpoint,
+    Count,
+    Device,
+    Directory,
+    Fraction,
+    Input,
+    Keys,
+    Label,
+    Option,
+    Picture,
+    Positive,
+    Results,
+    Samples,
+    Seed,
+    Target,
+    Weights,
+    Whole,
+    some,
+)
 from schema_classifiers import FeatureClassifier, NoiseAware
 
 from sde.data import Augmentation, DataSet
@@ -14,7 +35,7 @@ from sde.denoisers import Denoiser
 from sde.evaluation.dequantiser_training import Density
 from sde.evaluation.restoration_tasks import Task
 from sde.guidance import Guidance
-from sde.instantiate.annotations import Limit
+from sde.instantiate.annotations import Existing, Limit
 from sde.likelihood.dequantisation import Dequantiser
 from sde.measurement import PosteriorDenoiser
 from sde.metrics.features import Features
@@ -42,28 +63,24 @@ SetMetric = Literal[
 Metric = SetMetric | Literal["psnr", "ssim", "ms_ssim", "perceptual", "log_spectral", "stft"]
 
 
-# A class, or the word for samples without one.
-Label = int | Literal["none"]
-
-
 class Job(Keys):
-    """What all scripts for a checkpoint of this library take."""
+    """The keys of all scripts for a checkpoint of this library."""
 
     trust: list[str]
-    ckpt: str
+    ckpt: Checkpoint
     ema: str | None
     device: Device
     seed: Seed
 
 
 class DataJob(Job):
-    """What all scripts take that score data."""
+    """The keys of all scripts that score data."""
 
     data: DataSet | None = None
 
 
 class Split(DataJob):
-    """What all scripts take that score a split by the flow."""
+    """The keys of all scripts that score a split by the flow."""
 
     split: Literal["train", "test", "valid"]
     solver: Solver
@@ -72,14 +89,14 @@ class Split(DataJob):
 
 
 class Batched(Split):
-    """What the jobs share that several processes can work on."""
+    """The keys of jobs that several processes can work on."""
 
     n: Count | None
     repeats: Count
     batch_size: Count
     rank: Whole
     world: Count
-    out: File | None
+    out: Results | None
     dequantise: Dequantiser | None = None
 
 
@@ -92,7 +109,7 @@ class Likelihood(Batched):
     budget: Whole
     guided: bool
     dry_run: bool
-    ood: str | DataSet | None
+    ood: Annotated[str, Existing(ARRAYS, "; a data set is given as data@ood=NAME")] | DataSet | None
     ood_array: str
     guidance: Guidance | None = None
 
@@ -100,7 +117,7 @@ class Likelihood(Batched):
 class Bounds(Batched):
     """`bounds.py`."""
 
-    measures: list[Literal["flow", "density", "continuous", "chain"]]
+    measures: Annotated[list[Literal["flow", "density", "continuous", "chain"]], some]
     draws: Count
     data_draws: Count
     end: Positive | Literal["auto"] | None
@@ -127,18 +144,18 @@ class Dequantise(DataJob):
     layers: Count
     width: Count
     n: Count | None
-    out: File | None
+    out: Weights | None
     overwrite: bool
     density: Density
 
 
 class Conditional(Job):
-    """What the scripts take that draw from models with conditions."""
+    """The keys of scripts that draw from models with conditions."""
 
     label: Label | list[Label] | None
     embedding: list[float] | list[list[float]] | None
     prompt: str | list[str] | None
-    image: str | None
+    image: Input | None
 
 
 class Sample(Conditional):
@@ -171,7 +188,7 @@ class Restore(DataJob):
     polish: Whole
     rank: Whole
     world: Count
-    out: File | None
+    out: Results | None
     shown: Whole
 
 
@@ -195,7 +212,7 @@ class Augment(DataJob):
     strength: Annotated[float, Limit(">", 0), Limit("<=", 1)] | None
     copies: Annotated[float, Limit(">=", 0), Limit("<", 1)]
     batch_size: Count
-    out: File | None
+    out: Results | None
     solver: Solver
     guidance: Guidance | None = None
 
@@ -204,8 +221,8 @@ class Translate(Keys):
     """`translate.py`."""
 
     trust: list[str]
-    source: str
-    target: str
+    source: Checkpoint
+    target: Checkpoint
     ema: str | None
     device: Device
     split: Literal["train", "test", "valid"]
@@ -222,10 +239,10 @@ class Translate(Keys):
 class Compare(Job):
     """`compare.py`."""
 
-    ckpt: str | None  # type: ignore[assignment]
-    target: str | None
-    solvers: list[str] | str | None
-    grids: list[str] | str | None
+    ckpt: Checkpoint | None  # type: ignore[assignment]
+    target: Target | None
+    solvers: list[Annotated[str, Option("solver")]] | Annotated[str, Option("solver")] | None
+    grids: list[Annotated[str, Option("grid")]] | Annotated[str, Option("grid")] | None
     calls: list[Count] | Count | None
     tolerances: list[Positive] | Positive | None
     design: bool
@@ -238,7 +255,7 @@ class Compare(Job):
     tolerance: Positive
     directions: Count
     problems: Count
-    noises: list[Positive]
+    noises: Annotated[list[Positive], some]
     out: Directory | None
     sde: SDE
 
@@ -246,9 +263,9 @@ class Compare(Job):
 class Convert(Keys):
     """`convert.py`."""
 
-    source: str
-    out: str | None
-    settings: str | dict[str, Any] | None
+    source: Input
+    out: Weights | None
+    settings: Annotated[str, Existing((".json",))] | dict[str, Any] | None
     overwrite: bool
     sde: SDE | None = None
 
@@ -257,14 +274,14 @@ class Evaluate(Keys):
     """`evaluate.py`."""
 
     trust: list[str]
-    samples: str | list[str] | None
-    restored: str | list[str] | None
-    reference: str | None
+    samples: Samples | list[Samples] | None
+    restored: Samples | list[Samples] | None
+    reference: Arrays | None
     split: Literal["train", "test", "valid"]
     array: str
     levels: Annotated[int, Limit(">=", 2)] | None
     n: Count | None
-    metrics: list[Metric]
+    metrics: Annotated[list[Metric], some]
     groups: Annotated[int, Limit(">=", 2)]
     permutations: Whole
     data_range: Positive | None
@@ -285,8 +302,8 @@ class Evaluate(Keys):
 class Paired(Keys):
     """`paired.py`."""
 
-    first: str
-    second: str
+    first: Input
+    second: Input
     column: str
 
 
@@ -301,7 +318,7 @@ class Preview(Keys):
 class Evaluated(Keys):
     """`evaluate` of `train.py`."""
 
-    metrics: list[SetMetric]
+    metrics: Annotated[list[SetMetric], some]
     n: Annotated[int, Limit(">=", 2)]
     items: Annotated[int, Limit(">=", 2)]
     seed: Seed
@@ -311,8 +328,8 @@ class Evaluated(Keys):
 class Demo(Keys):
     """`demo.py`."""
 
-    run_dir: str
-    samples: str
+    run_dir: Annotated[str, Existing(advice="; `make demo` makes it")]
+    samples: Annotated[str, Existing((".png",), "; `make demo` makes it")]
     components: Count
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from keys import Count, Device, File, Fraction, Keys, Positive, Seed
+from keys import Checkpoint, Count, Device, Fraction, Keys, Positive, Seed, Weights
 
 from sde.data import DataSet
 from sde.instantiate.annotations import Limit
@@ -18,10 +18,10 @@ class FeatureClassifier(Keys):
     batch_size: Count
     lr: Positive
     width: Annotated[int, Limit(">=", 8)]
-    features: Count
+    n_features: Count
     seed: Seed
     device: Device
-    out: File | None
+    out: Weights | None
     overwrite: bool
     data: DataSet
 
@@ -30,7 +30,7 @@ class NoiseAware(Keys):
     """`noise_classifier.py`."""
 
     trust: list[str]
-    ckpt: str
+    ckpt: Checkpoint
     ema: str | None
     steps: Count
     batch_size: Count
@@ -40,6 +40,6 @@ class NoiseAware(Keys):
     dropout: Fraction
     seed: Seed
     device: Device
-    out: File | None
+    out: Weights | None
     overwrite: bool
     data: DataSet | None = None

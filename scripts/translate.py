@@ -28,7 +28,7 @@ def main(config: dict[str, Any]) -> None:
     target = sde.load(path, ema=config["ema"], device=device, trust=config["trust"])
     matched(source.process, target.process)
     split = setup.split(config["split"])
-    index = torch.arange(first, min(first + config["n"], len(split)), device="cpu")
+    index = torch.arange(len(split), device="cpu")[first : first + config["n"]]
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
     values, given = split[index]

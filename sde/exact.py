@@ -187,12 +187,12 @@ class Mixture(Target):
         observed, residual = self.observed(A=A, noise=noise), y - self.means @ A.mT
         one = y.new_ones(())
         weights = observed._components(y[None], one, torch.zeros_like(one))[0][0].softmax(0)
-        kept = weights > 0
+        positive = weights > 0
         gain = torch.linalg.solve(A @ covs @ A.mT + N, A @ covs).mT  # K_k, (K, D, M)
         rest = torch.eye(A.shape[1], dtype=A.dtype, device=A.device) - gain @ A
         covs = rest @ covs @ rest.mT + gain @ N @ gain.mT
         means = self.means + torch.einsum("kdm,km->kd", gain, residual)
-        return self._with(weights[kept], means[kept], 0.5 * (covs + covs.mT)[kept])
+        return self._with(weights[positive], means[positive], 0.5 * (covs + covs.mT)[positive])
 
     def _with(self, weights: Tensor, means: Tensor, covs: Tensor) -> Mixture:
         """Another distribution of this kind."""
@@ -376,18 +376,18 @@ def _alpha_and_var(process: SDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return process.alpha(t).to(x), process.var(t).to(x)
 
 
-def _measurement(A: Tensor, noise: float | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def _measurement(A: Tensor, noise: float | Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix (M, D) and the factor of the noise's covariance (M, M) of a measurement, in the dtype of `like`."""
-    if A.ndim != 2 or A.shape[1] != like.shape[1]:
-        raise ValueError(f"expected a matrix A of shape (M, {like.shape[1]}), got {tuple(A.shape)}")
-    factor = torch.as_tensor(noise, dtype=like.dtype, device=like.device)
+    if A.ndim != 2 or A.shape[1] != reference.shape[1]:
+        raise ValueError(f"expected a matrix A of shape (M, {reference.shape[1]}), got {tuple(A.shape)}")
+    factor = torch.as_tensor(noise, dtype=reference.dtype, device=reference.device)
     if factor.ndim == 0:
         if not 0.0 <= float(factor) < math.inf:
             raise ValueError(f"expected a finite noise >= 0, a standard deviation, got {noise}")
-        factor = factor * torch.eye(len(A), dtype=like.dtype, device=like.device)
+        factor = factor * torch.eye(len(A), dtype=reference.dtype, device=reference.device)
     if factor.shape != (len(A), len(A)):
         raise ValueError(f"expected noise as a number or of shape ({len(A)}, {len(A)}), got {tuple(factor.shape)}")
-    return A.to(like), factor
+    return A.to(reference), factor
 
 
 def _checked(y: Tensor, rows: int) -> Tensor:

@@ -3,6 +3,7 @@ r"""Sampling, from noise to data with any solver, and encoding, from data to noi
 from __future__ import annotations
 
 __all__ = [
+    "Prior",
     "Samples",
     "chosen_solver",
     "coupling_times",
@@ -21,7 +22,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,25 @@ from .processes import SDE
 from .shapes import (
     check_callable,
     check_kind,
+    check_recordable,
     described,
     expand,
     float64,
     named_tensors,
     numbers_of,
     recordable,
+    recording,
     working,
     working_dtype,
 )
 from .solvers import Ancestral, Arcsinh, Polish, Solver, UniPC
+
+
+class Prior(Protocol):
+    """A distribution of latents to start from, such as :class:`sde.exact.Marginal`."""
+
+    def sample(self, n: int, /, *, generator: torch.Generator) -> Tensor:
+        r"""n latents, with shape (n, \*)."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def sample(
     first: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: Prior | None = None,
     x_T: Tensor | None = None,
     eta: float | None = None,
     denoise: bool = False,
@@ -166,6 +176,8 @@ def sample(
         state = numbers_of("x_T" if x_start is None else "x_start", state)
     elif not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise ValueError(f"sample: expected a shape (B, *), such as (16, 2), got {described(shape)}")
+    if differentiable or denoiser.vjps:
+        check_recordable(denoiser, "no gradient can be computed through it")
     reference = state_like(denoiser) if state is None else state
     dtype = dtype or working_dtype(reference.dtype)
     reference = torch.empty(0, dtype=working_dtype(dtype), device=device or reference.device)
@@ -319,6 +331,8 @@ def encode(
     Returns:
         The latent, with shape (B, \*); `sample(denoiser, x_T=latent)` with a deterministic solver returns the data.
     """
+    if differentiable:
+        check_recordable(denoiser, "no gradient can be computed through it")
     solver, x, process = chosen_solver(denoiser, solver), numbers_of("x", x), denoiser.process
     with recording(differentiable), evaluating(denoiser):
         nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -334,13 +348,6 @@ def state_like(denoiser: nn.Module) -> Tensor:
     parameter, or else its first buffer."""
     first = next(itertools.chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0, device="cpu"))
     return first.new_empty(0, dtype=working_dtype(first.dtype))
-
-
-@contextlib.contextmanager
-def recording(differentiable: bool) -> Iterator[None]:
-    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
-        yield
 
 
 @contextlib.contextmanager

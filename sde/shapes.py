@@ -4,6 +4,8 @@ Data has shape (B, *): B samples and any event shape. Time has shape () or (B,).
 dtype of the time, and only its result is cast to the dtype of the data. So a schedule computed in float64 stays
 accurate, and a float64 time never promotes a float32 state.
 
+Autograd does not record what was made under `torch.inference_mode()`. Tensors are then copied, and modules refused.
+
 Numbers in half precision are for networks: states, times, noise and densities are computed in float32 at least, and
 rounded once where a result in half precision is asked for.
 """
@@ -17,6 +19,7 @@ __all__ = [
     "check_count",
     "check_event",
     "check_kind",
+    "check_recordable",
     "described",
     "event_dims",
     "expand",
@@ -24,19 +27,21 @@ __all__ = [
     "named_tensors",
     "numbers_of",
     "recordable",
+    "recording",
     "sum_event",
     "working",
     "working_dtype",
 ]
 
+import contextlib
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
@@ -145,6 +150,28 @@ def check_callable(**arguments: Any) -> None:
             raise ValueError(
                 f"expected {name} to be a function, such as print or the append of a list, got {described(value)}"
             )
+
+
+def check_recordable(module: nn.Module, purpose: str, what: str = "denoiser") -> None:
+    """Refuses a module with weights that autograd cannot record.
+
+    Args:
+        module: the module.
+        purpose: what it is needed for, for the error.
+        what: what it is, for the error.
+    """
+    if any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers())):
+        raise ValueError(
+            f"this {what} was made under torch.inference_mode(), and {purpose}: make it outside of inference mode, or "
+            f"take a copy, copy.deepcopy({what})"
+        )
+
+
+@contextlib.contextmanager
+def recording(differentiable: bool) -> Iterator[None]:
+    """Gradients on or off inside the context, and never inference mode, whose tensors autograd refuses later."""
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+        yield
 
 
 def check_event(x: Tensor, shape: tuple[int, ...], owner: str = "this model") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -279,6 +280,31 @@ def bound_names(tree: ast.Module) -> set[str]:
 def test_a_module_begins_with_its_theory() -> None:
     offenders = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
     assert not offenders, offenders
+
+
+def test_first_lines_say_what_a_thing_is() -> None:
+    """`Error budget of a log-density`, not `What a log-density is uncertain by`."""
+    trees = TREES | {name: ast.parse(path.read_text()) for name, path in SCRIPTS.items()}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = ((name, node) for name, tree in trees.items() for node in ast.walk(tree) if isinstance(node, documented))
+    lines = [(name, (ast.get_docstring(node) or "").partition("\n")[0]) for name, node in nodes]
+    questions = ("What ", "How ", "Why ", "Where ", "Which ", "Who ")
+    assert [(name, line) for name, line in lines if line.startswith(questions)] == []
+
+
+# Words that the field does not use: a network is conditioned on a noise level, and eta is the stochasticity.
+_NOT_OF_THE_FIELD = re.compile(r"\b(?:is|are|was|were|be) told\b|\bshares? of (?:the )?noise\b|\bweeds?\b|\brenewed\b")
+
+
+def test_the_words_are_those_of_the_field() -> None:
+    paths = [path for folder in ("sde", "scripts", "configs", "docs") for path in (ROOT / folder).rglob("*.*")]
+    prose = [path for path in paths if path.suffix in (".py", ".yaml", ".md") and "_build" not in path.parts]
+    offenders = [
+        (str(path.relative_to(ROOT)), match[0])
+        for path in (*prose, ROOT / "README.md")
+        for match in _NOT_OF_THE_FIELD.finditer(path.read_text())
+    ]
+    assert offenders == []
 
 
 def test_a_module_lists_its_public_names() -> None:

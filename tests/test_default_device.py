@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import sde
 from sde.data import Scaling
@@ -87,6 +88,13 @@ def training(model: sde.Model) -> list[Tensor]:
         denoiser, [(X0.numpy(), LABELS["label"].numpy())], objective=sde.objective.DenoisingScoreMatching()
     )
     list(pairs.run(1))
+    # A loader draws its order, and the seed of its workers, from torch's global generator.
+    torch.manual_seed(0)
+    items = [(x.numpy(), label) for x, label in zip(X0, LABELS["label"].tolist())]
+    loader = DataLoader(items, batch_size=1, shuffle=True)  # type: ignore[arg-type, var-annotated]
+    loaded = sde.Training(denoiser, loader)
+    list(loaded.run(3))
+    loss += loaded.validate(loader).loss
     return [torch.tensor(loss, device="cpu"), *run.ema["default"].weights.values(), *denoiser.state_dict().values()]
 
 

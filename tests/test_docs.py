@@ -7,7 +7,9 @@ The blocks of a page share one namespace and run in their order, in a temporary 
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
 import shutil
 import sys
@@ -74,6 +76,49 @@ def test_python_blocks_run(
     for line, code in blocks(text):
         # Blank lines in front, so that a traceback names the line of the page.
         exec(compile("\n" * line + code, str(page), "exec"), module.__dict__)
+
+
+def beside_imports(code: str) -> int:
+    """The number of lines of a block, without imports, comments and empty lines."""
+    imports = {
+        n
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for n in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = enumerate(code.splitlines(), start=1)
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") and n not in imports for n, line in lines)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "shows"),
+    [
+        ("README.md", "# sde", ["sde.load(", ".sample(", ".bits_per_dim("]),
+        ("README.md", "## Train your own", ["DataLoader(", "sde.Training(", "sde.save(", "sde.load(", "sde.plots."]),
+        (
+            "docs/quickstart.md",
+            "## From Python",
+            [
+                ".sample(",
+                "DataLoader(",
+                "sde.save(",
+                "network=",
+                ".bits_per_dim(",
+                ".error_budget(",
+                "plots.trajectory(",
+            ],
+        ),
+        ("docs/how-to/network.md", "## Your own, in three lines", ["DataLoader(", "sde.save(", "network="]),
+        ("docs/how-to/solver.md", "# Your own solver", ["def step("]),
+    ],
+)
+def test_the_first_snippets_are_short(page: str, heading: str, shows: list[str]) -> None:
+    """At most six lines beside imports for what everybody does: sample, train, save and load, score, look, and write a
+    solver."""
+    section = re.split(r"^#+ .*$", (ROOT / page).read_text().partition(f"{heading}\n")[2], maxsplit=1, flags=re.M)[0]
+    found = [code for _, code in blocks(section)]
+    assert [word for word in shows if word not in "".join(found)] == []
+    assert {code: n for code in found if (n := beside_imports(code)) > 6} == {}
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "derivations").glob("*.md")), ids=lambda page: page.stem)
@@ -164,6 +209,35 @@ def test_every_public_name_is_shown_once(room: str) -> None:
     for name, value in public(room).items():
         times = sum(value is other for other in found)
         assert times == 1, f"{name} is shown {times} times in docs/api, expected once"
+
+
+def signatures(name: str, value: object) -> Iterator[tuple[str, inspect.Signature]]:
+    """Those of a public function, or of the constructor and the public methods of a class."""
+    if inspect.isfunction(value):
+        yield name, inspect.signature(value)
+    elif inspect.isclass(value):
+        members = inspect.getmembers(value, lambda member: inspect.isfunction(member) or inspect.ismethod(member))
+        for last, member in members:
+            public_name = not last.startswith("_") or last in ("__init__", "__call__")
+            if public_name and member.__module__.startswith("sde.") and member.__name__ != "<lambda>":
+                yield f"{name}.{last}", inspect.signature(member)
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_every_public_parameter_has_a_type(room: str) -> None:
+    """Those behind `**` too: a keyword that a function takes and does not name would show in no signature."""
+    untyped = [
+        f"{where}({parameter})"
+        for name, value in public(room).items()
+        for where, signature in signatures(name, value)
+        for parameter in signature.parameters.values()
+        if parameter.name not in ("self", "cls")
+        and (
+            parameter.annotation is parameter.empty
+            or (parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and "Any" in parameter.annotation)
+        )
+    ]
+    assert untyped == []
 
 
 def test_every_room_with_a_page_is_public() -> None:

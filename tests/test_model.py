@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from support.tables import power, rows
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import sde
 from sde.data import Scaling
@@ -618,6 +620,56 @@ def test_a_network_of_ones_own_is_given(tmp_path: Path) -> None:
     torch.load(path, weights_only=True)
     with pytest.raises(ValueError, match=r"test_model\.OwnNet.*network="):
         sde.load(path)
+
+
+def wrapped(model: Model, wrap: Callable[[nn.Module], nn.Module]) -> Model:
+    leaf: Any = model.denoiser.get_submodule("inner")
+    leaf.network = wrap(leaf.network)
+    return model
+
+
+class Compiled(nn.Module):
+    """As `torch.compile` wraps a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+
+WRAPPERS = [
+    Compiled,
+    nn.DataParallel,
+    lambda net: AveragedModel(nn.DataParallel(Compiled(net))),
+    pytest.param(torch.compile, marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_a_wrapped_network_is_saved_without_its_wrappers(
+    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    """One of this library is loaded alone; of one of one's own, the plain one is asked for."""
+    path = tmp_path / "a.pt"
+    sde.save(path, wrapped(small(), wrap))
+    again = sde.load(path)
+    assert type(again.denoiser.get_submodule("inner.network")) is sde.networks.MLP
+    assert_same_answers(again, small())
+    mine = sde.NetworkDenoiser(wrap(OwnNet()), sde.VP())
+    sde.save(path, Model(mine, Scaling.interval(17), SHAPE))
+    with pytest.raises(ValueError, match=r"test_model\.OwnNet.*network="):
+        sde.load(path)
+    for network in (OwnNet(), wrap(OwnNet())):
+        loaded = sde.load(path, network=network).denoiser
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), mine.parameters(), strict=True))
+
+
+def test_a_network_of_data_parallel_ranks_is_saved_without_its_wrapper(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        sde.save(tmp_path / "a.pt", wrapped(small(), DistributedDataParallel))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_same_answers(sde.load(tmp_path / "a.pt"), small())
 
 
 @pytest.mark.parametrize(

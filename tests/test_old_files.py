@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,20 @@ from support.fixtures import OLD, arrays
 from torch import Tensor
 
 import sde
-from sde.evaluation import load_dequantiser
+from sde.comparison import plan
+from sde.evaluation import load_dequantiser, save_classifier, save_noise_classifier
+from sde.evaluation.dequantiser_file import save_dequantiser
+from sde.evaluation.feature_files import FeatureFiles
+from sde.evaluation.item_sets import StoredItems
+from sde.evaluation.outputs import relevant
 from sde.instantiate import find, public
+from sde.metrics.features import ClassifierNetwork
 from sde.model import from_checkpoint
 from sde.noise import Noise
 from sde.storage.checkpoint import load_checkpoint
+from sde.training.conditions import captioned
+from sde.training.settings import differences
+from sde.tuning import save_solver
 
 MODELS = ["vp", "subvp_v", "ve", "chain", "labels", "moons", "diffusers_clip"]
 NAMES = (OLD / "names.txt").read_text().split()
@@ -93,14 +104,75 @@ def test_what_the_modules_of_0_1_0_exported_is_still_there() -> None:
     assert gone == []
 
 
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+
+
+def rooms_of(name: str) -> list[str]:
+    """The rooms in a dotted name of the package: `sde.data` has one, `sde.DiscreteChain.linear` none."""
+    return [part for part in name.split(".")[1:-1] if part.islower()]
+
+
+def deep(text: str) -> set[str]:
+    """The dotted names in a text that lead through more than one room."""
+    return {name for name in re.findall(r"\bsde(?:\.\w+){2,}", text) if len(rooms_of(name)) > 1}
+
+
+def check_short(name: str) -> None:
+    """A name that files hold is the public one, at most one room deep, and leads to what it names."""
+    new = public({"_target_": name})["_target_"]
+    assert not new.startswith("sde.") or len(rooms_of(new)) <= 1, (name, new)
+    assert find(new) == find(name)
+    assert public({"_target_": new})["_target_"] == new
+
+
 def test_files_name_what_users_name() -> None:
     """At most one room deep: `sde.VP`, `sde.networks.UNet`, `sde.DiscreteChain.linear`."""
     for name in NAMES:
-        new = public({"_target_": name})["_target_"]
-        rooms = [part for part in new.split(".")[1:-1] if part.islower()]
-        assert len(rooms) <= 1 or not new.startswith("sde."), (name, new)
-        assert find(new) == find(name)
-        assert public({"_target_": new})["_target_"] == new
+        check_short(name)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_configs_name_what_users_name(config: Path) -> None:
+    text = config.read_text()
+    for name in re.findall(r"_target_: *(sde[\w.]+|torch[\w.]+)", text):
+        check_short(name)
+        assert public({"_target_": name})["_target_"] == name
+    assert deep(text) == set()
+
+
+def test_what_the_library_writes_names_what_users_name(tmp_path: Path) -> None:
+    """Models, dequantisers, classifiers, encoded captions, features, designed solvers, the solvers of a comparison, and
+    the settings of jobs, also where a config has the names of the modules."""
+    process, scaling = sde.VP(), sde.data.Scaling.interval(4)
+    network = sde.networks.MLP(3, width=8, depth=1, conditions=sde.networks.Conditions(tokens=32))
+    denoiser = sde.Clip(sde.NetworkDenoiser(network, process, sde.EDM(), sde.LogSNRLevel()), -1.0, 1.0)
+    sde.save(tmp_path / "model.pt", sde.Model(denoiser, scaling, (3,), encoder=sde.data.Words()))
+    rule = sde.likelihood.VariationalDequantiser((3,), 4, layers=1, width=8)
+    save_dequantiser(tmp_path / "dequantiser.pt", rule, checkpoint_sha256="")
+    save_classifier(tmp_path / "classifier.pt", ClassifierNetwork((3,), 2, width=8))
+    encoder = sde.networks.Encoder((3,), 2, width=8, depth=1)
+    save_noise_classifier(tmp_path / "noise_classifier.pt", sde.guidance.NoiseClassifier(encoder, process, 2))
+    captioned(["a seven"], sde.data.Words(), tmp_path)
+    for _ in FeatureFiles(sde.metrics.RawValues(), StoredItems("x", sde.data.Split(torch.zeros(2, 3))), tmp_path).run():
+        pass
+    save_solver(tmp_path, sde.solvers.Designed.of(sde.solvers.UniPC(2), process, 1.0, 1e-3), "sampling")
+    modules = {"encoder": "sde.data.captions.Words", "features": "sde.metrics.features.RawValues"}
+    modules["optimizer"] = "sde.training.optimizers.Muon"
+    settings = relevant({key: {"_target_": name} for key, name in modules.items()})
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (experiment,) = plan(
+        "heun", {"_target_": "sde.solvers.heun.Heun", "steps": 1}, process, grids={}, calls=[2], tolerances=[]
+    )
+    (tmp_path / "experiment.json").write_text(experiment.config)
+    written = {
+        str(p.relative_to(tmp_path)): p.read_bytes().decode("latin1") for p in tmp_path.rglob("*") if p.is_file()
+    }
+    assert len(written) >= 10
+    assert {name: deep(text) for name, text in written.items() if deep(text)} == {}
+    for name in ("sde.data.Words", "sde.networks.MLP", "sde.networks.Conditions", "sde.Clip", "sde.VP"):
+        assert f'"{name}"' in written["model.pt"].replace("\\", "")
+    # Settings that an earlier version wrote with other names of the same things are the same settings.
+    assert list(differences({key: {"_target_": name} for key, name in modules.items()}, settings)) == []
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -20,7 +20,7 @@ import torch
 
 from ..dynamics import Reverse
 from ..exact import Empirical
-from ..instantiate import build
+from ..instantiate import build, public
 from ..processes import SDE
 from ..sampling import sample
 from ..shapes import check_count
@@ -219,4 +219,4 @@ def _is_number(value: Any, kind: Any) -> bool:
 
 
 def _to_json(tree: Mapping[str, Any]) -> str:
-    return json.dumps(tree, sort_keys=True)
+    return json.dumps(public(tree), sort_keys=True)

@@ -184,9 +184,9 @@ def compare_posteriors(
     Yields:
         The number of rows so far and their total, before the first row and after every one.
     """
-    identity: dict[str, Any] = {"ways": "\n".join(["floor", *ways]), "noises": str([*noises]), "draws": draws}
+    key: dict[str, Any] = {"ways": "\n".join(["floor", *ways]), "noises": str([*noises]), "draws": draws, "seed": seed}
     total = len(noises) * problems * (len(ways) + 1)
-    with Store.open(path, COLUMNS, identity={**identity, "seed": seed}) as store:
+    with Store.open(path, COLUMNS, key=key) as store:
         done = {repeat: store.done(repeat) for repeat in range(len(ways) + 1)}
         yield len(store), total
         for index in range(len(noises) * problems):
@@ -263,15 +263,15 @@ def posterior_report(path: Path) -> str:
     for repeat, name in enumerate(names):
         own = {key: value[columns["repeat"] == repeat] for key, value in columns.items()}
         ratios = own["error"] / np.array([floor[i] for i in own["index"].tolist()])
-        cells = [name, f"{own['calls'].mean():.0f}", f"{own['vjps'].mean():.0f}"]
+        entries = [name, f"{own['calls'].mean():.0f}", f"{own['vjps'].mean():.0f}"]
         cost = float((own["calls"] + own["vjps"]).mean())
         for noise in noises:
             here = own["noise"] == noise
             values, above = own["error"][here], int((ratios[here] > LOST).sum())
             spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-            cells.append(f"{values.mean():.3f} ± {spread:.3f} ({np.median(ratios[here]):.2f}, {above})")
+            entries.append(f"{values.mean():.3f} ± {spread:.3f} ({np.median(ratios[here]):.2f}, {above})")
             points.append((name, noise, cost, float(values.mean())))
-        lines.append(cells)
+        lines.append(entries)
         if np.isfinite(own["shift"]).all():
             lost, seen = ratios > LOST, own["shift"] ** 2 > SIGN**2 + own["shift_null"] ** 2
             error = own["evidence_error"]
@@ -284,7 +284,7 @@ def posterior_report(path: Path) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([head, *lines])
     rule = ["---"] * len(head)
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *lines])
+    table = "\n".join(f"| {' | '.join(entries)} |" for entries in [head, rule, *lines])
     table = "\n\n".join([table, *signs])
     _write(path.with_suffix(".csv"), text.getvalue())
     _write(path.with_suffix(".md"), table + "\n")

@@ -26,13 +26,13 @@ from torch import Tensor
 from ..data import digits
 from ..denoisers import Denoiser
 from ..exact import Mixture
-from ..instantiate import build
+from ..instantiate import build, public
 from ..model import Model, load
 from ..noise import Noise, Stream
 from ..processes import SDE, VP
 from ..sampling import Samples, sample, state_like
 from ..shapes import float64
-from ..solvers import RungeKutta
+from ..solvers import RungeKutta, Solver
 from ..storage.checkpoint import resolve, run_directory
 from ..storage.files import sha256
 from ..version import __version__
@@ -61,9 +61,19 @@ class Problem(ABC):
         """The process of the denoiser."""
         return self.denoiser.process
 
-    def sample(self, denoiser: Denoiser, n: int, *, first: int = 0, **arguments: Any) -> Samples:
+    def sample(
+        self,
+        denoiser: Denoiser,
+        n: int,
+        *,
+        solver: Solver | None,
+        seed: int,
+        first: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> Samples:
         """Samples `first` to `first + n - 1` of a denoiser, with their conditions, by :func:`sde.sample`."""
-        return sample(denoiser, (n, *self.shape), first=first, condition=self.condition(first, n), **arguments)
+        call: dict[str, Any] = {"solver": solver, "seed": seed, "first": first, "dtype": dtype}
+        return sample(denoiser, (n, *self.shape), condition=self.condition(first, n), **call)
 
     def flow(
         self, denoiser: Denoiser, n: int, seed: int, tolerance: float, first: int = 0, progress: Progress | None = None
@@ -246,7 +256,7 @@ def open_problem(
         trust: packages that the checkpoint or the process may name.
 
     Returns:
-        The problem, its name, and a plain tree that identifies it.
+        The problem, its name, and a plain tree of the settings that tell it from others.
 
     Raises:
         ValueError: if both a target and a checkpoint are set, or a file is invalid.
@@ -266,6 +276,6 @@ def open_problem(
     else:
         problem = ExactProblem(digits_mixture(), chosen or VP(), device)
         name, source = "digits", "a mixture fitted to the digits"
-    identity = {"target": source, "process": process, "device": str(device)}
-    identity |= {"sde": __version__, "torch": str(torch.__version__)}
-    return problem, f"{name}-{type(problem.process).__name__}", identity
+    settings = {"target": source, "process": public(process), "device": str(device)}
+    settings |= {"sde": __version__, "torch": str(torch.__version__)}
+    return problem, f"{name}-{type(problem.process).__name__}", settings

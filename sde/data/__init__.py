@@ -1,4 +1,4 @@
-"""Data sets of raw values, and the affine map from these values to the model's range."""
+"""Data sets of raw values, the affine map from these values to the model's range, and the encoders of captions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ __all__ = [
     "swissroll",
     "rings",
     "gaussians",
+    "Words",
+    "Bytes",
+    "Transformers",
 ]
 
 from .arrays import arrays
 from .audio import audio
 from .augmentation import Augmentation, Geometric, HorizontalFlip
+from .captions import Bytes, Transformers, Words
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
 from .huggingface import HuggingFaceRows, huggingface

@@ -30,7 +30,7 @@ conditions are finite, and a label is a class.
 
 from __future__ import annotations
 
-__all__ = ["StoredRows", "arrays", "condition_of", "values_of"]
+__all__ = ["StoredRows", "arrays", "condition_of", "single", "values_of"]
 
 import os
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ from torch import Tensor
 
 from .dataset import DataSet, Source, Split, check_labels_of, hold_out, split_off
 from .dataset import standardise as standardised
-from .rows import Array, Rows, rows_of
+from .rows import Array, MissingArray, Rows, rows_of
 from .scaling import Scaling, check_entries
 from .source import NULLABLE, Item, UnreadableSample, digest_of, evenly
 
@@ -125,8 +125,14 @@ def arrays(
     conditions = {split: dict(given or {}) for split, given in others.items()}
     names = {split: key for split, key in values.items() if key is not None}
     every = [*names.values(), *(key for key in labels.values() if key is not None)]
-    contents = rows_of(path, [*every, *(key for given in conditions.values() for key in given.values())])
-    captions = rows_of(path, [key for key in texts.values() if key is not None], text=True)
+    try:
+        contents = rows_of(path, [*every, *(key for given in conditions.values() for key in given.values())])
+        captions = rows_of(path, [key for key in texts.values() if key is not None], text=True)
+    except MissingArray as error:
+        raise MissingArray(
+            f"{error}: give the names of your arrays as train=, test= and so on; test=None splits test values off the "
+            "training values"
+        ) from error
 
     levels = _number_of_levels(contents[train], levels)
     stream = sum(rows.nbytes for rows in contents.values()) > memory * 2**30
@@ -163,6 +169,25 @@ def arrays(
         scaling = standardised(train_split) if standardise else Scaling.identity()
     valid_split = splits.get("valid", held_out)
     return DataSet(path.stem if name is None else name, scaling, train_split, splits["test"], valid_split, classes)
+
+
+def single(path: str | os.PathLike[str], array: str, *, levels: int | None = None, argument: str = "array") -> DataSet:
+    """The data set whose splits are all one array of a file, with the values as they are.
+
+    Args:
+        path: the file; an `.npy` file has one array, whose name does not count.
+        array: the name of the array.
+        levels: as in :func:`arrays`.
+        argument: the name of the argument, or of the key of a command, that gives `array`, for the error.
+
+    Raises:
+        FileNotFoundError, ValueError: as in :func:`arrays`.
+    """
+    name = "x_train" if Path(path).suffix.lower() == ".npy" else array
+    try:
+        return arrays(path, train=name, test=name, levels=levels, standardise=False)
+    except MissingArray as error:  # whose advice is on the arguments of `arrays`, and whose cause is without
+        raise MissingArray(f"{error.__cause__}: give its name as {argument}=") from error
 
 
 @dataclass(frozen=True, eq=False)

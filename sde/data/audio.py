@@ -68,8 +68,8 @@ def audio(
     path, decode = Path(path), Recording(length, rate, channels)
     conditions: dict[str, Any] = {"folder_labels": folder_labels, "table": table, "columns": columns}
     parts: dict[str, Any] = {"test_fraction": test_fraction, "seed": seed, "holdout": holdout}
-    given = {"train": train, "test": test, "valid": valid}
-    splits = file_splits(path, decode, given, **conditions, file_column=file_column, **parts, memory=memory)
+    folders = {"train": train, "test": test, "valid": valid}
+    splits = file_splits(path, decode, folders, **conditions, file_column=file_column, **parts, memory=memory)
     scaling = standardised(splits[0]) if standardise else Scaling.identity()
     return DataSet(path.resolve().name if name is None else name, scaling, *splits, classes)
 

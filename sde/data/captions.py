@@ -101,8 +101,8 @@ class Transformers:
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokenizer, model = self._load()
-        given: dict[str, Any] = {"padding": "max_length", "max_length": self.length, "return_tensors": "pt"}
-        inputs = tokenizer(list(texts), truncation=False, **given)
+        padding: dict[str, Any] = {"padding": "max_length", "max_length": self.length, "return_tensors": "pt"}
+        inputs = tokenizer(list(texts), truncation=False, **padding)
         if inputs["input_ids"].shape[1] > self.length:
             raise ValueError(f"expected texts of at most {self.length} tokens, got {inputs['input_ids'].shape[1]}")
         with torch.no_grad():

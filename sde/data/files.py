@@ -49,7 +49,7 @@ class Decoder(Protocol):
 def file_splits(
     path: Path,
     decode: Decoder,
-    given: Mapping[str, str | None],
+    folders: Mapping[str, str | None],
     *,
     folder_labels: bool,
     table: str | os.PathLike[str] | None,
@@ -65,11 +65,11 @@ def file_splits(
     Args:
         path: the folder.
         decode: the function from a file to its values.
-        given: the folders in `path` of `train`, `test` and `valid`, or None.
+        folders: the folders in `path` of `train`, `test` and `valid`, or None.
         folder_labels, table, columns, file_column, test_fraction, seed, holdout, memory: as in
             :func:`sde.data.images`.
     """
-    train, test, valid = given["train"], given["test"], given["valid"]
+    train, test, valid = folders["train"], folders["test"], folders["valid"]
     if test is None and not 0 < test_fraction < 1:
         raise ValueError(f"expected 0 < test_fraction < 1, got test_fraction={test_fraction}")
     if train is None and (test is not None or valid is not None):
@@ -79,11 +79,11 @@ def file_splits(
     if folder_labels and table is not None and "label" in (columns or {"label": ""}):
         raise ValueError("expected labels from folders or from the table, got both: give columns= without label")
     roots = {"train": os.path.normpath(train or "."), "test": test, "valid": valid}
-    found = {split: files_below(path / root, decode.suffixes) for split, root in roots.items() if root is not None}
+    below = {split: files_below(path / root, decode.suffixes) for split, root in roots.items() if root is not None}
     known = None if table is None else Table(table, columns, file_column)
-    classes = _folders(path, roots, found) if folder_labels else None
+    classes = _folders(path, roots, below) if folder_labels else None
     sources: dict[str, Source] = {}
-    for split, names in found.items():
+    for split, names in below.items():
         root = os.path.normpath(roots[split] or ".")
         inside = names if root == "." else [f"{root}/{name}" for name in names]
         named = Named() if known is None else known.of(inside)
@@ -99,13 +99,13 @@ def file_splits(
     return rest, sources["test"], sources.get("valid", held_out)
 
 
-def _folders(path: Path, given: Mapping[str, str | None], files: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _folders(path: Path, roots: Mapping[str, str | None], files: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The names of the classes: the first folders of all files."""
     for split, names in files.items():
         for name in names:
             if "/" not in name:
                 raise ValueError(
-                    f"{path / (given[split] or '')}: the file {name!r} lies in no folder of its own: expected "
+                    f"{path / (roots[split] or '')}: the file {name!r} lies in no folder of its own: expected "
                     "CLASS/... for folder_labels=true"
                 )
     return tuple(sorted({name.split("/")[0] for names in files.values() for name in names}))
@@ -208,8 +208,8 @@ def files_below(path: Path, suffixes: Sequence[str]) -> list[str]:
     if not path.is_dir():
         raise NotADirectoryError(f"the folder {path} does not exist")
     files = sorted(file.relative_to(path).as_posix() for file in _all_below(path))
-    found = [os.path.splitext(file)[1].lower() for file in files]
-    others = Counter(suffix for suffix in found if suffix not in suffixes)
+    endings = [os.path.splitext(file)[1].lower() for file in files]
+    others = Counter(suffix for suffix in endings if suffix not in suffixes)
     kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in others.most_common())
     passed_over = f"{others.total()} other files" + (f" ({kinds})" if kinds else "")
     if others.total() == len(files):
@@ -218,7 +218,7 @@ def files_below(path: Path, suffixes: Sequence[str]) -> list[str]:
         )
     if others:
         warnings.warn(f"{path}: {passed_over} are of another kind and are passed over", stacklevel=5)
-    return [file for file, suffix in zip(files, found) if suffix in suffixes]
+    return [file for file, suffix in zip(files, endings) if suffix in suffixes]
 
 
 def _all_below(path: Path) -> Iterator[Path]:

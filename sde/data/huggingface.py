@@ -108,8 +108,8 @@ def _load(path: str, config: str | None) -> Mapping[str, Any]:
     except ImportError as error:
         raise ImportError("this data set needs the package `datasets`: pip install 'score-sde[huggingface]'") from error
     saved = any(os.path.isfile(os.path.join(path, file)) for file in ("state.json", "dataset_dict.json"))
-    found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config)
-    return found if isinstance(found, Mapping) else {"train": found}
+    loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config)
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ class HuggingFaceRows(Source):
         rows, entries = None, []
         for position in positions:
             try:
-                rows = self._reading[position]
+                rows = self._read_by_rows[position]
                 entries.append((self._value(rows[self.column], position), rows))
             except UnreadableSample:
                 raise
@@ -200,11 +200,11 @@ class HuggingFaceRows(Source):
 
     @property
     def _columns(self) -> list[str]:
-        given = [self.label, *self.condition.values(), self.caption]
-        return [self.column, *(name for name in given if name is not None)]
+        names = [self.label, *self.condition.values(), self.caption]
+        return [self.column, *(name for name in names if name is not None)]
 
     @cached_property
-    def _reading(self) -> Any:
+    def _read_by_rows(self) -> Any:
         """The data set without the columns that are not read row by row."""
         return self.dataset.select_columns(list(dict.fromkeys([self.column, *self.condition.values()])))
 

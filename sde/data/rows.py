@@ -18,7 +18,7 @@ and externally stored HDF5 data sets are refused.
 
 from __future__ import annotations
 
-__all__ = ["Array", "Rows", "rows_of"]
+__all__ = ["Array", "MissingArray", "Rows", "rows_of"]
 
 import os
 import sys
@@ -34,6 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+
+class MissingArray(ValueError):
+    """A file lacks the array of a name; the caller adds how to give another name."""
 
 
 class Rows(ABC):
@@ -217,7 +221,8 @@ def rows_of(path: Path, names: Iterable[str], *, text: bool = False) -> dict[str
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read or lacks an array, or an array is refused.
+        MissingArray: if it lacks an array.
+        ValueError: if the file cannot be read, or an array is refused.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -226,6 +231,8 @@ def rows_of(path: Path, names: Iterable[str], *, text: bool = False) -> dict[str
         raise FileNotFoundError(f"the file {path} does not exist")
     try:
         contents = reader(path, names)
+    except MissingArray as error:
+        raise MissingArray(f"{path}: {error}") from error
     # The readers raise exceptions of any type on damaged bytes: each of them means that the file is unusable.
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -239,11 +246,8 @@ def rows_of(path: Path, names: Iterable[str], *, text: bool = False) -> dict[str
     return contents
 
 
-def _missing(name: str, available: Iterable[str]) -> ValueError:
-    return ValueError(
-        f"there is no array {name!r}; the arrays are {', '.join(map(repr, available)) or 'none'}: set the names of "
-        "your arrays, or test=None to split the training values"
-    )
+def _missing(name: str, available: Iterable[str]) -> MissingArray:
+    return MissingArray(f"there is no array {name!r}; the arrays are {', '.join(map(repr, available)) or 'none'}")
 
 
 def _described(path: Path, name: str) -> str:

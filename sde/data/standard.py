@@ -117,14 +117,14 @@ def cifar10(
     file = fetch(_remote(_CIFAR10, _CIFAR), folder, mirror=mirror, download=download)
     # The binary version: the other one is pickled.
     names = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
-    found: dict[str, NDArray[np.uint8]] = {}
+    batches: dict[str, NDArray[np.uint8]] = {}
     try:
         with tarfile.open(file, "r:gz") as archive:
             for member in archive:
                 content = archive.extractfile(member)
                 if content is not None and member.name.endswith(".bin"):
-                    found[os.path.basename(member.name)] = np.frombuffer(content.read(), np.uint8).reshape(-1, 3073)
-        rows = {split: np.concatenate([found[name] for name in parts]) for split, parts in names.items()}
+                    batches[os.path.basename(member.name)] = np.frombuffer(content.read(), np.uint8).reshape(-1, 3073)
+        rows = {split: np.concatenate([batches[name] for name in parts]) for split, parts in names.items()}
     except (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError) as error:
         raise _damaged(file, error) from error
     classes = tuple(_OBJECTS.split(", "))

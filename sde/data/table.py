@@ -34,7 +34,7 @@ Columns = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """What a table says about some samples.
+    """The entries of a table for some samples.
 
     Attributes:
         labels: class labels, int64 with shape (N,), or None.
@@ -66,7 +66,7 @@ class Table:
 
     def __init__(self, path: str | os.PathLike[str], columns: Columns | None = None, key: str = "file") -> None:
         self.path, self.columns = Path(path), dict(columns or {"label": "label"})
-        wanted = {name: [given] if isinstance(given, str) else list(given) for name, given in self.columns.items()}
+        wanted = {name: [one] if isinstance(one, str) else list(one) for name, one in self.columns.items()}
         for name in ("label", "caption", "image"):
             if len(wanted.get(name, [""])) != 1:
                 raise ValueError(f"expected one column for the condition {name!r}, got {wanted[name]}")
@@ -74,19 +74,19 @@ class Table:
         with open(self.path, newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
             there = list(lines.fieldnames or ())
-            for column in [key, *(column for given in wanted.values() for column in given)]:
+            for column in [key, *(column for several in wanted.values() for column in several)]:
                 if column not in there:
                     raise ValueError(f"{self.path} has no column {column!r}: it has {', '.join(map(repr, there))}")
             self._rows: dict[str, tuple[int, dict[str, list[str]]]] = {}
             for line in lines:
-                values = {name: [(line[column] or "").strip() for column in given] for name, given in wanted.items()}
+                values = {name: [(line[c] or "").strip() for c in several] for name, several in wanted.items()}
                 if line[key] in self._rows:
                     raise ValueError(f"{self.path}, line {lines.line_num}: a second line for {line[key]!r}")
                 self._rows[line[key]] = lines.line_num, values
         self._classes = self._class_names()
 
     def of(self, names: Sequence[str]) -> Named:
-        """What the table says about the samples with these names, in their order.
+        """The entries for the samples with these names, in their order.
 
         Raises:
             ValueError: if a sample has no line, or no value in a column, or one that is no number; the error names the

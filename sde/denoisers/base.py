@@ -34,7 +34,7 @@ _REPLACED["posterior"] = "score_and_variance(x_t, t, **condition)"
 
 @dataclass(frozen=True)
 class Steering:
-    r"""What one evaluation of a denoiser tells a particle method, at states of shape (B, \*).
+    r"""The prediction and the weight of a denoiser from one evaluation, at states of shape (B, \*).
 
     Attributes:
         x0: :math:`E[x_0|x_t]` of the distribution that is weighed, with shape (B, \*).

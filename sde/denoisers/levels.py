@@ -1,4 +1,4 @@
-r"""Noise conditioning: the number that tells a network how noisy its input is."""
+r"""Noise conditioning: the second argument of a network, a function of the noise in its input."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Drawn:
 
     @property
     def means(self) -> str:
-        """What a progress bar shows beside the rows."""
+        """The text of a progress bar beside the rows."""
         return f"near-copies dropped {self.dropped}"
 
 
@@ -140,41 +140,41 @@ class Augmentation:
             ValueError: if a class has twenty times as many near-copies as rows are wanted.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        store = Store.open(self.path, self.columns, identity=self.key, notes=self.metadata, snapshot_every=4096)
+        store = Store.open(self.path, self.columns, key=self.key, metadata=self.metadata, snapshot_every=4096)
         with store:
             store.snapshot()
             stored = read(self.path).columns
-            kept, tried = np.zeros(self.classes, np.int64), np.zeros(self.classes, np.int64)
+            accepted, tried = np.zeros(self.classes, np.int64), np.zeros(self.classes, np.int64)
             for c in range(self.classes):
                 own = stored["index"] % self.classes == c
-                kept[c], tried[c] = own.sum(), stored["candidate"][own].max(initial=-1) + 1
-            yield self._drawn(kept, tried)
+                accepted[c], tried[c] = own.sum(), stored["candidate"][own].max(initial=-1) + 1
+            yield self._drawn(accepted, tried)
             for c in range(self.classes):
-                while kept[c] < self.per_class:
-                    if tried[c] - kept[c] > _PATIENCE * self.per_class:
+                while accepted[c] < self.per_class:
+                    if tried[c] - accepted[c] > _PATIENCE * self.per_class:
                         raise ValueError(
-                            f"class {c}: of {tried[c]} candidates {kept[c]} are no near-copies of training items: the "
-                            "model repeats its data; give a smaller copies=, or 0 to keep all"
+                            f"class {c}: of {tried[c]} candidates {accepted[c]} are no near-copies of training items: "
+                            "the model repeats its data; give a smaller copies=, or 0 to keep all"
                         )
-                    rows, count = self._rows(c, int(kept[c]), int(tried[c]))
+                    rows, count = self._rows(c, int(accepted[c]), int(tried[c]))
                     store.append(rows)
-                    kept[c], tried[c] = kept[c] + len(rows["index"]), tried[c] + count
-                    yield self._drawn(kept, tried)
+                    accepted[c], tried[c] = accepted[c] + len(rows["index"]), tried[c] + count
+                    yield self._drawn(accepted, tried)
 
-    def _drawn(self, kept: Any, tried: Any) -> Drawn:
-        return Drawn(int(kept.sum()), self.classes * self.per_class, int((tried - kept).sum()))
+    def _drawn(self, accepted: Any, tried: Any) -> Drawn:
+        return Drawn(int(accepted.sum()), self.classes * self.per_class, int((tried - accepted).sum()))
 
-    def _rows(self, c: int, kept: int, tried: int) -> tuple[dict[str, Any], int]:
+    def _rows(self, c: int, accepted: int, tried: int) -> tuple[dict[str, Any], int]:
         """The rows of the next candidates of a class that are kept, and how many candidates they took."""
-        candidate = torch.arange(tried, tried + min(self.batch_size, 2 * (self.per_class - kept)), device="cpu")
+        candidate = torch.arange(tried, tried + min(self.batch_size, 2 * (self.per_class - accepted)), device="cpu")
         x, source = self._candidates(c, candidate)
         position, first, second = nearest(x, self.training, self.model)
         ratio = (first / second).nan_to_num(nan=0.0)
-        places = (ratio >= self.copies).nonzero()[: self.per_class - kept, 0]
-        full = kept + len(places) == self.per_class
+        places = (ratio >= self.copies).nonzero()[: self.per_class - accepted, 0]
+        full = accepted + len(places) == self.per_class
         n = len(places)
         rows: dict[str, Any] = {
-            "index": (kept + np.arange(n)) * self.classes + c,
+            "index": (accepted + np.arange(n)) * self.classes + c,
             "repeat": np.zeros(n, np.int64),
             "x": x[places].to(self.model.scaling.dtype).numpy(),
             "label": np.full(n, c if self.model.classes is not None else -1),

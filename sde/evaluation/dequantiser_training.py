@@ -76,8 +76,18 @@ class BoundDensity(Density):
     def __post_init__(self) -> None:
         check_count("BoundDensity", "draws", self.draws)
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, **call: Any) -> Tensor:
-        return density_bound(denoiser, x, draws=self.draws, **call).nats
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        seed: int,
+        index: Tensor,
+        condition: Mapping[str, Tensor],
+        differentiable: bool = False,
+    ) -> Tensor:
+        call: dict[str, Any] = {"seed": seed, "index": index, "condition": condition}
+        return density_bound(denoiser, x, draws=self.draws, differentiable=differentiable, **call).nats
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,18 @@ class FlowDensity(Density):
     solver: Solver
     trace: Trace = field(default_factory=Hutchinson)
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, **call: Any) -> Tensor:
-        return log_prob(denoiser, x, solver=self.solver, trace=self.trace, **call).nats
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        *,
+        seed: int,
+        index: Tensor,
+        condition: Mapping[str, Tensor],
+        differentiable: bool = False,
+    ) -> Tensor:
+        call: dict[str, Any] = {"seed": seed, "index": index, "condition": condition}
+        return log_prob(denoiser, x, solver=self.solver, trace=self.trace, differentiable=differentiable, **call).nats
 
 
 def fit(

@@ -80,15 +80,17 @@ class FeatureFiles:
         vectors: Tensor | None = None
         logits: Tensor | None = None
         for part in self._parts():
-            if (found := self._read(part)) is None:
+            if (stored := self._read(part)) is None:
                 raise ValueError(f"{self._path(part)} is missing or damaged: give the same command again")
             if vectors is None:
                 # In place, because two copies of the features of many items would not fit.
-                vectors = found.features.new_empty(len(self.items.index), found.features.shape[1])
-                logits = None if found.logits is None else found.logits.new_empty(len(vectors), found.logits.shape[1])
-            vectors[part] = found.features
-            if logits is not None and found.logits is not None:
-                logits[part] = found.logits
+                vectors = stored.features.new_empty(len(self.items.index), stored.features.shape[1])
+                logits = (
+                    None if stored.logits is None else stored.logits.new_empty(len(vectors), stored.logits.shape[1])
+                )
+            vectors[part] = stored.features
+            if logits is not None and stored.logits is not None:
+                logits[part] = stored.logits
         assert vectors is not None
         return Extracted(vectors, logits)
 
@@ -112,10 +114,14 @@ class FeatureFiles:
     def _write(self, part: slice) -> None:
         values = self.items.values(torch.arange(part.start, part.stop, device="cpu"))
         try:
-            found = extract(self.features, as_items(values, self.items.levels))
+            extracted = extract(self.features, as_items(values, self.items.levels))
         except ValueError as error:
             raise ValueError(f"{self.items.name}, from item {part.start} on: {error}") from error
-        named = {"features": found.features, "logits": found.logits, "values": None if self.items.stored else values}
+        named = {
+            "features": extracted.features,
+            "logits": extracted.logits,
+            "values": None if self.items.stored else values,
+        }
         arrays = {name: array.numpy() for name, array in named.items() if array is not None}
 
         def fill(file: h5py.File) -> None:
@@ -135,9 +141,9 @@ class FeatureFiles:
         def arrays(file: h5py.File, size: int) -> Extracted | None:
             if (file.attrs["features_fingerprint"], file.attrs["items_fingerprint"]) != facts:
                 return None
-            found = {key: torch.from_numpy(file[key][:]) for key in ("features", "logits") if key in file}
-            ok = all(len(rows) == n for rows in found.values()) and (self.items.stored or "values" in file)
-            return Extracted(found["features"], found.get("logits")) if ok else None
+            columns = {key: torch.from_numpy(file[key][:]) for key in ("features", "logits") if key in file}
+            ok = all(len(rows) == n for rows in columns.values()) and (self.items.stored or "values" in file)
+            return Extracted(columns["features"], columns.get("logits")) if ok else None
 
         try:
             return decode(self._path(part), arrays)

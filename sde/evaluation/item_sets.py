@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import DataSet, Source, arrays
+from ..data import DataSet, Source
+from ..data.arrays import single
 from ..data.rows import rows_of
 from ..metrics.features.base import digest
 from ..model import Model
@@ -162,8 +163,7 @@ def items_of_file(
     index, said = (_optional(path, name) for name in ("index", "levels"))
     if levels is None and said is not None:
         levels = int(said[0])
-    key = "x_train" if path.suffix.lower() == ".npy" else array
-    data = arrays(path, train=key, test=key, levels=levels, standardise=False)
+    data = single(path, array, levels=levels)
     keys = None if index is None else torch.from_numpy(index.astype(np.int64))
     if keys is not None and keys.shape != (len(data.train),):
         raise ValueError(f"{path}: expected one index for each of {len(data.train)} items, got {tuple(keys.shape)}")

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..data import DataSet, Source, arrays
+from ..data import DataSet, Source
+from ..data.arrays import single
 from ..data.dataset import check_labels
 from ..instantiate import build, find, public
 from ..likelihood import Dequantiser, VariationalDequantiser
@@ -111,9 +112,7 @@ class JobSetup:
         if not isinstance(source, str):
             data = build(source, rooms=("sde.data",), trust=self.config["trust"])
             return {f"ood {data.name} {name}": self.split(name, data)}
-        # An .npy file has no names.
-        array = "x_train" if Path(source).suffix.lower() == ".npy" else self.config["ood_array"]
-        data = arrays(source, train=array, test=array, levels=self.model.scaling.levels, standardise=False)
+        data = single(source, self.config["ood_array"], levels=self.model.scaling.levels, argument="ood_array")
         return {f"ood {data.name}": self.split("test", data)}
 
     @cached_property

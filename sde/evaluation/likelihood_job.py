@@ -226,19 +226,19 @@ def likelihood_jobs(setup: JobSetup, *, progress: Callable[[float], object] | No
     """
     config, out, jobs = setup.config, setup.output(".h5"), list[Job[FlowScorer]]()
     splits = {setup.name: setup.split(config["split"]), **setup.other_data()}
-    key, asked = setup.key("dry_run", "ood", "ood_array", "budget", "guided"), accuracy_asked(setup)
+    key, chosen = setup.key("dry_run", "ood", "ood_array", "budget", "guided"), accuracy_asked(setup)
     metadata = {**setup.metadata, "log_prob_unit": "nats, in the model's range"}
     for name, split in splits.items():
         n = config["n"] if not jobs else config["n"] and min(config["n"], len(split))
         path = out if not jobs else out.with_name(f"{out.stem}-{name.replace(' ', '-')}.h5")
         scorer = flow_scorer(setup, split)
-        scorer, atol = (scorer, {}) if asked else pinned(setup, scorer, path)
+        scorer, atol = (scorer, {}) if chosen else pinned(setup, scorer, path)
         named: dict[str, Plain] = {**key, **atol, "data": split.fingerprint}
         jobs.append(Job(name, scorer, setup.plan(split, n), path, named, metadata))
     check_count("a job", "budget", config["budget"], 0)
     for job in jobs:
         # Which the pilot run finds.
-        job.check(*(["solver"] if config["pilot"] else []), *(["choice"] if asked else []))
+        job.check(*(["solver"] if config["pilot"] else []), *(["choice"] if chosen else []))
     if config["pilot"]:
         solver = _tuned_solver(setup, jobs[0].scorer, progress)
         tuned: dict[str, Plain] = {"solver": repr(solver)}

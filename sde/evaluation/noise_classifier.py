@@ -32,7 +32,7 @@ from ..metrics.estimate import proportion
 from ..noise import Noise, Stream
 from ..objective import UniformTimes
 from ..sampling import state_like
-from ..shapes import check_count, expand
+from ..shapes import check_count, check_recordable, expand, recordable, recording
 from ..storage.checkpoint import load_checkpoint, misfits, write
 from ..training.batches import BatchSource, to_model
 from ..training.loss import Rows, draws
@@ -63,6 +63,7 @@ def fit_noise_classifier(
         ValueError: if the data has no labels, or a label that is none of the classes.
         FloatingPointError: if the loss is not finite.
     """
+    check_recordable(classifier, "its weights cannot be trained", "classifier")
     check_count("fit_noise_classifier", "steps", steps)
     if "label" not in (first := batches[0].condition):
         raise ValueError(f"a classifier needs the condition 'label': the conditions are {', '.join(first) or 'none'}")
@@ -72,18 +73,19 @@ def fit_noise_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     classifier.train()
     for step in range(steps):
-        batch = batches[step]
-        x0 = to_model(batch, scaling, batches.noise, reference.dtype).to(reference.device)
-        u, z = draws(noise, step, x0, Rows(0, len(x0), len(x0)))
-        t = UniformTimes()(process, u)[0]
-        mean, std = process.marginal(x0, t)
-        log_probs = classifier.log_probs(mean + expand(std, x0) * z, t)
-        loss = nll_loss(log_probs, batch.condition["label"].to(reference.device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        value = loss.item()
+        with recording(True):
+            batch = batches[step]
+            x0 = recordable(to_model(batch, scaling, batches.noise, reference.dtype)).to(reference.device)
+            u, z = draws(noise, step, x0, Rows(0, len(x0), len(x0)))
+            t = UniformTimes()(process, u)[0]
+            mean, std = process.marginal(x0, t)
+            log_probs = classifier.log_probs(mean + expand(std, x0) * z, t)
+            loss = nll_loss(log_probs, recordable(batch.condition["label"]).to(reference.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {step + 1} is {value}: a smaller learning rate may help")
         yield value
@@ -112,7 +114,7 @@ def noise_accuracy(
     reference, noise, process = state_like(classifier), Noise(seed), classifier.process
     right = dict.fromkeys(levels, 0)
     for index in torch.arange(len(data), device="cpu").split(block):
-        values, given = data[index]
+        values, condition = data[index]
         x0 = scaling.to_model(values, dtype=reference.dtype)
         for number, level in enumerate(levels):
             t = process.time(torch.tensor(-2.0 * math.log(level), dtype=torch.float64, device="cpu"))
@@ -120,8 +122,8 @@ def noise_accuracy(
             counter = torch.tensor(number, device="cpu")
             x_t = mean + expand(std, x0) * noise.normal(Stream.PERTURB, index, counter, x0.shape[1:], x0.dtype)
             with torch.no_grad():
-                found = classifier.log_probs(x_t.to(reference.device), t).argmax(1).cpu()
-            right[level] += int((found == given["label"]).sum())
+                predicted = classifier.log_probs(x_t.to(reference.device), t).argmax(1).cpu()
+            right[level] += int((predicted == condition["label"]).sum())
     return {level: proportion(count, len(data)) for level, count in right.items()}
 
 

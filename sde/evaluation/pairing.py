@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..instantiate.annotations import nearest
 from ..likelihood.error_budget import quantile
 from ..storage.results import read
 from .summary import Columns, mean_and_error, means_over_repeats
@@ -97,11 +98,10 @@ def _load(source: Source) -> tuple[Columns, Any]:
 
 def _by_row(columns: Columns, column: str) -> dict[tuple[int, int], float]:
     """The values of a column by (index, repeat)."""
-    missing = [name for name in ("index", "repeat", column) if name not in columns]
-    if missing:
-        raise ValueError(
-            f"paired: expected the columns index, repeat and {column}, but {', '.join(missing)} is missing"
-        )
+    for name in ("index", "repeat", column):
+        if name not in columns:
+            advice = f"; give another column={nearest(column, columns)}" if name == column else ""
+            raise ValueError(f"paired: there is no column {name!r}: the columns are {', '.join(columns)}{advice}")
     keys = zip(columns["index"].tolist(), columns["repeat"].tolist(), strict=True)
     values = dict(zip(keys, columns[column].tolist(), strict=True))
     if len(values) < len(columns["index"]):

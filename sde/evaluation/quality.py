@@ -73,9 +73,9 @@ class Quality:
                 for measure, e in estimates.items():
                     if e.per_item is not None:
                         group.create_dataset(measure, data=e.per_item.cpu().numpy())
-                if (found := self.memorisation.get(name)) is not None:
-                    group.create_dataset("nearest", data=found.nearest.cpu().numpy())
-                    group.create_dataset("distance", data=found.distance.cpu().numpy())
+                if (nearest := self.memorisation.get(name)) is not None:
+                    group.create_dataset("nearest", data=nearest.nearest.cpu().numpy())
+                    group.create_dataset("distance", data=nearest.distance.cpu().numpy())
 
         image = encode(fill)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ class QualityJob:
         nearest: dict[str, Memorisation] = {}
         refused: dict[str, str] = {}
         for files in self.samples:
-            name, found = files.items.name, estimates[files.items.name]
+            name, by_measure = files.items.name, estimates[files.items.name]
             if sets:
                 both = (files.items.index, self.reference.items.index)
                 training, held_out = (None if f is None else loaded(f).features for f in (self.training, self.held_out))
@@ -114,13 +114,13 @@ class QualityJob:
             for measure in self.metrics:
                 try:
                     if measure in SET_MEASURES:
-                        found |= SET_MEASURES[measure](comparison)
+                        by_measure |= SET_MEASURES[measure](comparison)
                     else:
                         everything = torch.arange(len(files.items.index), device="cpu")
                         pairs = Pairs(
                             files.items.values(everything), self.truths[name], self.data_range, files.features
                         )
-                        found[measure] = _over_repeats(ITEM_MEASURES[measure](pairs), files.items.index)
+                        by_measure[measure] = _over_repeats(ITEM_MEASURES[measure](pairs), files.items.index)
                     if measure == "memorisation":
                         nearest[name] = comparison.memorisation
                 except ValueError as error:

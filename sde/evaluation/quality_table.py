@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def keyed(self) -> dict[str, Any]:
-        """What depends on seed and indices."""
+        """The arguments of the measures that depend on seed and indices."""
         return {"seed": self.seed, "index": self.index}
 
     @property
@@ -97,8 +97,8 @@ def _memorisation(c: Comparison) -> Estimates:
 
 
 def _columns(c: Comparison) -> Estimates:
-    found = metrics.column_wasserstein(*c.sets, **c.permuted)
-    return {f"column {d}": estimate for d, estimate in enumerate(found)}
+    estimates = metrics.column_wasserstein(*c.sets, **c.permuted)
+    return {f"column {d}": estimate for d, estimate in enumerate(estimates)}
 
 
 SET_MEASURES: Mapping[str, Callable[[Comparison], Estimates]] = {
@@ -147,15 +147,15 @@ class Pairs:
 
     def maps(self, x: Tensor) -> Sequence[Tensor]:
         """The feature maps of items, or their features if the network gives no maps."""
-        found = self.features(x)
-        return found.maps or [found.features]
+        extracted = self.features(x)
+        return extracted.maps or [extracted.features]
 
 
 def _ssim(p: Pairs) -> Estimate:
     """That of restore.py: with a narrower window in items smaller than 11, as the note says."""
     window = fitting_window(p.x)
-    found = metrics.ssim(p.x, p.reference, window=window, **p.ranged)
-    return found if window == 11 else replace(found, note=f"a window of {window}, because the items are small")
+    estimate = metrics.ssim(p.x, p.reference, window=window, **p.ranged)
+    return estimate if window == 11 else replace(estimate, note=f"a window of {window}, because the items are small")
 
 
 ITEM_MEASURES: Mapping[str, Callable[[Pairs], Estimate]] = {
@@ -178,18 +178,18 @@ def quality_table(results: Mapping[str, Mapping[str, Estimate]]) -> str:
     measures = list(dict.fromkeys(m for estimates in results.values() for m in estimates))
     rows = [["", *names]]
     for measure in measures:
-        found = [results[name].get(measure) for name in names]
-        rows.append([measure, *(_cell(e) for e in found)])
+        across = [results[name].get(measure) for name in names]
+        rows.append([measure, *(_cell(e) for e in across)])
         for label, values in {
-            "  uncorrected": [e and e.plain for e in found],
-            "  of equal sets": [e and e.null for e in found],
-            "  p": [e and e.p_value for e in found],
+            "  uncorrected": [e and e.plain for e in across],
+            "  of equal sets": [e and e.null for e in across],
+            "  p": [e and e.p_value for e in across],
         }.items():
             if any(value is not None for value in values):
                 rows.append([label, *("" if value is None else f"{value:.4g}" for value in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    notes = dict.fromkeys(f"{m}: {e.note}" for found in results.values() for m, e in found.items() if e.note)
+    notes = dict.fromkeys(f"{m}: {e.note}" for by_measure in results.values() for m, e in by_measure.items() if e.note)
     return "\n".join([*lines, *notes])
 
 

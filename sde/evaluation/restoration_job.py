@@ -133,7 +133,7 @@ def _similarity(x: Tensor, truth: Tensor, extent: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the truth lies among the draws, pixel by pixel.
+    """Calibration of draws: the place of the truth among them, pixel by pixel.
 
     Attributes:
         ranks: the fractions of the pixels whose truth has the rank 0, ..., R among R draws, each 1/(R+1) if draws are

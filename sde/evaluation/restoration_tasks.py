@@ -229,11 +229,11 @@ class FourierSampling(Task):
 
     def operator(self, shape: tuple[int, ...], index: Tensor, seed: int) -> Operator:
         spatial = shape[1:] or shape
-        lines, kept = spatial[0], max(1, round(spatial[0] / self.acceleration))
+        lines, measured = spatial[0], max(1, round(spatial[0] / self.acceleration))
         frequency = torch.fft.fftfreq(lines, device="cpu").abs() * lines
         # The lowest third of those that are kept, and the others in a random order.
-        order = torch.where(frequency <= kept / 6.0, frequency / lines - 1.0, _uniforms(index, seed, lines))
+        order = torch.where(frequency <= measured / 6.0, frequency / lines - 1.0, _uniforms(index, seed, lines))
         known = torch.zeros(len(index), lines, dtype=torch.bool, device="cpu")
-        known.scatter_(1, order.argsort(1)[:, :kept], True)
+        known.scatter_(1, order.argsort(1)[:, :measured], True)
         mask = known.reshape(-1, lines, *(1,) * (len(spatial) - 1)).expand(-1, *spatial)
         return Fourier(mask if len(shape) == 1 else mask[:, None].expand(-1, *shape))

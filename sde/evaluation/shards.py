@@ -103,7 +103,7 @@ def opened(
     key = _with_stored_names(path, key)
 
     def store_at(place: Path) -> Store:
-        return Store.open(place, columns, identity=key, notes=metadata, snapshot_every=snapshot_every)
+        return Store.open(place, columns, key=key, metadata=metadata, snapshot_every=snapshot_every)
 
     with contextlib.ExitStack() as stack:
         with _wait_for(store_at, path, patience if shard.world > 1 else 0.0) as store:

@@ -1,4 +1,4 @@
-r"""What all kinds of guidance share: values of their own for each sample, where they act, and what they cost.
+r"""The base of all guidance: values of its own for each sample, the noise levels at which it acts, and its cost.
 
 Guidance changes the prediction a of a denoiser by a term that costs further calls. It may act in an interval of noise
 levels only, :math:`\mathrm{low} < \sigma_t/\alpha_t \le \mathrm{high}`: at high noise it costs variety, at low noise it

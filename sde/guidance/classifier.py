@@ -84,11 +84,11 @@ class Classifier(Guidance):
         return self.values["scale"]
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        given, rest = self._split(condition, len(x_t))
+        named, rest = self._split(condition, len(x_t))
         x = recordable(working(x_t))
 
         def function(y: Tensor) -> Tensor:
-            return self._value(y, t, given)
+            return self._value(y, t, named)
 
         with torch.inference_mode(False):
             value, product = torch.func.vjp(function, x)[:2]
@@ -99,8 +99,8 @@ class Classifier(Guidance):
         return prediction + (expand(self.scale, x) * expand(factor, x) * gradient).to(prediction.dtype)
 
     def log_potential(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
-        given, rest = self._split(condition, len(x_t))
-        value = self._value(working(x_t), t, given)
+        named, rest = self._split(condition, len(x_t))
+        value = self._value(working(x_t), t, named)
         value = self.scale.to(value) * value
         return value + self.inner.log_potential(x_t, t, **rest) if self.inner.weighed else value
 
@@ -111,11 +111,11 @@ class Classifier(Guidance):
         """The conditions of the function and those of the inner denoiser."""
         self.check(batch)
         check_given(condition, dict.fromkeys(self.names))
-        given = {name: condition[name] for name in self.names}
-        return given, {name: value for name, value in condition.items() if self.shared or name not in given}
+        named = {name: condition[name] for name in self.names}
+        return named, {name: value for name, value in condition.items() if self.shared or name not in named}
 
-    def _value(self, x_t: Tensor, t: Tensor, given: dict[str, Tensor]) -> Tensor:
-        value = self.log_prob(x_t, t, **given)
+    def _value(self, x_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        value = self.log_prob(x_t, t, **condition)
         if value.shape != x_t.shape[:1]:
             raise ValueError(
                 f"expected log_prob to return one number for each sample, with shape ({len(x_t)},), got "

@@ -52,14 +52,14 @@ class ClassifierFree(Weighted):
         high: float | None = None,
         rescale: float = 0.0,
     ) -> None:
-        given = {f"null.{name}": value for name, value in (null or {}).items() if value is not None}
-        super().__init__(inner, weight, low, high, rescale, given)
+        nulls = {f"null.{name}": value for name, value in (null or {}).items() if value is not None}
+        super().__init__(inner, weight, low, high, rescale, nulls)
         self._names = None if null is None else tuple(null)
         self.calls, self.vjps = 2 * inner.calls, 2 * inner.vjps
 
     @property
     def null(self) -> dict[str, Value] | None:
-        """What stands for "not given", by name."""
+        """The conditions that stand for "none", by name."""
         return None if self._names is None else {name: self.values.get(f"null.{name}") for name in self._names}
 
     def check_names(self, condition: Mapping[str, Tensor]) -> None:

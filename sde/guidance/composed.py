@@ -47,16 +47,20 @@ class Composed(Guidance):
     ) -> None:
         if not weights and not terms:
             raise ValueError("Composed needs a weight of one condition at least, such as weights={'label': 2.0}")
-        names = dict.fromkeys([*weights, *(name for given, _ in terms for name in given)])
+        names = dict.fromkeys([*weights, *(name for condition, _ in terms for name in condition)])
         if extra := [name for name in null or {} if name not in names]:
             raise ValueError(f"Composed has a null of {extra[0]!r} and no weight for it: expected {', '.join(names)}")
         values: dict[str, Tensor | float] = {f"weights.{k}": weight_of(f"weights.{k}", w) for k, w in weights.items()}
         values |= {f"null.{name}": value for name, value in (null or {}).items() if value is not None}
-        for i, (given, weight) in enumerate(terms):
+        for i, (condition, weight) in enumerate(terms):
             values[f"terms.{i}"] = weight_of(f"the weight of terms[{i}]", weight)
-            values |= {f"terms.{i}.{name}": value for name, value in given.items()}
+            values |= {f"terms.{i}.{name}": value for name, value in condition.items()}
         super().__init__(inner, values, guided=True)
-        self._weights, self._names, self._terms = tuple(weights), tuple(names), [tuple(given) for given, _ in terms]
+        self._weights, self._names, self._terms = (
+            tuple(weights),
+            tuple(names),
+            [tuple(condition) for condition, _ in terms],
+        )
         count = 1 + len(weights) + len(terms)
         self.calls, self.vjps = count * inner.calls, count * inner.vjps
 
@@ -64,14 +68,14 @@ class Composed(Guidance):
         self.check(len(x_t))
         check_given(condition, dict.fromkeys(self._weights))
         null = nulled(self.inner, condition, {name: self.values.get(f"null.{name}") for name in self._names}, x_t)
-        terms = [(w, self.inner.predict(what, x_t, t, **null | given)) for w, given in self._given(condition, x_t)]
+        terms = [(w, self.inner.predict(what, x_t, t, **null | named)) for w, named in self._conditions(condition, x_t)]
         b = self.inner.predict(what, x_t, t, **null)
         prediction = b
         for weight, a in terms:
             prediction = prediction + expand(weight, b) * (a - b)
         return prediction
 
-    def _given(self, condition: Mapping[str, Tensor], x_t: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def _conditions(self, condition: Mapping[str, Tensor], x_t: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """The weight and the condition of each term."""
         for name in self._weights:
             own = {key: condition[key] for key in (name, f"{name}_mask") if key in condition}

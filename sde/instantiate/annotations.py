@@ -8,7 +8,7 @@ value, but a mapping that describes an object.
 
 from __future__ import annotations
 
-__all__ = ["Limit", "annotations_of", "check_value", "expected", "fits", "nearest", "shown"]
+__all__ = ["Existing", "Limit", "annotations_of", "check_value", "expected", "fits", "nearest", "shown", "takes_path"]
 
 import dataclasses
 import difflib
@@ -18,7 +18,8 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from torch import Tensor
@@ -47,6 +48,40 @@ class Limit:
         return f"{self.sign} {self.bound}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Existing:
+    """Check that there is a file or a directory at a path from which something is read.
+
+    Args:
+        suffixes: those that the name of a file may have, all by default.
+        advice: what else to say where there is nothing, or something else.
+        directory: whether it may be a directory in place of a file with one of the suffixes.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    advice: str = ""
+    directory: bool = False
+
+    def __call__(self, path: str | os.PathLike[str]) -> None:
+        place = Path(path)
+        if not place.exists():
+            raise ValueError(f"there is nothing at {str(path)!r}{self.advice}{_similar(place)}")
+        if self.suffixes and place.suffix.lower() not in self.suffixes and not (self.directory and place.is_dir()):
+            kinds = f"a file with a name that ends in {' or '.join(self.suffixes)}{' or a directory' * self.directory}"
+            raise ValueError(f"expected {kinds}, got {str(path)!r}{self.advice}")
+
+
+def _similar(path: Path) -> str:
+    """The end of an error message that suggests the path nearest to one at which there is nothing."""
+    folder = next((p for p in path.parents if p.is_dir()), Path())
+    first, *rest = path.relative_to(folder).parts
+    # Suffixes make names similar that are not.
+    stems = {Path(name).stem: name for name in (os.listdir(folder) if os.access(folder, os.R_OK) else [])}
+    close = [stems[stem] for stem in difflib.get_close_matches(Path(first).stem, stems, n=1)]
+    found = [folder.joinpath(name, *rest) for name in close] + [folder / name for name in close]
+    return next((f"; did you mean {p}?" for p in found if p.exists()), "")
+
+
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of the parameters of a function or class by name; unannotated ones are left out."""
     # The fields of a dataclass may be inherited from other modules, in whose names their annotations are written.
@@ -72,8 +107,9 @@ def fits(value: Any, annotation: Any) -> bool:
         plain = annotation in _WORDS or _is(annotation, os.PathLike) or _is(annotation, Sequence)
         return _is(annotation, Mapping) or ("_target_" in value and not plain)
     if annotation in (bool, int, float):
-        numbers = (int, float) if annotation is float else (annotation,)
-        return type(value) in numbers and not math.isnan(value)
+        if type(value) is int:
+            return annotation is not bool and -(2**63) <= value < 2**63  # what tensors take
+        return type(value) is annotation and not math.isnan(value)
     if annotation is str or _is(annotation, os.PathLike):
         return isinstance(value, str) and value != "None"
     if isinstance(value, list) and origin is tuple and Ellipsis not in arguments:
@@ -118,10 +154,10 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
         ValueError: it names the key, the value, what is expected, and what to write where that is often mistaken.
     """
     if fits(value, annotation):
-        for inspect_value in _checks(value, annotation):
+        for inspect_value, entry in _checks(value, annotation):
             try:
-                inspect_value(value)
-            except ValueError as error:
+                inspect_value(entry)
+            except (ValueError, OSError) as error:
                 raise ValueError(f"{key}: {error}") from error
         return
     advice = ""
@@ -132,13 +168,18 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
     raise ValueError(f"{key}={shown(value)}: expected {expected(annotation)}{advice}")
 
 
-def _checks(value: Any, annotation: Any) -> list[Callable[[Any], object]]:
-    """The checks of the first alternative of an annotation that a value fits."""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return next(_checks(value, argument) for argument in arguments if fits(value, argument))
-    annotated = typing.get_origin(annotation) is Annotated
-    return [check for check in arguments[1:] if not isinstance(check, Limit)] if annotated else []
+def _checks(value: Any, annotation: Any) -> Iterator[tuple[Callable[[Any], object], Any]]:
+    """The checks of the first alternative of an annotation that a value fits, each with what it checks: the value or an
+    entry of it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        yield from _checks(value, next(argument for argument in arguments if fits(value, argument)))
+    elif origin is Annotated:
+        yield from _checks(value, arguments[0])
+        yield from ((check, value) for check in arguments[1:] if not isinstance(check, Limit))
+    elif isinstance(value, list) and arguments and _is(annotation, Sequence):
+        for entry in value:
+            yield from _checks(entry, arguments[0])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -154,6 +195,11 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(shown, value))}]"
     return repr(value)
+
+
+def takes_path(annotation: Any) -> bool:
+    """Whether an annotation is that of a path, which a text may stand for."""
+    return any(_is(a, os.PathLike) for a in (annotation, *typing.get_args(annotation)))
 
 
 def _is(annotation: Any, kind: type) -> bool:

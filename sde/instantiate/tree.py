@@ -8,13 +8,13 @@ import contextlib
 import inspect
 import numbers
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ..networks.network import Network
-from .annotations import annotations_of, check_value, nearest
+from .annotations import Existing, annotations_of, check_value, nearest, takes_path
 from .names import MODEL_ROOMS, TORCH, VALUE_ROOMS, class_name, find
 
 
@@ -51,7 +51,7 @@ def check(tree: Any, key: str, *, rooms: Sequence[str] = ("sde",), trust: Sequen
     """Checks a tree before anything is built from it: its names, its arguments, and the types of its values.
 
     The objects of `VALUE_ROOMS` that it describes completely are built once, networks without memory, which checks the
-    ranges of their values.
+    ranges of their values. There must be something at a path that a function needs.
 
     Args:
         tree: as in :func:`build`.
@@ -76,8 +76,11 @@ def check(tree: Any, key: str, *, rooms: Sequence[str] = ("sde",), trust: Sequen
         target = find(tree["_target_"], rooms=rooms, trust=trust)
         _check_names(tree["_target_"], target, tree.keys() - {"_target_"})
     annotations = annotations_of(target)
+    needed = _missing(target, ())
     for name in values.keys() & tree.keys():
-        check_value(f"{key}.{name}", values[name], annotations.get(name, Any))
+        annotation = annotations.get(name, Any)
+        read = name in needed and takes_path(annotation)  # a path that is not needed may be a place to write to
+        check_value(f"{key}.{name}", values[name], Annotated[annotation, Existing()] if read else annotation)
     known = target in TORCH.values() or any(f"{target.__module__}.".startswith(f"{room}.") for room in VALUE_ROOMS)
     if known and not _missing(target, values):
         network = inspect.isclass(target) and issubclass(target, Network)

@@ -189,8 +189,8 @@ def _scheduler_settings(source: Source) -> dict[str, Any]:
     if user and unknown and "_class_name" not in user:
         known = ", ".join(names)
         raise ValueError(f"{root}: settings= has the unknown name {unknown[0]!r}: expected names among {known}")
-    given = _known(_SCHEDULER, (read_json(files[0]) if files else {}) | (user or {}))
-    return _SCHEDULER | _DEFAULTS.get(str(given.get("_class_name")), {}) | given
+    settings = _known(_SCHEDULER, (read_json(files[0]) if files else {}) | (user or {}))
+    return _SCHEDULER | _DEFAULTS.get(str(settings.get("_class_name")), {}) | settings
 
 
 def _known(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

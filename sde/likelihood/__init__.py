@@ -12,11 +12,12 @@ from .dequantisation import (
     importance_weighted,
 )
 from .error_budget import ErrorBudget, Mean, error_budget
-from .flow import LogProb, log_prob
+from .flow import LogProb, PriorDensity, log_prob
 from .variational import VariationalDequantiser, train_dequantiser
 
 __all__ = [
     "LogProb",
+    "PriorDensity",
     "log_prob",
     "ErrorBudget",
     "Mean",

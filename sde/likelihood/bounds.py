@@ -32,7 +32,6 @@ __all__ = ["Bound", "continuous_bound", "density_bound"]
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +41,20 @@ from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, Stream, repeat_key, sample_index
 from ..objective import Times, UniformLogSNR
 from ..processes import SDE
-from ..sampling import evaluating, recording, state_like
-from ..shapes import check_count, event_dims, expand, float64, recordable, sum_event, working
+from ..sampling import evaluating, state_like
+from ..shapes import (
+    check_count,
+    check_recordable,
+    event_dims,
+    expand,
+    float64,
+    recordable,
+    recording,
+    sum_event,
+    working,
+)
 from .decoder import log_decoder
-from .flow import check_unguided
+from .flow import PriorDensity, check_unguided
 
 # Where the counters of the noise for the decoder and for a given prior begin, within those of a repeat.
 _DATA, _PRIOR = 2**38, 2**39
@@ -152,7 +161,7 @@ def density_bound(
     draws: int = 100,
     times: Times | None = None,
     stratified: bool = True,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     seed: int = 0,
     index: Tensor | None = None,
     repeat: int = 0,
@@ -179,6 +188,8 @@ def density_bound(
         ValueError: if x has a wrong shape or dtype, or the number of draws is not positive.
     """
     check_unguided(denoiser)
+    if differentiable:
+        check_recordable(denoiser, "no gradient can be computed through it")
     check_count("density_bound", "draws", draws)
     if x.ndim < 2 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(
@@ -193,13 +204,12 @@ def density_bound(
         low, high = (float64(t) for t in (process.t_min, process.t_max))
         log_alpha, var = process.transition(low, high)
         mean = expand(log_alpha.exp(), x) * x
-        ends = []
-        for k in range(0 if prior is None else draws):
-            z = normal_like(x, noise, index, repeat_key(_PRIOR + k, repeat))
-            ends.append(prior.log_prob(mean + expand(var.sqrt(), x) * z).double())
         if prior is None:
             v, square = process.prior_var(high).item(), sum_event(mean.double().square()) + dims * var.item()
-            ends.append(-0.5 * (square / v + dims * math.log(2.0 * math.pi * v)))
+            ends = [-0.5 * (square / v + dims * math.log(2.0 * math.pi * v))]
+        else:
+            normals = (normal_like(x, noise, index, repeat_key(_PRIOR + k, repeat)) for k in range(draws))
+            ends = [prior.log_prob(mean + expand(var.sqrt(), x) * z).double() for z in normals]
         end = torch.stack(ends, 1)
         rows = []
         for k, (t, weight) in enumerate(_times(process, times, noise, index, repeat, draws, stratified)):

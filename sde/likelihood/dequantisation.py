@@ -61,7 +61,7 @@ from ..sampling import state_like
 from ..shapes import check_count, event_dims, float64, numbers_of, sum_event
 from ..solvers import Solver
 from ..trace import Trace
-from .flow import log_prob
+from .flow import PriorDensity, log_prob
 
 
 class Dequantiser(ABC):
@@ -291,7 +291,7 @@ def discrete_log_prob(
     solver: Solver | None = None,
     trace: Trace | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     atol: float | None = None,
 ) -> DiscreteLogProb:
     r"""A lower bound on the log-probability of levels, by the density of the probability flow.

@@ -49,8 +49,8 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser
 from ..noise import Noise, sample_index
 from ..runtime import exact_float32
-from ..sampling import evaluating, recording
-from ..shapes import check_count, event_dims, expand, float64, sum_event, working
+from ..sampling import evaluating
+from ..shapes import check_count, event_dims, expand, float64, recording, sum_event, working
 from ..solvers import Solver
 from ..trace import Trace
 from .bounds import normal_like

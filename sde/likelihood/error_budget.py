@@ -53,7 +53,7 @@ from ..processes import SDE
 from ..shapes import check_count, event_dims, float64, named_tensors, numbers_of, sum_event
 from ..solvers import GridSteps, Solver
 from ..trace import Trace
-from .flow import DensityFlow, LogProb, default_solver, log_prob, tolerance
+from .flow import DensityFlow, LogProb, PriorDensity, default_solver, log_prob, tolerance
 
 #: The largest cost of a further solution of a row, in those of its first one.
 COST = 3
@@ -150,7 +150,7 @@ def error_budget(
     seed: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     atol: float | None = None,
     rows: Tensor | int = 16,
     repeats: Tensor | None = None,

@@ -17,6 +17,7 @@ __all__ = [
     "TOLERANCE",
     "DensityFlow",
     "LogProb",
+    "PriorDensity",
     "check_unguided",
     "default_solver",
     "last_state",
@@ -27,7 +28,7 @@ __all__ = [
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,13 +37,29 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
-from ..sampling import chosen_solver, evaluating, recording, travelled
-from ..shapes import check_callable, check_kind, event_dims, numbers_of, recordable, working
+from ..sampling import chosen_solver, evaluating, travelled
+from ..shapes import (
+    check_callable,
+    check_kind,
+    check_recordable,
+    event_dims,
+    numbers_of,
+    recordable,
+    recording,
+    working,
+)
 from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
 #: The default tolerance of the log-density of a sample in a step of an adaptive solver, in bits/dim.
 TOLERANCE = 5e-5
+
+
+class PriorDensity(Protocol):
+    """A density of latents, such as that of :class:`sde.exact.Marginal` or of a flow that was fitted to latents."""
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        r"""The log-density of latents (B, \*) in nats, with shape (B,)."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +137,8 @@ def step_error(error: float | None, error_per_image: float | None) -> float:
     Raises:
         ValueError: unless an error is given, and both are positive.
     """
-    given = [e for e in (error, error_per_image) if e is not None]
-    if not given or not all(e > 0.0 for e in given):
+    errors = [e for e in (error, error_per_image) if e is not None]
+    if not errors or not all(e > 0.0 for e in errors):
         raise ValueError(
             f"expected error > 0 or error_per_image > 0, in bits/dim, got error={error}, "
             f"error_per_image={error_per_image}"
@@ -184,11 +201,7 @@ class DensityFlow:
         condition: Mapping[str, Tensor] | None = None,
         atol: float | None = None,
     ) -> None:
-        if any(tensor.is_inference() for tensor in (*denoiser.parameters(), *denoiser.buffers())):
-            raise ValueError(
-                "this denoiser was made under torch.inference_mode(), and no divergence can be computed through it: "
-                "make it outside of inference mode, or take a copy, copy.deepcopy(denoiser)"
-            )
+        check_recordable(denoiser, "no divergence can be computed through it")
         trace = Hutchinson() if trace is None else trace
         check_kind("trace", trace, Trace, "sde.ExactTrace()")
         x = recordable(working(x))
@@ -215,7 +228,7 @@ def log_prob(
     seed: int = 0,
     index: Tensor | None = None,
     condition: Mapping[str, Tensor] | None = None,
-    prior: Any = None,
+    prior: PriorDensity | None = None,
     atol: float | None = None,
     error: float | None = None,
     error_per_image: float | None = None,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..data import Scaling
 from ..noise import Noise, Stream
-from ..shapes import check_event, sum_event
+from ..shapes import check_event, check_recordable, recordable, recording, sum_event
 from .dequantisation import Dequantiser, dequantise
 
 _CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -132,11 +132,13 @@ def train_dequantiser(
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; the step is not taken.
     """
+    check_recordable(dequantiser, "its weights cannot be trained", "dequantiser")
     parameters = list(dequantiser.parameters())
     for step, values in enumerate(batches):
-        draw = dequantise(dequantiser, values, scaling, seed=seed, repeat=step, dtype=dtype)
-        loss = -(log_density(draw.x, step).double() + draw.log_weight).mean()
-        gradients = torch.autograd.grad(loss, parameters)
+        with recording(True):
+            draw = dequantise(dequantiser, recordable(values), scaling, seed=seed, repeat=step, dtype=dtype)
+            loss = -(log_density(draw.x, step).double() + draw.log_weight).mean()
+            gradients = torch.autograd.grad(loss, parameters)
         if not all(bool(each.isfinite().all()) for each in (loss, *gradients)):
             raise FloatingPointError(
                 f"training stopped at step {step + 1}: the loss is {loss.item()}, or its gradient is not finite; a "
@@ -144,7 +146,8 @@ def train_dequantiser(
             )
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
-        optimiser.step()
+        with recording(True):
+            optimiser.step()
         yield loss.item()
 
 

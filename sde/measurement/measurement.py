@@ -99,8 +99,8 @@ class Measurement:
         if len(gram) == 1:
             return gram, noise, torch.zeros(len(x), dtype=torch.int64, device=x.device)
         index = torch.arange(len(gram), device=x.device) if self._index is None else self._index.to(x.device)
-        kept, rows = index.unique(return_inverse=True)
-        return gram[kept], noise[kept], rows
+        distinct, rows = index.unique(return_inverse=True)
+        return gram[distinct], noise[distinct], rows
 
     def _computed_gram(self, x: Tensor) -> tuple[Tensor, Tensor]:
         number, dims, operator = max(len(self.y), len(self.count), self.noise.numel()), x[0].numel(), self.operator

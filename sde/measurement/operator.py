@@ -40,10 +40,10 @@ Self = TypeVar("Self", bound="Operator")
 Spectral = Callable[[Tensor], Tensor]
 
 
-def rowwise(value: Tensor | float, like: Tensor) -> Tensor:
+def rowwise(value: Tensor | float, reference: Tensor) -> Tensor:
     """A number, or one for each sample (B,), that broadcasts against tensors of the rank and dtype of `like`."""
-    values = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
+    values = torch.as_tensor(value, dtype=reference.dtype, device=reference.device)
+    return values.reshape(-1, *(1,) * (reference.ndim - 1))
 
 
 class Operator(ABC):
@@ -121,7 +121,7 @@ class Operator(ABC):
         return (floor + scale**2 * rowwise(variance, z)).sqrt() * z, 0.0
 
     def measured(self, y: Tensor) -> Tensor | None:
-        """Which entries of `y` are measurements, bool, broadcasting against it; None if all are."""
+        """The mask of the entries of `y` that are measurements, bool, broadcasting against it; None if all are."""
         return None
 
     def select(self: Self, index: Tensor) -> Self:
@@ -294,8 +294,8 @@ class Compose(LinearOperator):
 def check_adjoint(
     operator: Operator, shape: Sequence[int], *, seed: int = 0, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> float:
-    r"""How far `adjoint` is from being the adjoint: the error of :math:`\langle A x, y \rangle = \langle x, A^T y
-    \rangle` for normal x and y, relative to :math:`\|A x\| \|y\|`. It is of the order of rounding for an adjoint.
+    r"""The error of `adjoint`: that of :math:`\langle A x, y \rangle = \langle x, A^T y \rangle` for normal x and y,
+    relative to :math:`\|A x\| \|y\|`. It is of the order of rounding for an adjoint.
 
     Args:
         operator: a linear operator.

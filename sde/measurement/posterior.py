@@ -105,7 +105,7 @@ class PosteriorDenoiser(Wrapper):
         return steering.log_potential + self.update(steering.x0, t).log_likelihood(steering.x0)
 
     def update(self, x0: Tensor, t: Tensor) -> Update:
-        r"""What y tells of data that is normal around a prediction of :math:`x_0`, with the variance or the covariance.
+        r"""The posterior given y of data that is normal around a prediction of :math:`x_0`, with its covariance.
 
         Args:
             x0: the prediction, with shape (B, \*).

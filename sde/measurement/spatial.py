@@ -37,16 +37,16 @@ class _Separable(Diagonalised):
     def size(self, m: int) -> int:
         """The length n of an axis whose measurement has m entries."""
 
-    def _decomposed(self, n: int, like: Tensor) -> tuple[Tensor, ...]:
+    def _decomposed(self, n: int, reference: Tensor) -> tuple[Tensor, ...]:
         """The matrix (m, n); the left singular vectors (m, m), the squares of as many singular values, and the same on
         the right, for n."""
-        key = n, like.dtype, like.device
+        key = n, reference.dtype, reference.device
         if key not in self._known:
             matrix = self.matrix(n)
             left, s, right = torch.linalg.svd(matrix, full_matrices=True)
             squares = torch.where(s > 1e-12 * s[0], s, 0.0).square()
             padded = [functional.pad(squares, (0, size - len(s))) for size in matrix.shape]
-            self._known[key] = tuple(v.to(like) for v in (matrix, left.mT, padded[0], right, padded[1]))
+            self._known[key] = tuple(v.to(reference) for v in (matrix, left.mT, padded[0], right, padded[1]))
         return self._known[key]
 
     def _along(self, x: Tensor, matrices: Sequence[Tensor]) -> Tensor:

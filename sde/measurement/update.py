@@ -1,4 +1,4 @@
-r"""What a measurement tells of data that is normal around a prediction: :math:`x_0 \sim \mathcal N(d, C)`, given y.
+r"""The posterior given y of data that is normal around a prediction, :math:`x_0 \sim \mathcal N(d, C)`.
 
 With :math:`S = A C A^T + \sigma^2 I` and the residual :math:`r = y - A d`, its mean is :math:`d + C A^T S^{-1} r`, its
 covariance :math:`C - C A^T S^{-1} A C`, and the density of y is :math:`\mathcal N(r; 0, S)`. Where C is one variance
@@ -118,12 +118,12 @@ class FullUpdate(Update):
     def kernel(self, z: Tensor, shift: Tensor, b: float, c: float) -> tuple[Tensor, Tensor]:
         eye = b * torch.eye(z[0].numel(), dtype=self.C.dtype, device=self.C.device)
         free = torch.linalg.cholesky(eye + c**2 * self.C)
-        given = torch.linalg.cholesky(eye + c**2 * (self.root.mT @ self.root))
+        factor = torch.linalg.cholesky(eye + c**2 * (self.root.mT @ self.root))
         flat = z.flatten(1).double()
-        e = self._times(given, flat)
+        e = self._times(factor, flat)
         white = torch.linalg.inv(free)
-        squares = self._times(white.expand(len(given), -1, -1), e + shift.flatten(1).double()).square().sum(1)
-        log_det = (given.diagonal(dim1=1, dim2=2) / free.diagonal(dim1=1, dim2=2)).log().sum(1)
+        squares = self._times(white.expand(len(factor), -1, -1), e + shift.flatten(1).double()).square().sum(1)
+        log_det = (factor.diagonal(dim1=1, dim2=2) / free.diagonal(dim1=1, dim2=2)).log().sum(1)
         return self._shaped(e, z), 0.5 * (flat.square().sum(1) - squares) + log_det[self.rows]
 
     def _information(self, residual: Tensor) -> Tensor:
@@ -140,5 +140,5 @@ class FullUpdate(Update):
             return torch.bmm(x.reshape(len(matrices), each, -1), matrices.mT).flatten(0, 1)
         return torch.bmm(matrices[self.rows], x[..., None])[..., 0]
 
-    def _shaped(self, x: Tensor, like: Tensor) -> Tensor:
-        return x.reshape(-1, *self.shape[1:]).to(like.dtype)
+    def _shaped(self, x: Tensor, reference: Tensor) -> Tensor:
+        return x.reshape(-1, *self.shape[1:]).to(reference.dtype)

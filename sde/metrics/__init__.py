@@ -39,15 +39,23 @@ __all__ = [
     "column_wasserstein",
     "correlation_distance",
     "features",
+    "Features",
+    "ModuleFeatures",
+    "RawValues",
+    "dinov2",
+    "efficientnet_lite0",
+    "inception",
+    "load_program",
 ]
 
 from . import features
+from .class_predictions import inception_score
 from .copies import Memorisation, memorisation
 from .estimate import Estimate, difference
 from .evidence import EvidenceShift, evidence_shift
+from .features import Features, ModuleFeatures, RawValues, dinov2, efficientnet_lite0, inception, load_program
 from .fidelity import ms_ssim, psnr, ssim
 from .frechet import frechet_distance
-from .inception import inception_score
 from .kernel import Gaussian, Kernel, NegativeDistance, Polynomial, energy_distance, kernel_distance, mmd
 from .manifold import Manifold, precision_recall
 from .perceptual import FeatureMaps, perceptual_distance

@@ -23,7 +23,7 @@ from .sets import check_pair, distance_rows, pooled_mean, repeated, slices
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How close samples are to training items, against held-out data.
+    """The distances of samples to training items, against those of held-out data.
 
     Attributes:
         ratio: the mean distance ratio, with the samples' ratios as `per_item`; `null` is that of held-out data, and the
@@ -79,8 +79,8 @@ def memorisation(
 def _ratios(x: Tensor, training: Tensor, again: Tensor, offset: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The distance ratios (n,), and the nearest items and their distances, without training items that come again."""
     chunks = (distance_rows(x[part], training, offset) for part in slices(len(x), size))
-    found = [chunk.masked_fill_(again, torch.inf).topk(2, largest=False) for chunk in chunks]
-    squares, order = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    closest = [chunk.masked_fill_(again, torch.inf).topk(2, largest=False) for chunk in chunks]
+    squares, order = torch.cat([c.values for c in closest]), torch.cat([c.indices for c in closest])
     distances = squares.sqrt()
     # Distinct training items closer than rounding tells apart: 0/0 is the ratio of a copy.
     ratios = (distances[:, 0] / distances[:, 1]).nan_to_num(nan=0.0)

@@ -1,4 +1,4 @@
-r"""How far draws move when they are weighed by their evidence: a sign of a mode that some runs of particles lost.
+r"""The shift of draws when they are weighed by their evidence: a sign of a mode that some runs of particles lost.
 
 Each run of particles gives one draw and an estimate :math:`Z_i` of the same evidence. Draws weighed by :math:`Z_i` are
 from the posterior as the number of runs grows, however few particles a run has; draws with equal weights are not, where
@@ -32,7 +32,7 @@ from .transport import random_directions
 
 @dataclass(frozen=True)
 class EvidenceShift:
-    """How far sets of draws move when they are weighed by their evidence, in their standard deviations.
+    """The shifts of sets of draws when they are weighed by their evidence, in their standard deviations.
 
     Attributes:
         value: the distances, float64 of shape (B,); 0 for draws that are all equal.
@@ -44,8 +44,8 @@ class EvidenceShift:
 
     @property
     def net(self) -> Tensor:
-        r"""What is beyond chance, :math:`(\mathrm{value}^2 - \mathrm{null}^2)^{1/2}` or 0, with shape (B,): above 0.2 a
-        mode is likely to be lost."""
+        r"""The shift beyond chance, :math:`(\mathrm{value}^2 - \mathrm{null}^2)^{1/2}` or 0, with shape (B,): above 0.2
+        a mode is likely to be lost."""
         return (self.value.square() - self.null.square()).clamp(min=0.0).sqrt()
 
 

@@ -118,8 +118,8 @@ def _moments(
 def _root(cov: Tensor) -> Tensor:
     """A factor F with F F^T = cov, without the directions in which a set does not vary."""
     values, vectors = torch.linalg.eigh(cov)
-    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
+    remaining = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, remaining] * values[remaining].sqrt()
 
 
 def _products(
@@ -130,11 +130,11 @@ def _products(
     product = rows[0] @ rows[1].T
 
     def without(group: int | None) -> Tensor:
-        kept = [torch.ones_like(of, dtype=torch.bool) if group is None else of != group for of in groups]
-        sides = [side[k] for side, k in zip(rows, kept)]
+        remaining = [torch.ones_like(of, dtype=torch.bool) if group is None else of != group for of in groups]
+        sides = [side[k] for side, k in zip(rows, remaining)]
         means = [side.mean(0) for side in sides]
         traces = [((side - mean).square().sum() / (len(side) - 1)) for side, mean in zip(sides, means)]
-        centred = product[kept[0]][:, kept[1]]
+        centred = product[remaining[0]][:, remaining[1]]
         centred = centred - centred.mean(0) - centred.mean(1, keepdim=True) + centred.mean()
         nuclear = torch.linalg.svdvals(centred).sum() / ((len(sides[0]) - 1) * (len(sides[1]) - 1)) ** 0.5
         return (means[0] - means[1]).square().sum() + traces[0] + traces[1] - 2.0 * nuclear

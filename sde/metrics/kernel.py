@@ -137,8 +137,8 @@ def kernel_distance(
     whole = _statistic(sums, counts)
     omitted = []
     for g in range(groups):
-        kept = torch.arange(2 * groups, device=labels.device) % groups != g
-        omitted.append(_statistic(sums[kept][:, kept], counts[kept]))
+        remaining = torch.arange(2 * groups, device=labels.device) % groups != g
+        omitted.append(_statistic(sums[remaining][:, remaining], counts[remaining]))
     estimate = jackknife(whole, torch.stack(omitted), null=0.0)
     if not permutations:
         return estimate

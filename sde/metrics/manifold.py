@@ -161,8 +161,8 @@ def _squared_radii(x: Tensor, offset: Tensor, half_of: Tensor, ks: tuple[int, ..
             values = nearest.values.masked_fill(~same, torch.inf).sort(1).values[:, :most]
             if len(few := (same.sum(1) < most).nonzero()[:, 0]):
                 others = half[None] != half[part][few, None]
-                found = squares[few].masked_fill(others, torch.inf).topk(most, largest=False, sorted=True).values
-                values[few] = found
+                within_half = squares[few].masked_fill(others, torch.inf).topk(most, largest=False, sorted=True).values
+                values[few] = within_half
             for radius, k in zip(radii, ks):
                 radius[r, part] = values[:, k - 1] + _SLACK * (norms + values[:, k - 1])
     return radii

@@ -7,13 +7,14 @@ label after the last class means "no label" is for tensors that a denoiser is gi
 
 from __future__ import annotations
 
-__all__ = ["condition_from"]
+__all__ = ["Labels", "Numbers", "condition_from"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from ..data.captions import Encoder
@@ -23,6 +24,11 @@ from ..shapes import numbers_of
 # The label of a sample without a class, which a network has a learned null for.
 NO_LABEL = "none"
 
+# A number, numbers in lists of any depth, or an array or a tensor of them.
+Numbers = float | Tensor | ndarray | Sequence["Numbers"]
+# The same, with "none" for a sample without a label.
+Labels = Numbers | str | Sequence[int | str]
+
 
 def condition_from(
     takes: Mapping[str, Taken] | None,
@@ -31,7 +37,8 @@ def condition_from(
     first: int = 0,
     *,
     classes: int | None = None,
-    **given: Any,
+    prompt: str | Sequence[str] | None = None,
+    **values: Labels | None,
 ) -> dict[str, Tensor]:
     r"""The condition of n samples.
 
@@ -41,20 +48,18 @@ def condition_from(
         n: the number of samples.
         first: the index of the first sample.
         classes: the number of classes that a label may be of, by default all that the network has.
-        given: plain values or tensors by name, None for those that are not given: `label`, a class, "none" for no
-            label, or a list of them, with truth values as the classes 0 and 1; `embedding`, E numbers or a list of
-            such; `image`, values (C, \*) or (M, C, \*); `prompt`, a text or a list of texts, which becomes `tokens`
-            and `tokens_mask`; and any other name that the model takes.
+        prompt: a text or a list of texts, which becomes `tokens` and `tokens_mask`.
+        values: values by name, None for those that are left out: `label`, a class, "none" for no label, or a list of
+            them, with truth values as the classes 0 and 1; `embedding`, E numbers or a list of such; `image`, values
+            (C, \*) or (M, C, \*); and any other name that the model takes.
 
     Raises:
         ValueError: for a name or a shape that the model does not take, with the list of those that it does, or a label
             that is none of its classes.
     """
-    named = {name: value for name, value in given.items() if value is not None}
     known = {"label": Taken(classes=classes, null=False)} if takes is None and classes is not None else takes or {}
     condition: dict[str, Tensor] = {}
-    if "prompt" in named:
-        prompt = named.pop("prompt")
+    if prompt is not None:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if encoder is None or (takes is not None and "tokens" not in takes):
             listed = "; ".join(f"{name}: {taken}" for name, taken in (takes or {}).items()) or "none"
@@ -63,7 +68,9 @@ def condition_from(
             raise ValueError(f"expected prompt to be a text or a list of texts, got {prompt!r}")
         turn = torch.arange(first, first + n, device="cpu") % len(texts)
         condition |= {name: rows[turn] for name, rows in zip(("tokens", "tokens_mask"), encoder(texts))}
-    for name, value in named.items():
+    for name, value in values.items():
+        if value is None:
+            continue
         taken = known.get(name)
         if taken is not None and taken.classes is not None:
             fewer = taken if classes is None else replace(taken, classes=min(classes, taken.classes))

@@ -1,4 +1,4 @@
-r"""What a model does with data that is given: conditions from plain values, editing, translation, interpolation.
+r"""The methods of a model that take data to other data: editing, translation, interpolation; and its conditions.
 
 These are the methods of :class:`sde.Model` for data values; :mod:`sde.model.translation` has the mathematics.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Editing"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..denoisers import Denoiser
 from ..sampling import state_like
 from ..shapes import check_event, check_kind, named_tensors, numbers_of
 from ..solvers import Solver
-from .conditions import condition_from
+from .conditions import Labels, Numbers, condition_from
 from .translation import edit, interpolate, translate
 
 
@@ -31,21 +31,36 @@ class Editing:
     classes: int | None
     encoder: Encoder | None
 
-    def condition(self, n: int, *, first: int = 0, **given: Any) -> dict[str, Tensor]:
-        """The condition of n samples from plain values, such as `label=7` or `prompt="a seven"`.
+    def condition(
+        self,
+        n: int,
+        *,
+        first: int = 0,
+        label: Labels | None = None,
+        embedding: Numbers | None = None,
+        image: Numbers | None = None,
+        prompt: str | Sequence[str] | None = None,
+        **others: Numbers | None,
+    ) -> dict[str, Tensor]:
+        r"""The condition of n samples from plain values, such as `label=7` or `prompt="a seven"`.
 
         A value stands for all samples; of a list of them, each sample has one in its turn.
 
         Args:
             n: the number of samples.
             first: the index of the first sample.
-            given: values by name, as in :func:`sde.model.condition_from`.
+            label: a class, "none" for no label, or a list of them.
+            embedding: E numbers, or a list of such.
+            image: values (C, \*) or (M, C, \*), in the model's range.
+            prompt: a text, or a list of texts, for the encoder of the model.
+            others: values of other conditions by name, for a network of one's own.
 
         Raises:
             ValueError: for what the model does not take, with the list of what it does, or a label that is none of its
                 classes.
         """
-        return condition_from(self.denoiser.takes, self.encoder, n, first, classes=self.classes, **given)
+        named: dict[str, Labels | None] = {"label": label, "embedding": embedding, "image": image, **others}
+        return condition_from(self.denoiser.takes, self.encoder, n, first, classes=self.classes, prompt=prompt, **named)
 
     def edit(
         self,

@@ -24,7 +24,7 @@ from ..interop import read
 from ..interop.formats import Settings, Source
 from ..processes import SDE
 from ..storage.checkpoint import misfits, write
-from ..storage.wrappers import fitted
+from ..storage.wrappers import fitted, unwrapped_module
 from ..version import __version__
 from .model import Model
 
@@ -35,8 +35,9 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
     The file appears whole or not at all. A file of an earlier :func:`save` or of `scripts/convert.py` is replaced;
     anything else at the path, the checkpoint of a training run included, is refused and stays.
 
-    The model's network, process, parametrisation and wrappers are described if they are classes of this library. The
-    weights are those of the model, under the name `default`. Of a class of your own, the file contains the name alone,
+    The model's network, process, parametrisation and wrappers are described if they are classes of this library; of a
+    compiled or data-parallel network, the network itself is. The weights are those of the model, under the name
+    `default`. Of a class of your own, the file contains the name alone,
     and :func:`load` takes an object of it: a network or a process, or a whole denoiser if more of it is your own.
 
     Args:
@@ -62,7 +63,9 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
         wrappers.insert(0, tree)
         leaf = leaf.inner
     denoiser = _description(leaf, "network", "process")
-    parts = {name: _description(getattr(leaf, name)) for name in ("process", "network") if "_target_" in denoiser}
+    parts: dict[str, Any] = {}
+    if "_target_" in denoiser:
+        parts = {"process": _description(leaf.process), "network": _description(unwrapped_module(leaf.network))}
     tree = {
         **parts,
         "denoiser": denoiser,
@@ -135,7 +138,7 @@ def load(
     return from_checkpoint(content, ema=ema, process=process, network=network, device=device, trust=trust)
 
 
-def load_denoiser(path: str, ema: str | None = "default") -> Denoiser:
+def load_denoiser(path: str | os.PathLike[str], ema: str | None = "default") -> Denoiser:
     """The denoiser of the model at a path, such as the reference of autoguidance in a config; as in :func:`load`."""
     return load(path, ema).denoiser
 
@@ -168,8 +171,8 @@ def from_checkpoint(
         shapes = {name: value.shape for name, value in leaf.state_dict().items()}
         weights = fitted(shapes, weights)
         if process is not None:  # with its own parameters, if it has any, in place of those in the checkpoint
-            kept = {name: value for name, value in leaf.state_dict().items() if name.startswith("process.")}
-            weights = {name: value for name, value in weights.items() if not name.startswith("process.")} | kept
+            parameters = {name: value for name, value in leaf.state_dict().items() if name.startswith("process.")}
+            weights = {name: value for name, value in weights.items() if not name.startswith("process.")} | parameters
         if difference := misfits(shapes, weights):
             raise ValueError(f"the weights of this checkpoint do not fit the network: {difference}")
         leaf.to(device).load_state_dict(weights, assign=network is None and tree.get("keep_dtype", False))

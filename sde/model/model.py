@@ -19,12 +19,12 @@ from ..data import Scaling
 from ..data.captions import Encoder
 from ..data.scaling import nats_to_bits
 from ..denoisers import Denoiser
-from ..likelihood import Dequantiser, ErrorBudget, LogProb, error_budget, log_prob
+from ..likelihood import Dequantiser, ErrorBudget, LogProb, PriorDensity, error_budget, log_prob
 from ..likelihood.dequantisation import States, states
 from ..processes import SDE
 from ..runtime import exact_float32
-from ..sampling import encode, recording, rehearse, sample
-from ..shapes import check_callable, check_condition, check_count, check_event, named_tensors, numbers_of
+from ..sampling import encode, rehearse, sample
+from ..shapes import check_callable, check_condition, check_count, check_event, named_tensors, numbers_of, recording
 from ..solvers import Designed, GridSteps, Solver
 from ..trace import Trace
 from ..tuning import (
@@ -186,7 +186,9 @@ class Model(Editing, Restoring):
             progress: as in :func:`sde.tune_grid`.
         """
         if not isinstance(solver, GridSteps):
-            raise ValueError(f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {solver}")
+            raise ValueError(
+                f"a grid is tuned for a solver with fixed steps, such as Heun(20), got {type(solver).__name__}"
+            )
         grid = None if directory is None else load_grid(directory, solver, data=data is not None)
         if grid is None:
             if data is None:
@@ -260,7 +262,7 @@ class Model(Editing, Restoring):
         index: Tensor | None = None,
         repeat: int = 0,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         error: float | None = None,
         error_per_image: float | None = None,
@@ -312,7 +314,7 @@ class Model(Editing, Restoring):
         index: Tensor | None = None,
         repeat: int = 0,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         error: float | None = None,
         error_per_image: float | None = None,
@@ -338,7 +340,7 @@ class Model(Editing, Restoring):
         repeats: int = 1,
         rows: Tensor | int = 16,
         condition: Mapping[str, Tensor] | None = None,
-        prior: Any = None,
+        prior: PriorDensity | None = None,
         atol: float | None = None,
         dequantiser: Dequantiser | None = None,
         guided: bool = False,
@@ -374,10 +376,19 @@ class Model(Editing, Restoring):
                 **flow,
             )
 
-    def _states(self, x: Tensor, **draw: Any) -> States:
+    def _states(
+        self,
+        x: Tensor,
+        *,
+        dequantiser: Dequantiser | None = None,
+        seed: int = 0,
+        index: Tensor | None = None,
+        repeat: int = 0,
+    ) -> States:
         """The :func:`states` of data values of the model's shape."""
         x = numbers_of("data values", x)
         check_event(x, self.shape)
+        draw: dict[str, Any] = {"dequantiser": dequantiser, "seed": seed, "index": index, "repeat": repeat}
         return states(self.denoiser, self.scaling, x, **draw)
 
 

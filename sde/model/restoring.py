@@ -1,4 +1,4 @@
-r"""What a model does with measurements of data: restoration and inpainting, in data units.
+r"""The methods of a model for measurements of data: restoration and inpainting, in data units.
 
 These are the methods of :class:`sde.Model`; :mod:`sde.model.restoration` has the mathematics.
 """
@@ -130,7 +130,23 @@ class Restoring:
             progress=progress,
         )
 
-    def inpaint(self, x: Tensor, mask: Tensor, noise: Tensor | float = 0.0, **kwargs: Any) -> Restored:
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        noise: Tensor | float = 0.0,
+        *,
+        method: Method | None = None,
+        solver: Solver | None = None,
+        polishing: Polish | None = None,
+        n: int = 1,
+        seed: int = 0,
+        index: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+        batch_size: int | None = None,
+        variance: Variance | None = None,
+        progress: Callable[[float], object] | None = None,
+    ) -> Restored:
         r"""Draws from the posterior of data of which some pixels are known; the others of `x` do not count.
 
         Args:
@@ -138,8 +154,23 @@ class Restoring:
             mask: True where a pixel is known: bool, of the event shape for all samples, or with one axis more for one
                 mask per sample; of shape \*spatial, or with one channel, for all channels alike.
             noise: as in :meth:`restore`; without noise the known pixels are those of x.
-            kwargs: as in :meth:`restore`.
+            method, solver, polishing, n, seed, index, condition, batch_size, variance, progress: as in
+                :meth:`restore`.
         """
         x = numbers_of("data values", x)
         check_event(x, self.shape)
-        return self.restore(x, Mask(pixel_mask(numbers_of("mask", mask), self.shape)), noise, **kwargs)
+        return self.restore(
+            x,
+            Mask(pixel_mask(numbers_of("mask", mask), self.shape)),
+            noise,
+            method=method,
+            solver=solver,
+            polishing=polishing,
+            n=n,
+            seed=seed,
+            index=index,
+            condition=condition,
+            batch_size=batch_size,
+            variance=variance,
+            progress=progress,
+        )

@@ -81,7 +81,7 @@ def edit(
 
 
 def matched(source: SDE, target: SDE) -> tuple[float, float, float]:
-    r"""Where the states of two processes are one: the times t of one and s of the other with the same noise level
+    r"""The times where the states of two processes are one: t of one and s of the other with the same noise level
     :math:`\sigma/\alpha`, the largest that both reach, and the factor :math:`\alpha'_s / \alpha_t` of the state.
 
     Raises:

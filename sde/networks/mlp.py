@@ -116,8 +116,8 @@ class MLP(Network):
             )
         context = self.context(x.shape[0], noise_level, label, embedding=embedding)
         keys = features_of(self.tokens, len(x), tokens, tokens_mask)
-        given = None if image is None else image.flatten(1)
-        u = self.inlet(with_image(self.image, x.reshape(x.shape[0], self.features), given))
+        flat = None if image is None else image.flatten(1)
+        u = self.inlet(with_image(self.image, x.reshape(x.shape[0], self.features), flat))
         for block in self.blocks:
             u = block(u, context, tokens=keys)
         return self.outlet(u).reshape(x.shape)

@@ -90,7 +90,7 @@ class DenoisingScoreMatching(Objective):
 
 
 def truth(what: Prediction, process: SDE, x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """What a prediction is compared with, for clean data x0 (B, *) and noise z, with shape (B, *)."""
+    """The target of a prediction for clean data x0 (B, *) and noise z, with shape (B, *)."""
     if what is Prediction.NOISE:
         return z
     if what is Prediction.X0:

@@ -33,7 +33,7 @@ def measures(
     Returns:
         The matplotlib figure.
     """
-    names = list(dict.fromkeys(measure for found in estimates.values() for measure in found))
+    names = list(dict.fromkeys(measure for by_measure in estimates.values() for measure in by_measure))
     columns = min(3, len(names))
     rows, left = math.ceil(len(names) / columns), 0.07 * max(len(name) for name in estimates)
     size = 2.3 * columns + left, (0.19 * len(estimates) + 0.9) * rows
@@ -42,7 +42,9 @@ def measures(
         axes.set_axis_off()
     for axes, name in zip(grid.flat, names):
         known = {
-            i: e for i, found in enumerate(estimates.values()) if (e := found.get(name)) and math.isfinite(e.value)
+            i: e
+            for i, by_measure in enumerate(estimates.values())
+            if (e := by_measure.get(name)) and math.isfinite(e.value)
         }
         for place, e in known.items():
             d = (differences or {}).get(list(estimates)[place], {}).get(name)
@@ -77,13 +79,13 @@ def fidelity_and_diversity(estimates: Mapping[str, Mapping[str, Estimate]]) -> A
     Returns:
         The matplotlib figure, None if no set has these measures.
     """
-    shown = {key: found for key, found in estimates.items() if "precision" in found}
+    shown = {key: by_measure for key, by_measure in estimates.items() if "precision" in by_measure}
     if not shown:
         return None
     figure, panels = subplots((7.6, 3.4), ncols=2)
     for axes, (below, beside) in zip(panels, (("recall", "precision"), ("coverage", "density"))):
-        for number, (key, found) in enumerate(shown.items()):
-            x, y = found[below], found[beside]
+        for number, (key, by_measure) in enumerate(shown.items()):
+            x, y = by_measure[below], by_measure[beside]
             x_error, y_error = ([[max(0.0, e.value - e.low)], [max(0.0, e.high - e.value)]] for e in (x, y))
             style: dict[str, Any] = {"color": f"C{number % 10}", "fmt": "os^Dv"[number // 10 % 5], "markersize": 4}
             axes.errorbar([x.value], [y.value], yerr=y_error, xerr=x_error, linewidth=0.8, label=key, **style)
@@ -111,12 +113,12 @@ def histograms(
     Returns:
         The matplotlib figure, None if no measure has values of items.
     """
-    having = {m: None for found in estimates.values() for m, e in found.items() if _spread(e.per_item)}
+    having = {m: None for by_measure in estimates.values() for m, e in by_measure.items() if _spread(e.per_item)}
     if not having:
         return None
     figure, grid = subplots((3.4 * len(having), 2.8), ncols=len(having), squeeze=False)
     for axes, name in zip(grid.flat, having):
-        values = {key: found[name].per_item for key, found in estimates.items() if name in found}
+        values = {key: by_measure[name].per_item for key, by_measure in estimates.items() if name in by_measure}
         curves: dict[str, Any] = {key: v[v.isfinite()].cpu().numpy() for key, v in values.items() if v is not None}
         if name == "distance_ratio" and memorisation:
             curves["held out"] = next(iter(memorisation.values())).expected.cpu().numpy()

@@ -114,12 +114,12 @@ def density(model: Model, points: Tensor | None = None, *, size: int = 60, solve
     edges = [
         torch.linspace(*ends, size + 1, dtype=torch.float64, device="cpu") for ends in zip(low - margin, high + margin)
     ]
-    cells = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
+    centres = torch.cartesian_prod(*((e[1:] + e[:-1]) / 2.0 for e in edges)).to(points.dtype)
     flow: dict[str, Any] = {"solver": solver or Heun(20, grid=LogSNR()), "trace": ExactTrace()}
     conditions = (
         [None] if model.classes is None else [{"label": torch.tensor(k, device="cpu")} for k in range(model.classes)]
     )
-    nats = torch.stack([model.log_prob(cells, condition=condition, **flow).nats for condition in conditions])
+    nats = torch.stack([model.log_prob(centres, condition=condition, **flow).nats for condition in conditions])
     figure, axes = subplots()
     columns, rows = (e.numpy() for e in edges)
     mesh = axes.pcolormesh(columns, rows, nats.exp().mean(0).reshape(size, size).T.cpu().numpy(), cmap="Blues")

@@ -16,7 +16,7 @@ likelihood is that of :math:`x_0` given :math:`x_1`.
 
 Of the bridges in the literature, the base VP or VE gives those of DDBM (Zhou et al. 2024,
 https://arxiv.org/abs/2309.16948, table 1), and the Brownian motion that of I2SB (Liu et al. 2023,
-https://arxiv.org/abs/2302.05872, proposition 3.3), whose symmetric schedule is this one on another clock.
+https://arxiv.org/abs/2302.05872, proposition 3.3), whose symmetric schedule is this one in another variable.
 """
 
 from __future__ import annotations

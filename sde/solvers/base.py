@@ -108,7 +108,7 @@ class Run(ABC):
             yield progress
 
     def outcome(self, progress: Progress) -> dict[str, Tensor]:
-        """What a finished run has found beside the state, by name: fields of :class:`sde.Samples`, of shape (B,)."""
+        """The results of a finished run beside the state, by name: fields of :class:`sde.Samples`, of shape (B,)."""
         return {}
 
 
@@ -157,7 +157,7 @@ class Solver(ABC):
         """The run between two times; called by :meth:`Solver.bind`."""
 
     def incompatibility(self, dynamics: Any) -> str | None:
-        """Why this method cannot serve a dynamics, or None; a method with reasons of its own extends it."""
+        """The reason why this method cannot serve a dynamics, or None; a method with further reasons extends it."""
         noise = dynamics.stochastic
         if len(dynamics.tolerances) > 1 and (noise or self.draws or not self.serves_log_density):
             return "it moves x alone, and this state carries the log-density too; use an ODE solver for likelihoods"

@@ -1,4 +1,4 @@
-"""What solvers share that impose a measurement on the states of a prior."""
+"""The measurement of a dynamics, for solvers that impose it on the states of a prior."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..noise import StepNoise, Stream
 
 
 def why_not_measured(dynamics: Reverse, *, diagonal: bool) -> str | None:
-    """Why a solver cannot impose the measurement of a dynamics, or None.
+    """The reason why a solver cannot impose the measurement of a dynamics, or None.
 
     Args:
         dynamics: the dynamics.
@@ -67,17 +67,17 @@ class Renumbered(StepNoise):
         return Renumbered(self.source.select(index), self.first)
 
 
-def measurement_normals(noise: StepNoise, k: int, measurement: Measurement, like: Tensor) -> Tensor:
+def measurement_normals(noise: StepNoise, k: int, measurement: Measurement, reference: Tensor) -> Tensor:
     r"""Standard normals for the noise of a measurement, draw k, with shape (B, \*m).
 
     Args:
         noise: the noise of the states.
         k: the number of the draw.
         measurement: the measurement.
-        like: states, with shape (B, \*).
+        reference: states, with shape (B, \*).
     """
     shape = measurement.y.shape[1:]
     size = math.prod(shape)
-    each = -(-size // like[0].numel())  # draws that are as long as the measurement
-    numbers = k * each + torch.arange(each, device=like.device)
+    each = -(-size // reference[0].numel())  # draws that are as long as the measurement
+    numbers = k * each + torch.arange(each, device=reference.device)
     return noise.normal(Stream.RESAMPLE, numbers[None], 0.0, 0.0).flatten(1)[:, :size].reshape(-1, *shape)

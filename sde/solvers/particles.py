@@ -117,7 +117,7 @@ class Particles(SDESolver):
 
 @dataclass(frozen=True)
 class _Population:
-    """What a run remembers beside the states: the denoiser for all particles, the logarithms of their weights (B, K)
+    """The memory of a run beside the states: the denoiser for all particles, the logarithms of their weights (B, K)
     and of the potentials in them, the logarithm of the evidence so far and the smallest effective sample size (B,)."""
 
     denoiser: Denoiser

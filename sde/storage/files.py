@@ -21,6 +21,7 @@ import re
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -73,13 +74,20 @@ def check_writable(path: str | os.PathLike[str], suffixes: Sequence[str] = (), *
         ValueError: for another suffix, a file for a directory or the reverse, or a directory that is not writable.
     """
     path = Path(path)
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise ValueError(f"expected a name that ends in {' or '.join(suffixes)}, got {str(path)!r}")
     if path.is_dir() and not directory:
         raise ValueError(f"expected the path of a file, and {str(path)!r} is a directory")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"expected a name that ends in {' or '.join(suffixes)}, got {str(path)!r}")
     place = next(p for p in (path if directory else path.parent, *path.parents) if os.path.lexists(p))
-    if not (place.is_dir() and os.access(place, os.W_OK)):
-        raise ValueError(f"nothing can be written to {str(path)!r}: {str(place)!r} is not a directory that is writable")
+    try:
+        if not os.access(place, os.W_OK):  # which the superuser is not asked for
+            raise OSError(errno.EACCES, "no permission")
+        with tempfile.TemporaryFile(dir=place):  # file systems such as /proc have permissions, and no files
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"nothing can be written to {str(path)!r}: {str(place)!r} is not a directory that is writable"
+        ) from error
 
 
 def remove_temporaries(path: str | os.PathLike[str]) -> None:

@@ -56,8 +56,8 @@ class Store:
         path: str | os.PathLike[str],
         columns: Mapping[str, DTypeLike],
         *,
-        identity: Mapping[str, Plain],
-        notes: Mapping[str, Plain] | None = None,
+        key: Mapping[str, Plain],
+        metadata: Mapping[str, Plain] | None = None,
         snapshot_every: int | None = None,
     ) -> Store:
         """Opens a new or existing result file for writing.
@@ -66,8 +66,8 @@ class Store:
             path: the HDF5 file. Its directory must exist.
             columns: name to dtype: booleans, integers or floats of at most 8 bytes, or arrays of them,
                 `np.dtype((kind, shape))`. `index` and `repeat`, int64, always exist and may be left out.
-            identity: the job key: attributes that must agree with those of an existing file.
-            notes: the metadata: attributes that may differ; they replace those of the same name.
+            key: the job key: attributes that must agree with those of an existing file.
+            metadata: attributes that may differ; they replace those of the same name.
             snapshot_every: the number of rows since the last snapshot at which `append` takes the next one. None leaves
                 snapshots to the caller and to `close`.
 
@@ -80,7 +80,7 @@ class Store:
         """
         if snapshot_every is not None and snapshot_every < 1:
             raise ValueError(f"expected at least 1 row or None, got snapshot_every={snapshot_every}")
-        job = Job.of(columns, identity, notes or {})
+        job = Job.of(columns, key, metadata or {})
         path = Path(os.path.realpath(path))
         if not path.parent.is_dir():
             raise FileNotFoundError(f"expected the directory {path.parent} to exist: create it first")

@@ -7,10 +7,14 @@ Data-parallel modules and `torch.optim.swa_utils.AveragedModel` put `module.` be
 
 from __future__ import annotations
 
-__all__ = ["fitted", "unwrapped"]
+__all__ = ["fitted", "unwrapped", "unwrapped_module"]
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 Value = TypeVar("Value")
 
@@ -18,6 +22,14 @@ Value = TypeVar("Value")
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MODULE, _COUNTER = "module", "n_averaged"  # AveragedModel has a counter beside its module
 _PARTS = 2**17  # of all names together, more than any module has; it bounds the memory that names in a file can take
+
+
+def unwrapped_module(module: nn.Module) -> nn.Module:
+    """The module inside of all wrappers around it; parts of it may be wrapped all the same."""
+    inside = next((module._modules[name] for name in _WRAPPED if name in module._modules), None)
+    if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        inside = module.module
+    return module if inside is None else unwrapped_module(inside)
 
 
 def unwrapped(state: Mapping[str, Value]) -> dict[str, Value]:

@@ -79,7 +79,7 @@ class BatchSource(ABC):
 
     @property
     def sample(self) -> Tensor | None:
-        """Values of some samples, with shape (n, *), from which spreads can be told; None if too few are known yet."""
+        """Values of some samples, with shape (n, *), from which spreads can be estimated; None if too few are known."""
         return None
 
     def check_labels(self, classes: int) -> None:
@@ -96,7 +96,7 @@ class BatchSource(ABC):
         epoch."""
 
     def state(self, number: int) -> Any:
-        """What the batch of a number, the next one to be taken, depends on beside the number; None for nothing."""
+        """The state on which the batch of a number, the next one, depends beside the number; None for none."""
         return None
 
     def restore(self, state: Any, number: int) -> None:

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..shapes import working
+from ..shapes import recording, working
 from ..storage.wrappers import fitted
-from .ranks import full, like, local
+from .ranks import full, local, sharded_as
 
 
 class Average(ABC):
@@ -42,16 +42,17 @@ class Average(ABC):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        # In half precision a step of the average would round to nothing.
-        for name, _ in module.named_parameters(remove_duplicate=False):
-            self.weights[name] = working(self.weights[name])
+        with recording(False):
+            self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            # In half precision a step of the average would round to nothing.
+            for name, _ in module.named_parameters(remove_duplicate=False):
+                self.weights[name] = working(self.weights[name])
 
     @abstractmethod
     def decay_at(self, step: int) -> float:
         """The factor of the old average in the update after a step, counted from 1."""
 
-    @torch.no_grad()
+    @recording(False)
     def update(self, module: nn.Module, step: int) -> None:
         """Updates the averages with the weights after training step number `step`, counted from 1."""
         decay = self.decay_at(step)
@@ -69,11 +70,11 @@ class Average(ABC):
             differing = sorted(weights.keys() ^ self.weights.keys())
             raise ValueError(f"these averages are of another module: only one of the two has {differing[0]!r}")
         for name, value in weights.items():
-            self.weights[name].copy_(like(value, self.weights[name]))
+            self.weights[name].copy_(sharded_as(value, self.weights[name]))
 
     def shard(self, module: nn.Module) -> None:
         """Leaves this rank the part of the averages that it has of the weights of the module."""
-        self.weights = {name: like(self.weights[name], value) for name, value in module.state_dict().items()}
+        self.weights = {name: sharded_as(self.weights[name], value) for name, value in module.state_dict().items()}
 
     def whole(self) -> dict[str, Tensor]:
         """The averages by name, with all their parts; a call of all ranks."""

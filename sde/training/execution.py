@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..denoisers import Denoiser
+from ..shapes import recording
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How the loss and its gradient are computed; weights, averages and everything around the network stay in float32.
+    """The computation of the loss and its gradient; weights, averages and all around the network stay in float32.
 
     Args:
         autocast: `bf16` or `fp16` for products and convolutions of the network, or None. With `fp16` the loss is
@@ -46,6 +47,7 @@ class Execution:
         if self.compile is not None and self.compile not in (names := torch.compiler.list_backends(())):
             raise ValueError(f"compile={self.compile!r}: expected a backend of torch.compile, {', '.join(names)}")
 
+    @recording(True)
     def prepare(self, denoiser: Denoiser) -> None:
         """Sets the networks of a denoiser up, in place; names and values of its weights stay.
 
@@ -55,10 +57,10 @@ class Execution:
         if self.channels_last:
             denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.checkpointing:
-            found = list(blocks(denoiser))
-            if not found:
+            modules = list(blocks(denoiser))
+            if not modules:
                 raise ValueError("checkpointing=true needs a network whose blocks are entries of a ModuleList")
-            for block in found:
+            for block in modules:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if self.compile is not None:
             for network in _networks(denoiser):

@@ -12,11 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..noise import Noise
 from ..shapes import check_condition, named_tensors, numbers_of
 from .batches import Batch, BatchSource
 from .loss import check_divides
+from .workers import on_cpu
 
 # The number of samples that tell the spreads of columns apart, to about a quarter of each.
 ENOUGH = 32
@@ -79,7 +81,7 @@ class Iterated(BatchSource):
         self._latest, self._iterator = None, iter(())
         if state is not None and isinstance(self._batches, Stateful):
             self._batches.load_state_dict(state)
-            self._iterator = iter(self._batches)
+            self._iterator = self._started()
         elif number:
             warnings.warn(
                 f"the {type(self._batches).__name__} has no state: the training goes on at the start of its next "
@@ -95,13 +97,17 @@ class Iterated(BatchSource):
         return None
 
     def epoch(self) -> Iterator[Batch]:
-        yield from (_parsed(batch, number) for number, batch in enumerate(self._batches))
+        yield from (_parsed(batch, number) for number, batch in enumerate(self._started()))
+
+    def _started(self) -> Iterator[Any]:
+        """One pass through the batches; those of other iterables are wherever their author makes them."""
+        return on_cpu(self._batches) if isinstance(self._batches, DataLoader) else iter(self._batches)
 
     def _next(self) -> Any:
         for _ in range(2):
             for batch in self._iterator:
                 return batch
-            self._iterator = iter(self._batches)
+            self._iterator = self._started()
         raise ValueError(
             "the batches are exhausted and do not start again: expected a DataLoader, a list or an endless iterator"
         )

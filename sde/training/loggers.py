@@ -25,7 +25,7 @@ from ..storage.files import write_atomically
 
 @runtime_checkable
 class Logger(Protocol):
-    """What a training writes its metrics to; only rank 0 has one."""
+    """A destination for the metrics of a training; only rank 0 has one."""
 
     def open(self, directory: Path, step: int) -> None:
         """Begins, or goes on after a step; what was logged of later steps is of a run that did not come to be.
@@ -53,12 +53,12 @@ class JSONLines:
         self.path = directory / "metrics.jsonl"
         if not self.path.exists():
             return
-        lines, kept = self.path.read_text().splitlines(), []
+        lines, earlier = self.path.read_text().splitlines(), []
         with contextlib.suppress(ValueError):
             for line in lines:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+                    earlier.append(line + "\n")
+        write_atomically(self.path, lambda file: file.write("".join(earlier).encode()))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with open(self.path, "a") as file:

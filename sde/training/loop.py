@@ -27,6 +27,7 @@ from ..model import Model
 from ..noise import Noise
 from ..objective import DenoisingScoreMatching, Objective
 from ..sampling import evaluating, state_like
+from ..shapes import recording
 from .batches import Batch, BatchSource, warn_of_spreads
 from .conditions import dropout_of, dropped
 from .ema import EMA, Average
@@ -82,9 +83,9 @@ class Training:
         loss: denoiser and objective as one module.
 
     Raises:
-        ValueError: if a setting is out of range, nothing can be trained, the optimiser lacks the parameters of the
-            objective, or :class:`sde.Batches` have a label that is none of the network's or lack one of the
-            `conditions`.
+        ValueError: if a setting is out of range, nothing can be trained, such as a network that was made under
+            `torch.inference_mode()`, the optimiser lacks the parameters of the objective, or :class:`sde.Batches` have
+            a label that is none of the network's or lack one of the `conditions`.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Training:
         while self.step < steps:
             yield self.advance()
 
+    @recording(True)
     def check(self, *others: Batch) -> None:
         """Computes the loss of two samples, of the next batch and each of `others`, without a step, which raises if the
         network does not fit the data.
@@ -179,6 +181,7 @@ class Training:
             for batch in (self.batches[self.step], *others):
                 self._losses(self.loss, *self._few(batch))
 
+    @recording(True)  # as above and below: the modes of the caller are not those of a training
     def advance(self) -> Report:
         """One step of training.
 
@@ -205,7 +208,8 @@ class Training:
         self.ranks.finish(self.loss)
         value = (total(loss) / size()).item()
         grad_norm = clip(self.loss.parameters(), self.clip, scale).item()
-        rates = [rate * self._factor(step) for rate in self._rates]
+        factor = (min(1.0, step / self.warmup) if self.warmup else 1.0) * self.decay(step)
+        rates = [rate * factor for rate in self._rates]
         finite = math.isfinite(value) and math.isfinite(grad_norm)
         if not finite:
             self._skip(step, value, grad_norm)
@@ -241,10 +245,6 @@ class Training:
         with contextlib.nullcontext() if ema is None else self.ema[ema].applied_to(self.denoiser):
             return losses_of(self.loss, source, self.scaling, **settings)
 
-    def _factor(self, step: int) -> float:
-        """The factor of the learning rates at a step."""
-        return (min(1.0, step / self.warmup) if self.warmup else 1.0) * self.decay(step)
-
     def _skip(self, step: int, value: float, grad_norm: float) -> None:
         """Leaves a step out, or refuses to."""
         if self.scale is not None and math.isfinite(value) and not self.scale.exhausted:
@@ -260,7 +260,7 @@ class Training:
         warnings.warn(
             f"step {step} is left out, number {self.skipped} of at most {self.max_skipped}: {text}",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,  # the caller of `advance`, which has a decorator
         )
 
     def _losses(self, module: nn.Module, x0: Tensor, place: Rows, condition: Mapping[str, Tensor]) -> Tensor:
@@ -277,9 +277,8 @@ class Training:
                 module(x0, u, z, {})
             except Exception:
                 raise error from None
-            names = ", ".join(condition)
-            message = f"{error}; the batches have conditions ({names}), and conditions=[] trains without them"
-            raise ValueError(message) from error
+            advice = f"the batches have conditions ({', '.join(condition)}), and conditions=[] trains without them"
+            raise ValueError(f"{error}; {advice}") from error
 
     # Ranks
 
@@ -324,6 +323,7 @@ class Training:
         x0, condition = prepare(self.denoiser, batch.rows(0, 2), self.scaling, self.batches.noise, self.conditions)
         return x0, Rows(0, len(x0), len(x0)), condition
 
+    @recording(True)
     def model(
         self,
         *,

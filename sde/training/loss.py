@@ -22,7 +22,7 @@ from ..networks.conditions import as_labels
 from ..noise import Noise, Stream
 from ..objective import Objective
 from ..sampling import state_like
-from ..shapes import check_kind, recordable
+from ..shapes import check_kind, check_recordable, recordable
 from .batches import Batch, to_model
 from .execution import Execution
 from .ranks import rank, size
@@ -49,7 +49,9 @@ class Loss(nn.Module):
             return self.objective(self.denoiser, self.execution.arranged(x0), u, z, **condition)
 
     def check_trained(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuses an optimiser that leaves the parameters of the objective as they are."""
+        """Refuses weights that cannot be trained, and an optimiser that leaves the objective's as they are."""
+        for name, module in self.named_children():
+            check_recordable(module, "its weights cannot be trained", name)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self.named_parameters():
             if name.startswith("objective.") and parameter.requires_grad and id(parameter) not in trained:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ranks import full, like
+from .ranks import full, sharded_as
 
 
 class Muon(torch.optim.Optimizer):
@@ -77,5 +77,5 @@ class Muon(torch.optim.Optimizer):
         part.state = defaultdict(dict, {whole: {name: full(value) for name, value in self.state[matrix].items()}})
         part.param_groups = [{**group, "params": [whole]}]
         part.step()
-        matrix.copy_(like(whole, matrix))
-        self.state[matrix].update({name: like(value, matrix) for name, value in part.state[whole].items()})
+        matrix.copy_(sharded_as(whole, matrix))
+        self.state[matrix].update({name: sharded_as(value, matrix) for name, value in part.state[whole].items()})

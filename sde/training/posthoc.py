@@ -85,8 +85,8 @@ class Snapshots:
     def paths(self) -> dict[int, Path]:
         """The stored files by step."""
         there = self.directory.iterdir() if self.directory.is_dir() else ()
-        found = {int(match[1]): path for path in there if (match := _NAME.fullmatch(path.name))}
-        return dict(sorted(found.items()))
+        by_step = {int(match[1]): path for path in there if (match := _NAME.fullmatch(path.name))}
+        return dict(sorted(by_step.items()))
 
     def model(self, std: float, step: int | None = None, *, trust: Sequence[str] = ()) -> Model:
         """The model with the average of another length, or at another step.

@@ -110,10 +110,10 @@ def together() -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    found = _gathered(None if error is None else str(error))
+    texts = _gathered(None if error is None else str(error))
     if error is not None:
         raise error
-    for number, text in enumerate(found):
+    for number, text in enumerate(texts):
         if text is not None:
             raise ValueError(f"rank {number}: {text}")
 
@@ -156,7 +156,7 @@ def local(value: Tensor) -> Tensor:
     return part
 
 
-def like(value: Tensor, reference: Tensor) -> Tensor:
+def sharded_as(value: Tensor, reference: Tensor) -> Tensor:
     """A whole tensor, in parts like a reference of its shape."""
     if not _is_sharded(reference) or _is_sharded(value):
         return value
@@ -175,7 +175,7 @@ def _is_sharded(value: Any) -> bool:
 
 
 class Ranks(ABC):
-    """How the ranks keep the weights and average the gradients; with one rank it changes nothing.
+    """The way in which ranks keep the weights and average the gradients; with one rank it changes nothing.
 
     Attributes:
         shards: whether each rank has only a part of the weights.

@@ -1,4 +1,4 @@
-"""What a training says of its steps."""
+"""Reports of the steps of a training."""
 
 from __future__ import annotations
 

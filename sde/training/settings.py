@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..instantiate import public
+from ..instantiate.annotations import shown
 
 # The keys of the config that may change when a run is continued.
 RESUMABLE_KEYS: tuple[str, ...] = (
@@ -54,7 +55,7 @@ def differences(
     a, b = (dict(_flat(public({k: v for k, v in config.items() if k not in free}))) for config in whole)
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
-            yield f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+            yield f"{key} was {shown(a.get(key))} and is now {shown(b.get(key))}"
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..shapes import recording
 from ..storage.checkpoint import misfits
 from ..storage.wrappers import fitted
 from .loss import Loss
-from .ranks import full, like
+from .ranks import full, sharded_as
 
 Weights = dict[str, Tensor]
 
@@ -46,7 +47,7 @@ def checked(state: Mapping[str, Any], loss: Loss, ema: Iterable[str]) -> tuple[W
 def load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copies whole weights into a module, all of its own or some."""
     now = module.state_dict()
-    module.load_state_dict({**now, **{name: like(value, now[name]) for name, value in weights.items()}})
+    module.load_state_dict({**now, **{name: sharded_as(value, now[name]) for name, value in weights.items()}})
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {**state, "state": {i: {k: full(v) for k, v in each.items()} for i, each in state["state"].items()}}
 
 
+@recording(True)
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Restores the state of an optimiser from whole tensors."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -63,7 +65,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
         if not isinstance(value, Tensor):
             return value
         # A copy, because the optimiser changes its state in place.
-        return like(value.clone(), parameter) if value.shape == parameter.shape else value.clone()
+        return sharded_as(value.clone(), parameter) if value.shape == parameter.shape else value.clone()
 
     parts = {i: {k: part(v, parameters[i]) for k, v in each.items()} for i, each in state["state"].items()}
     optimizer.load_state_dict({**state, "state": parts})

@@ -16,6 +16,7 @@ from ..denoisers import Denoiser
 from ..noise import Noise
 from ..objective import Objective
 from ..sampling import evaluating
+from ..shapes import recording
 from .batches import Batch, BatchSource
 from .iterated import Iterated
 from .loss import Loss, Rows, draws, prepare
@@ -59,7 +60,7 @@ def validate(
     return losses_of(Loss(denoiser, objective), source, scaling, seed=seed, conditions=conditions).loss
 
 
-@torch.no_grad()
+@recording(False)
 def losses_of(
     loss: Loss,
     source: BatchSource,

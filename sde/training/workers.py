@@ -6,7 +6,7 @@ order, is that of the function.
 
 from __future__ import annotations
 
-__all__ = ["loaded"]
+__all__ = ["loaded", "on_cpu"]
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -36,6 +36,23 @@ class _Numbers(Sampler[int]):
         return iter(self.numbers)
 
 
+def on_cpu(loader: Iterable[Value]) -> Iterator[Value]:
+    """The values of a loader, whose seeds, indices and batches would be made on torch's default device."""
+    with torch.device("cpu"):
+        values = iter(loader)
+
+    def each() -> Iterator[Value]:
+        while True:
+            with torch.device("cpu"):
+                try:
+                    value = next(values)
+                except StopIteration:
+                    return
+            yield value
+
+    return each()
+
+
 def loaded(function: Callable[[int], Value], numbers: Iterable[int], workers: int) -> Iterator[Value]:
     """The values of a function of numbers, in order.
 
@@ -52,7 +69,7 @@ def loaded(function: Callable[[int], Value], numbers: Iterable[int], workers: in
     # Without a generator of its own, a DataLoader would draw from the global one, on which dropout depends.
     own = torch.Generator(device="cpu")
     loader = DataLoader(_Function(function), None, sampler=_Numbers(numbers), num_workers=workers, generator=own)
-    for value in loader:
+    for value in on_cpu(loader):
         if isinstance(value, Exception):
             raise value
         yield value

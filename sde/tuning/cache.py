@@ -102,7 +102,7 @@ def save_variance(directory: str | os.PathLike[str], name: str, variance: PilotV
 
 
 def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance | PilotCovariance | None:
-    """What a pilot run measured, from a run directory, or None if there is none."""
+    """The variance or covariance of a pilot run, from a run directory, or None if there is none."""
     path = Path(directory) / "grids" / f"{name}.npz"
     try:
         with np.load(path) as content:

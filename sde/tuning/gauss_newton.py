@@ -97,13 +97,13 @@ def gradients(
             moved = _advance(flow.dynamics, state, [*older, last], change, row, density)
         for i, adjoint in enumerate(adjoints):
             wanted = [*state, *last, *(entry for p in older for entry in p), change, row, density]
-            found = _grad(moved, wanted, adjoint, retain=i < len(adjoints) - 1)
+            slopes = _grad(moved, wanted, adjoint, retain=i < len(adjoints) - 1)
             size = len(state)
-            through, received, found = found[:size], found[size : 2 * size], found[2 * size :]
+            through, received, slopes = slopes[:size], slopes[size : 2 * size], slopes[2 * size :]
             for p in range(k):
                 for entry in range(size):
-                    later[i][p][entry] += found[p * size + entry]
-            *_, d_change, d_row, d_density = found
+                    later[i][p][entry] += slopes[p * size + entry]
+            *_, d_change, d_row, d_density = slopes
             received = [a + c for a, c in zip(received, later[i][k])]
             more = _grad(newest, [*state, t, factor], received, retain=i < len(adjoints) - 1)
             adjoints[i] = [a + c for a, c in zip(through, more[:size])]

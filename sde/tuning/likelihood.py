@@ -32,8 +32,8 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..grids import LogSNR
 from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, step_error
-from ..sampling import evaluating, recording
-from ..shapes import event_dims, float64
+from ..sampling import evaluating
+from ..shapes import event_dims, float64, recording
 from ..solvers import Arcsinh, Designed, RungeKutta, Solver, UniPC
 from ..trace import Trace
 from .design import Design
@@ -188,9 +188,9 @@ def choose_solver(
         if truth is None:
             truth = solve(unseen, **accurate)
             confirmation, good = int(truth.nfe.sum()), truth.nats.isfinite()
-        found = solve(unseen, solver=solver)
-        confirmation += int(found.nfe.sum())
-        left = ((found.nats - truth.nats) / bits).double()[good]
+        solved = solve(unseen, solver=solver)
+        confirmation += int(solved.nfe.sum())
+        left = ((solved.nats - truth.nats) / bits).double()[good]
         spread = float(left.square().mean().sqrt())
         if spread <= each:
             nats, finite = torch.cat([exact.nats, truth.nats]), torch.cat([few, good])

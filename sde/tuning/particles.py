@@ -17,8 +17,8 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser, Prediction
 from ..measurement import PilotCovariance, PilotVariance
 from ..noise import Noise, Stream, repeat_key
-from ..sampling import evaluating, recording, sample, state_like
-from ..shapes import check_count, expand, float64
+from ..sampling import evaluating, sample, state_like
+from ..shapes import check_count, expand, float64, recording
 from ..solvers import Solver
 
 

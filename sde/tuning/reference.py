@@ -21,7 +21,7 @@ from ..dynamics import Reverse, Semilinear, State, finite, rows
 from ..likelihood.flow import DensityFlow
 from ..noise import Noise, Stream, repeat_key
 from ..sampling import state_like
-from ..shapes import event_dims, float64
+from ..shapes import check_recordable, event_dims, float64
 from ..solvers import RungeKutta
 from ..trace import Trace
 
@@ -148,6 +148,7 @@ def solved(
 @contextlib.contextmanager
 def frozen(denoiser: Denoiser) -> Iterator[None]:
     """Turns off gradients with respect to the parameters, which tuning does not need."""
+    check_recordable(denoiser, "no gradient can be computed through it")
     trainable = [p for p in denoiser.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..denoisers import Conditioned, Denoiser, Prediction
 from ..dynamics import Reverse
 from ..grids import LogSNR
-from ..sampling import evaluating, recording
-from ..shapes import check_count, event_dims, expand, float64
+from ..sampling import evaluating
+from ..shapes import check_count, event_dims, expand, float64, recording
 from ..solvers import Arcsinh, UniPC
 from ..trace import Controlled
 from ..trace.base import vjp

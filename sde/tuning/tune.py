@@ -15,7 +15,8 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..dynamics import State
 from ..grids import Explicit
-from ..sampling import evaluating, recording
+from ..sampling import evaluating
+from ..shapes import recording
 from ..solvers import GridSteps
 from ..trace import Trace
 from .gradient import Gradient

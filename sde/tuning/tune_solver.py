@@ -21,8 +21,8 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..grids import Grid, Karras, LogSNR, Quadratic, Uniform
 from ..processes import SDE
-from ..sampling import evaluating, recording
-from ..shapes import as_tensor, check_count, float64
+from ..sampling import evaluating
+from ..shapes import as_tensor, check_count, float64, recording
 from ..solvers import Arcsinh, Designed, UniPC
 from ..trace import Trace
 from .design import Design
@@ -190,7 +190,7 @@ def _grids(process: SDE, steps: int, start: float, stop: float, data_std: float)
 
 
 def purpose(denoiser: Denoiser, condition: Mapping[str, Tensor] | None = None, *, data: bool = False) -> str:
-    """What a solver is designed for, in words: the use, the denoiser with its wrappers and their settings, and its
+    """The purpose of a designed solver in words: the use, the denoiser with its wrappers and their settings, and its
     conditions, with the values of those that are whole numbers."""
     names = ", ".join(_values(name, value) for name, value in sorted((condition or {}).items()))
     use = "likelihoods" if data else "samples"
@@ -210,6 +210,6 @@ def _values(name: str, value: Tensor | float) -> str:
     tensor = as_tensor(value)
     if tensor.is_floating_point() or tensor.ndim > 1:
         return name
-    found = sorted(set(tensor.reshape(-1).tolist()))
-    consecutive = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
-    return f"{name} {found[0]} to {found[-1]}" if consecutive else f"{name} {', '.join(map(str, found))}"
+    numbers = sorted(set(tensor.reshape(-1).tolist()))
+    consecutive = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{name} {numbers[0]} to {numbers[-1]}" if consecutive else f"{name} {', '.join(map(str, numbers))}"

@@ -699,7 +699,7 @@ def test_files_with_other_settings_or_other_content_are_refused_and_unchanged(tm
         assert (tmp_path / "b.h5").read_bytes() == content
     from sde.storage.store import Store
 
-    Store.open(tmp_path / "c.h5", {"x": np.float64}, identity={}).close()
+    Store.open(tmp_path / "c.h5", {"x": np.float64}, key={}).close()
     with pytest.raises(ValueError, match=r"c\.h5.*solver"):
         Table(tmp_path / "c.h5", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "b.h5", "c.h5"]

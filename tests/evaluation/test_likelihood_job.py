@@ -489,11 +489,11 @@ def test_shards_of_a_killed_job_are_gathered_by_any_other(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "unlink", checked)
     block = {name: np.zeros(2, kind) for name, kind in COLUMNS.items()}
     for rank, index in ((0, [0, 1]), (2, [4, 5])):
-        part = Store.open(tmp_path / f"a.part{rank}.h5", COLUMNS, identity=key)
+        part = Store.open(tmp_path / f"a.part{rank}.h5", COLUMNS, key=key)
         part.append({**block, "index": np.array(index), "repeat": np.zeros(2, np.int64)})
         part._lock.release()  # as the kill leaves it: the rows in the journal, and no holder of the lock
         part._open = False
-    with Store.open(path, COLUMNS, identity=key) as store:
+    with Store.open(path, COLUMNS, key=key) as store:
         store.append({**block, "index": np.array([1, 7]), "repeat": np.zeros(2, np.int64)})
     assert done_in(path)(0) == {1, 7}
     assert done_in(path)(1) == done_in(tmp_path / "none.h5")(0) == frozenset()

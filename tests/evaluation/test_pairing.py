@@ -109,7 +109,7 @@ def test_common_probes_cancel(mixture: Mixture) -> None:
 
 def written(path: Path, values: np.ndarray, data: str) -> Path:
     rows = columns(values)
-    with Store.open(path, {"bits_per_dim": np.float64}, identity={"data": data}) as store:
+    with Store.open(path, {"bits_per_dim": np.float64}, key={"data": data}) as store:
         store.append(rows)
     return path
 
@@ -135,8 +135,11 @@ def test_it_reads_well() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.pop("repeat"), "repeat is missing"),
-        (lambda r: r.pop("bits_per_dim"), "bits_per_dim is missing"),
+        (lambda r: r.pop("repeat"), "no column 'repeat'"),
+        (
+            lambda r: r.pop("bits_per_dim"),
+            "no column 'bits_per_dim': the columns are index, repeat; give another column=",
+        ),
         (lambda r: r.update(index=np.zeros(4, dtype=int)), "index and repeat"),
         (lambda r: r.update(index=np.array([0, 11, 12, 13])), "got 1"),
         (lambda r: r.update(repeat=r["repeat"] + 1), "got 0"),

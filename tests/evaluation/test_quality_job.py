@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
     "ema": "default",
     "device": "cpu",
     "trust": [],
-    "features": {"_target_": "sde.metrics.features.RawValues"},
+    "features": {"_target_": "sde.metrics.RawValues"},
     "solver": {"_target_": "sde.solvers.Heun", "steps": 2},
 }
 
@@ -154,7 +154,7 @@ def test_restorations_are_compared_with_their_true_items(folder: Path) -> None:
     x = (truth[index].int() + torch.tensor([1, 2, 4, 1, 0]).reshape(-1, 1, 1, 1)).clamp(max=16).byte()
     np.savez("truth.npz", x=truth.numpy(), levels=[17])
     columns = {"x": np.dtype((np.uint8, (1, 12, 8))), "psnr": float}  # a result file, as restore.py writes it
-    with Store.open("restored.h5", columns, identity={}) as store:
+    with Store.open("restored.h5", columns, key={}) as store:
         rows = {"index": index.numpy(), "repeat": np.array([0, 0, 1, 0, 0]), "psnr": np.zeros(5), "x": x.numpy()}
         store.append(rows)
     config = {**CONFIG, "samples": None, "restored": "restored.h5", "reference": "truth.npz", "levels": 17}

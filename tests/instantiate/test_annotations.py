@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -13,14 +14,14 @@ import torch
 import sde
 from sde.grids import Grid
 from sde.instantiate import check
-from sde.instantiate.annotations import Limit, annotations_of, check_value, expected, fits
+from sde.instantiate.annotations import Existing, Limit, annotations_of, check_value, expected, fits
 
 FRACTION = Annotated[float, Limit(">=", 0), Limit("<", 1)]
 OBJECT = {"_target_": "sde.grids.LogSNR"}
 
 # An annotation, its words, values that fit, and values that do not.
 TABLE: list[tuple[Any, str, list[Any], list[Any]]] = [
-    (int, "a whole number", [3, -1], [1.0, True, "3", None, [3], float("nan"), OBJECT]),
+    (int, "a whole number", [3, -1, 2**63 - 1], [1.0, True, "3", None, [3], float("nan"), 2**63, 10**400, OBJECT]),
     (float, "a number", [3, 0.5, float("inf")], [float("nan"), True, "1e-3", None]),
     (bool, "true or false", [True, False], [0, 1, "no", None, OBJECT]),
     (str, "a text", ["a", ""], ["None", 2024, None, True]),
@@ -76,9 +77,34 @@ def test_inherited_fields_of_dataclasses_have_annotations() -> None:
     assert annotations_of(sde.networks.MLP)["width"] is int
 
 
-def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_files() -> None:
+def test_paths_that_are_read(tmp_path: Path) -> None:
+    """A misspelt part of a path gets a suggestion, and so does one of several paths."""
+    (tmp_path / "runs" / "digits-vp").mkdir(parents=True)
+    (tmp_path / "runs" / "digits-vp" / "set.npz").touch()
+    path = Annotated[str, Existing((".npz",), "; make it", directory=True)]
+    check_value("key", f"{tmp_path}/runs/digits-vp/set.npz", path)
+    check_value("key", f"{tmp_path}/runs", path)
+    for wrong, words in (
+        ("runs/digits-vp/sets.npz", "nothing at .*; make it; did you mean .*/runs/digits-vp/set.npz[?]$"),
+        ("run/digits-vp/set.npz", "nothing at .*; make it; did you mean .*/runs/digits-vp/set.npz[?]$"),
+        ("runs/digits-v/other.npy", "nothing at .*; make it; did you mean .*/runs/digits-vp[?]$"),
+        ("runs/digits-vp/nope.npz", "nothing at '[^']*nope.npz'; make it$"),
+    ):
+        for annotation, value in ((path | None, wrong), (list[path] | path, ["runs", wrong])):
+            values = f"{tmp_path}/{value}" if isinstance(value, str) else [f"{tmp_path}/{v}" for v in value]
+            with pytest.raises(ValueError, match=f"^key: .*{words}"):
+                check_value("key", values, annotation)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=r"^key: expected a file .* \.npz or a directory, got '.*a\.txt'; make it$"):
+        check_value("key", f"{tmp_path}/a.txt", path)
+    with pytest.raises(ValueError, match=r"^key: expected a file with .* \.npz, got '.*runs'$"):
+        check_value("key", f"{tmp_path}/runs", Annotated[str, Existing((".npz",))])
+
+
+def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_files(tmp_path: Path) -> None:
     heun = {"_target_": "sde.solvers.Heun", "steps": 3, "grid": {"_target_": "sde.grids.Karras", "rho": 7.0}}
-    data = {"_target_": "sde.data.arrays", "path": "gone.npz"}
+    (tmp_path / "no_archive.npz").touch()
+    data = {"_target_": "sde.data.arrays", "path": str(tmp_path / "no_archive.npz")}
     network = {"_target_": "sde.networks.MLP", "features": None, "width": 8}
     check({"solver": heun, "data": data}, "config")
     check(network, "network", features=2, rank=1)
@@ -91,6 +117,7 @@ def test_a_tree_is_checked_by_its_dotted_keys_and_builds_nothing_that_reads_file
         ({"solver": {**heun, "grid": {**heun["grid"], "roh": 1}}}, "config.solver.grid: .*did you mean rho"),
         ({"solver": [heun, {**heun, "_target_": "sde.solvers.Huen"}]}, "config.solver.1: .*Huen"),
         ({"data": {**data, "test": "None"}}, "config.data.test='None'.*config.data.test=null"),
+        ({"data": {**data, "path": f"{tmp_path}/archive.npz"}}, "config.data.path: .*did you mean .*no_archive.npz"),
         ({"data": {**data, "path": 2024}}, 'config.data.path=2024: expected a path; .*"2024"'),
     ):
         with pytest.raises(ValueError, match=f"^{words}"):

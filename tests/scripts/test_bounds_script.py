@@ -102,8 +102,8 @@ def test_the_same_command_goes_on(folder: Path, killed: bool) -> None:
     assert there.columns["index"].tolist() == [0, 1, 2, 3] * REPEATS
     if killed:
         keys = ("config", "checkpoint_sha256", "dequantisation", "chain", "end", "seed", "data")
-        identity = {key: there.attributes[key] for key in keys}
-        store = Store.open(folder / "a.h5", columns_of(MEASURES), identity=identity)
+        key = {key: there.attributes[key] for key in keys}
+        store = Store.open(folder / "a.h5", columns_of(MEASURES), key=key)
         whole = read(folder / "undisturbed.h5").columns
         last = (whole["repeat"] == 1) & (whole["index"] > 3)
         store.append({name: values[last] for name, values in whole.items()})

@@ -117,14 +117,15 @@ def test_a_solver_with_keys_of_its_own_and_a_process(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["solvers=[heun,heunn]"], ["solver 'heunn'", "ancestral", "runge_kutta"]),
-        (["grids=[log]"], ["grid 'log'", "karras, log_snr"]),
-        (['solvers=["heun stepz=3"]'], ["solver 'heun stepz=3'", "solver.stepz"]),
+        (["solvers=[heun,heunn]"], ["solvers: 'heunn'", "ancestral", "runge_kutta", "did you mean heun?"]),
+        (["grids=[log]"], ["grids: 'log'", "karras, log_snr"]),
+        (['solvers=["heun stepz=3"]'], ["solvers: 'heun stepz=3'", "solver.stepz"]),
+        (['solvers=["heun steps=many"]'], ["solvers.heun.steps='many'", "a whole number"]),
         (["solvers=[]"], ["solvers=[...]"]),
         (["target=gone.npz"], ["gone.npz"]),
         (["target=note.npz"], ["note.npz"]),
-        (["ckpt=gone"], ["target=blobs.npz", "ckpt=gone"]),
-        (["ckpt=gone", "target=null"], ["gone"]),
+        (["ckpt=note.npz"], ["target=blobs.npz", "ckpt=note.npz"]),
+        (["ckpt=gone", "target=null"], ["ckpt: ", "gone"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in value[0] else "",
 )

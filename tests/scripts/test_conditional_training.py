@@ -93,7 +93,7 @@ def test_captions_become_tokens_of_a_model_that_takes_a_prompt(tmp_path: Path) -
     stored = list(tmp_path.glob("captions-*.npz"))
     assert len(stored) >= 1
     model = sde.load(tmp_path / "run")
-    assert model.encoder == sde.data.captions.Words()
+    assert model.encoder == sde.data.Words()
     assert torch.is_tensor(model.condition(1, prompt="a seven")["tokens"])
     drawn = here(tmp_path, "sample", "ckpt=run", "prompt=a seven", "n=2", "solver.steps=2", "device=cpu", "out=s.png")
     assert drawn.code == 0, drawn.err

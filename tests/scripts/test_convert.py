@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from support.commands import CHEAP, files, here, process, refused
+from support.commands import CHEAP, files, here, refused
 from support.score_sde import write
 
 import sde
@@ -27,8 +28,8 @@ def same(a: sde.Model, b: sde.Model) -> bool:
 
 
 def test_a_converted_checkpoint_is_one_of_ours(source: Path, tmp_path: Path) -> None:
-    """In a process of its own; then it is loaded, without settings, and sampled from."""
-    result = process(tmp_path, "convert", f"source={source.name}", "out=models/net.pt")
+    """It is loaded, without settings, and sampled from."""
+    result = here(tmp_path, "convert", f"source={source.name}", "out=models/net.pt")
     assert (result.code, result.err) == (0, "")
     assert "converted ddpmpp_vp.pth, " in result.out
     assert "wrote models/net.pt" in result.out
@@ -56,10 +57,13 @@ def test_the_name_settings_and_process_may_be_given(source: Path, tmp_path: Path
 def test_what_is_there_is_replaced_only_when_asked(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "net.pt"
     out.write_text("precious")
+    theirs = shutil.copy(source, tmp_path / "theirs.pt")
+    shutil.copy(source.with_suffix(".json"), tmp_path / "theirs.json")
     before = files(tmp_path)
     refused(here(tmp_path, "convert", f"source={source}", "out=net.pt"), "net.pt", "out=", "overwrite=true")
-    refused(here(tmp_path, "convert", f"source={source}", "out=.", "overwrite=true"), ". ", "out=")
-    refused(here(tmp_path, "convert", f"source={source}", f"out={source}", "overwrite=true"), str(source), "out=")
+    refused(here(tmp_path, "convert", f"source={source}", "out=.", "overwrite=true"), "out: ", "directory")
+    refused(here(tmp_path, "convert", f"source={source}", "out=net.pth", "overwrite=true"), "out: ", "ends in .pt")
+    refused(here(tmp_path, "convert", "source=theirs.pt", f"out={theirs}", "overwrite=true"), str(theirs), "out=")
     assert files(tmp_path) == before
     assert here(tmp_path, "convert", f"source={source}", "out=net.pt", "overwrite=true").code == 0
     assert same(sde.load(out), sde.load(source))
@@ -75,11 +79,11 @@ def test_what_cannot_be_converted_is_told_in_a_line_and_leaves_nothing(source: P
     before = files(tmp_path)
     for keys, *words in (
         ([], "source is missing: give source=..."),
-        (["source=gone.pth"], "no checkpoint at gone.pth"),
+        (["source=gone.pth"], "source: there is nothing at 'gone.pth'"),
         (["source=nothing"], "score_sde_pytorch"),
         (["source=text.pth"], "text.pth is not a checkpoint"),
         ([f"source={source}", "settings=bad.json"], "bad.json is not a JSON file"),
-        ([f"source={source}", "settings=gone.json"], "gone.json"),
+        ([f"source={source}", "settings=gone.json"], "settings: there is nothing at 'gone.json'"),
         ([f"source={source}", "settings={model: {}}"], "lack", "is missing"),
         ([f"source={source}", "sde=subvp", "sde.beta_min=-1"], "beta_min=-1"),
         (["source=own.pt"], "own.pt is a checkpoint of this library already"),

@@ -54,7 +54,8 @@ def test_edits_are_those_of_the_model_beside_their_sources(folder: Path) -> None
     assert json.loads(str(arrays["settings"]))["strength"] == 0.3
     again = here(folder, "edit", "ckpt=a.pt", "strength=0.4", "n=5", "first=2", "out=e.png", *DATA, *CHEAP)
     refused(again, "strength was 0.3 and is now 0.4")
-    refused(here(folder, "edit", "ckpt=a.pt", "first=12", *DATA, *CHEAP), "first=12")
+    for first in ("first=12", "first=1000"):
+        refused(here(folder, "edit", "ckpt=a.pt", first, *DATA, *CHEAP), first)
     rings = ["data=rings", "data.n_train=20", "data.n_test=12"]  # of 4 classes
     refused(here(folder, "edit", "ckpt=a.pt", *rings, *CHEAP), "rings: test labels[", "a class from 0 to 1")
 
@@ -67,6 +68,7 @@ def test_translations_go_there(folder: Path) -> None:
         assert np.isfinite(archive["x"]).all()
     result = here(folder, "translate", "source=a.pt", "target=short.pt", "out=u.png", *DATA, *CHEAP)
     refused(result, "cannot be matched")
+    refused(here(folder, "translate", "source=a.pt", "target=b.pt", "first=1000", *DATA, *CHEAP), "first=1000")
     assert not (folder / "u.png").exists()
 
 
@@ -93,7 +95,8 @@ def test_samples_have_the_conditions_of_the_command(folder: Path) -> None:
         ("label=[0,-1]", ["label", "a class 0 ... 1, or none, got -1"]),
         ("embedding=[1.0]", ["'embedding'", "(B, 2)", "tokens: (B, any, 4)"]),
         ("prompt=one two three four five", ["at most 4 words"]),
-        ("image=none.npy", ["none.npy"]),
+        ("image=none.npy", ["image: ", "none.npy"]),
+        ("image=a.pt", ["image: ", "a.pt"]),
     ],
 )
 def test_a_condition_that_does_not_fit_is_one_line(folder: Path, key: str, words: list[str]) -> None:

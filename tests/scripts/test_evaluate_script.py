@@ -101,7 +101,10 @@ def test_what_it_cannot_compare_is_one_line(tmp_path: Path) -> None:
     samples(tmp_path)
     refused(here(tmp_path, "evaluate", "samples=a.npz"), "reference=PATH or data=NAME")
     refused(here(tmp_path, "evaluate", "samples=a.npz", "reference=b.npz", "metrics=[memorisation]"), "give data=")
-    refused(here(tmp_path, "evaluate", "samples=none", "data=digits"), "none")
+    refused(here(tmp_path, "evaluate", "samples=none", "data=digits"), "samples: ", "none")
+    nothing = here(tmp_path, "evaluate", "samples=a.npz", "reference=b.npz", "array=y")
+    refused(nothing, "a.npz: there is no array 'y'", "give its name as array=")
+    assert "test" not in nothing.err
     refused(here(tmp_path, "evaluate", "data=digits"), "samples is missing")
     # A measure that is refused is said, and what is known beside it is written first.
     command = ["samples=a.npz", "data=digits", "out=r.h5", "metrics=[inception_score,frechet]"]

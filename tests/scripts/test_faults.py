@@ -31,6 +31,7 @@ def line_of() -> Iterator[Callable[..., str | None]]:
         ("likelihood", "repeat=3", ["repeat ", "did you mean repeats?"]),
         ("likelihood", "label=7", ["label ", "condition"]),
         ("sample", "solver=null", ["solver=null"]),
+        ("train", "objective=hybrid", ["objective.n ", "sde.chain.n", "sde=ddpm or ddpm_cosine", "another objective="]),
         ("sample", "out=a=b.png", ["out=a=b.png", "quotes"]),
         ("sample", "out=a,b.png", ["out=a,b.png", "-m", "quotes"]),
         ("sample", "stepz", ["stepz", "KEY=VALUE"]),
@@ -52,6 +53,13 @@ def test_memory(line_of: Callable[..., str | None]) -> None:
         assert line is not None
         assert line.startswith("out of memory: give a smaller batch_size= or n=")
         assert "\n" not in line
+
+
+def test_advice_in_the_words_of_the_command_line(line_of: Callable[..., str | None]) -> None:
+    """The library speaks Python; what the user has typed is in quotes, and stays."""
+    error = ValueError("ema=None loads the raw weights, guided=True the flow; test='None' is a text, and None is None")
+    line = "ema=null loads the raw weights, guided=true the flow; test='None' is a text, and None is None"
+    assert line_of(error) == line
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(line_of: Callable[..., str | None]) -> None:

@@ -7,6 +7,7 @@ import copy
 import importlib
 import io
 import os
+import re
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,24 +22,49 @@ from support.commands import SCRIPTS, Result, process, refused
 
 CONFIGS = SCRIPTS.parent / "configs"
 
+# The files that are there.
+FILES = ["file.png", "file.txt", "set.npz"]
+
 # The config of each script, with what a command has to give.
 COMMANDS = {
-    "augment": ("augment", ["ckpt=x"]),
-    "bounds": ("bounds", ["ckpt=x"]),
+    "augment": ("augment", ["ckpt=file.txt"]),
+    "bounds": ("bounds", ["ckpt=file.txt"]),
     "compare": ("compare", []),
-    "convert": ("convert", ["source=x"]),
-    "demo": ("demo", []),
-    "dequantise": ("dequantiser_training", ["ckpt=x"]),
-    "diagnose": ("diagnose", ["ckpt=x"]),
-    "edit": ("edit", ["ckpt=x"]),
-    "evaluate": ("evaluate", ["samples=x"]),
+    "convert": ("convert", ["source=file.txt"]),
+    "demo": ("demo", ["run_dir=.", "samples=file.png"]),
+    "dequantise": ("dequantiser_training", ["ckpt=file.txt"]),
+    "diagnose": ("diagnose", ["ckpt=file.txt"]),
+    "edit": ("edit", ["ckpt=file.txt"]),
+    "evaluate": ("evaluate", ["samples=set.npz"]),
     "feature_classifier": ("feature_classifier", []),
-    "likelihood": ("likelihood", ["ckpt=x"]),
-    "paired": ("paired", ["first=x", "second=y"]),
-    "restore": ("restore", ["ckpt=x"]),
-    "sample": ("sample", ["ckpt=x"]),
+    "likelihood": ("likelihood", ["ckpt=file.txt"]),
+    "noise_classifier": ("noise_classifier", ["ckpt=file.txt"]),
+    "paired": ("paired", ["first=file.txt", "second=file.txt"]),
+    "restore": ("restore", ["ckpt=file.txt"]),
+    "sample": ("sample", ["ckpt=file.txt"]),
     "train": ("train", ["run_dir=run"]),
-    "translate": ("translate", ["source=x", "target=y"]),
+    "translate": ("translate", ["source=file.txt", "target=file.txt"]),
+}
+
+# What `out` may end in: a picture, an HDF5 file of results, a file of weights. That of `compare.py` is a directory.
+OUT = {
+    **dict.fromkeys(("diagnose", "edit", "sample", "translate"), ".png"),
+    **dict.fromkeys(("augment", "bounds", "evaluate", "likelihood", "restore"), ".h5 or .hdf5"),
+    **dict.fromkeys(("convert", "dequantise", "feature_classifier", "noise_classifier"), ".pt"),
+}
+
+# The keys that are paths of what is read.
+READ = {
+    **dict.fromkeys(("augment", "bounds", "dequantise", "diagnose", "noise_classifier", "restore"), "ckpt"),
+    "compare": "ckpt target",
+    "convert": "source settings",
+    "demo": "run_dir samples",
+    "edit": "ckpt image",
+    "evaluate": "samples restored reference",
+    "likelihood": "ckpt ood",
+    "paired": "first second",
+    "sample": "ckpt image",
+    "translate": "source target",
 }
 
 # The scripts that take conditions, and those whose config names no packages to trust.
@@ -56,7 +82,8 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "dequantise": "steps batch_size layers width",
             "diagnose": "n",
             "evaluate": "groups batch_size world",
-            "feature_classifier": "steps batch_size width features",
+            "feature_classifier": "steps batch_size width n_features",
+            "noise_classifier": "steps batch_size width depth",
             "likelihood": "repeats batch_size world",
             "restore": "repeats batch_size pilot world",
             "sample": "n batch_size",
@@ -100,8 +127,12 @@ KINDS: list[tuple[str, dict[str, str]]] = [
     ("abc 1.5 [a]", dict.fromkeys(CONDITIONAL, "embedding")),
     ("1.5 true [1]", dict.fromkeys(CONDITIONAL, "prompt")),
     ("1.5 [1]", dict.fromkeys(CONDITIONAL, "image")),
-    ("fast null nan 0", {"compare": "tolerance", "dequantise": "lr", "feature_classifier": "lr", "train": "clip"}),
-    ("null 1 -0.1", {"train": "ema"}),
+    (
+        "fast null nan 0",
+        {"compare": "tolerance", "train": "clip"}
+        | dict.fromkeys(("dequantise", "feature_classifier", "noise_classifier"), "lr"),
+    ),
+    ("null 1 -0.1", {"noise_classifier": "dropout", "train": "ema"}),
     ("0.1 null [0.3] [a]", {"train": "posthoc"}),
     ("null -1 256", {"train": "requeue_status"}),
     ("null", {"train": "loggers"}),
@@ -125,6 +156,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "overwrite",
             "evaluate": "overwrite",
             "feature_classifier": "overwrite",
+            "noise_classifier": "overwrite",
             "likelihood": "dry_run guided",
             "sample": "denoise overwrite",
             "edit": "denoise overwrite",
@@ -147,6 +179,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "ckpt device",
             "evaluate": "array cache device",
             "feature_classifier": "device",
+            "noise_classifier": "ckpt device",
             "likelihood": "ckpt ood_array device",
             "paired": "first second column",
             "restore": "ckpt device",
@@ -167,6 +200,7 @@ KINDS: list[tuple[str, dict[str, str]]] = [
             "diagnose": "out",
             "evaluate": "samples restored reference out",
             "feature_classifier": "out",
+            "noise_classifier": "out",
             "likelihood": "out ood",
             "restore": "out",
             "sample": "out",
@@ -229,14 +263,23 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("sample", "solver.grid=uniform", "solver.grid='uniform'", "a Grid"),
     ("sample", "+solver.grid.roh=3", "solver.grid:", "'roh'"),
     ("sample", "out=samples", "out:", ".png"),
-    ("sample", "out=samples.npz", "out:", ".png"),
     ("sample", "out=file.txt/a.png", "out:", "file.txt"),
-    ("likelihood", "out=.", "out:", "directory"),
+    ("likelihood", "ood=moons", "ood:", "data@ood=NAME"),
+    ("likelihood", "ood=file.txt", "ood:", ".npz or .h5"),
+    ("evaluate", "reference=.", "reference:", ".npz or .h5"),
+    ("evaluate", "metrics=[]", "metrics:", "at least one"),
+    ("bounds", "measures=[]", "measures:", "at least one"),
+    ("sample", "n=9223372036854775808", "n=9223372036854775808", "a whole number >= 1"),
+    ("evaluate", "samples=[set.npz,sets.npz]", "samples:", "did you mean set.npz?"),
+    ("compare", "target=posteriors", "target:", "did you mean posterior?"),
+    ("compare", "out=file.txt", "out:", "file.txt"),
+    ("compare", "solvers=[heun,foo]", "solvers: 'foo'", "euler_maruyama"),
+    ("compare", "solvers=huen", "solvers: 'huen'", "did you mean heun?"),
+    ("compare", "grids=[uniform,karas]", "grids: 'karas'", "did you mean karras?"),
     ("likelihood", "solver.rtol=tight", "solver.rtol='tight'", "a number"),
     ("likelihood", "solver.on_failure=skip", "solver.on_failure='skip'", "raise or mark"),
     ("likelihood", "trace.probes=0", "trace:", "probes"),
     ("evaluate", "features.block=0", "features:", "block=0"),
-    ("evaluate", "out=a.png", "out:", ".h5"),
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("restore", "task.noise=-1", "task:", "noise=-1"),
     ("restore", "method.weight=a", "method.weight='a'", "a number"),
@@ -294,14 +337,24 @@ def table() -> Iterator[tuple[str, str, str, str]]:
         for script, names in keys.items():
             for key in names.split():
                 yield from ((script, f"{key}={value}", f"{key}=", "expected") for value in values.split())
+    yield from ((script, "out=file.odd", "out:", f"a name that ends in {suffix}") for script, suffix in OUT.items())
+    for script, names in READ.items():
+        yield from ((script, f"{name}=file.tx", f"{name}:", "did you mean file.txt?") for name in names.split())
     yield from SINGLE
 
 
-@pytest.mark.parametrize("script", COMMANDS)
-def test_wrong_values(program: Program, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is refused in one line, and so are keys that nobody reads."""
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of a command, with some files."""
+    for name in FILES:
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file.txt").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_wrong_values(program: Program, script: str, folder: Path) -> None:
+    """Each is refused in one line, and so are keys that nobody reads."""
     cases = [case for case in table() if case[0] == script]
     for _, override, beginning, word in [
         *cases,
@@ -312,11 +365,20 @@ def test_wrong_values(program: Program, script: str, tmp_path: Path, monkeypatch
         refused(result, word)
         assert result.code == 1
         assert result.err.startswith(f"error: {beginning}"), (override, result.err)
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert sorted(os.listdir(folder)) == FILES
 
 
+def test_no_script_is_missing() -> None:
+    found = {
+        path.stem: re.search(r'^@command\("(.*)"\)', path.read_text(), re.MULTILINE) for path in SCRIPTS.glob("*.py")
+    }
+    assert {name: match[1] for name, match in found.items() if match} == {name: c for name, (c, _) in COMMANDS.items()}
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_table_has_every_key(program: Program) -> None:
-    """No key of a script is without a wrong value, and none of the schema is missing in the configs."""
+    """No key of a script is without a wrong value, and none of the schema is missing in the configs; every `out` is
+    subject to the rule."""
     cases = list(table())
     assert len(cases) >= 60
     schema, module = (importlib.import_module(name) for name in ("schema", "keys"))  # put on the path by the fixture
@@ -326,6 +388,9 @@ def test_the_table_has_every_key(program: Program) -> None:
         tested = {override.lstrip("+").partition("=")[0].partition(".")[0] for s, override, *_ in cases if s == script}
         groups = {key for key in tree if OmegaConf.is_config(tree._get_node(key)) and "_target_" in tree[key]}
         assert tree.keys() - tested - groups == set()
+        # The command line takes the name of a group for the choice of an option.
+        assert not {key for key in tree.keys() - groups if (CONFIGS / key).is_dir() and tree[key] is not None}
+        assert ("out" in tree) == (script in OUT or script == "compare")
         plain = OmegaConf.to_container(tree, resolve=True)
         module.check_keys(schema.SCHEMAS[name], plain)
         for key in plain if script in {"sample", "paired"} else ():
@@ -334,21 +399,23 @@ def test_the_table_has_every_key(program: Program) -> None:
                 module.check_keys(schema.SCHEMAS[name], shorter)
 
 
-@pytest.mark.slow
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("script", "override", "word"),
     [
-        ("train", "optimizer.lr=fast", "optimizer.lr='fast'"),
-        ("train", "stepz=3", "did you mean steps?"),
-        ("sample", "n=1.5", "n=1.5"),
-        ("likelihood", "+label=7", "condition"),
         ("likelihood", "budget=-1", "budget=-1"),
-        ("paired", "column=null", "column=null"),
+        pytest.param("train", "optimizer.lr=fast", "optimizer.lr='fast'", marks=slow),
+        pytest.param("train", "stepz=3", "did you mean steps?", marks=slow),
+        pytest.param("sample", "n=1.5", "n=1.5", marks=slow),
+        pytest.param("likelihood", "+label=7", "condition", marks=slow),
+        pytest.param("paired", "column=null", "column=null", marks=slow),
     ],
 )
-def test_commands(tmp_path: Path, script: str, override: str, word: str) -> None:
+def test_commands(folder: Path, script: str, override: str, word: str) -> None:
     """In processes of their own."""
-    result = process(tmp_path, script, *COMMANDS[script][1], override)
+    result = process(folder, script, *COMMANDS[script][1], override)
     refused(result, word)
     assert result.code == 1
-    assert os.listdir(tmp_path) == []
+    assert sorted(os.listdir(folder)) == FILES

@@ -81,7 +81,7 @@ def test_two_files_are_compared(trained: Path) -> None:
     assert f"{N} samples, correlation 1.000" in result.out
     refused(here(trained, "paired", "first=undisturbed.h5", "second=nowhere.h5"), "nowhere.h5")
     refused(here(trained, "paired", "first=undisturbed.h5"), "second is missing")
-    refused(here(trained, "paired", "first=undisturbed.h5", "second=undisturbed.h5", "column=bits"), "bits is missing")
+    refused(here(trained, "paired", "first=undisturbed.h5", "second=undisturbed.h5", "column=bits"), "no column 'bits'")
 
 
 def test_pictures_stand_beside_the_file(trained: Path) -> None:
@@ -360,14 +360,22 @@ def test_bad_data_is_refused_before_anything_is_done(folder: Path) -> None:
         ),
         (["ckpt=run", "data=arrays", "data.path=bytes.npz"], ["17 levels", "256 levels", "levels=17"]),
         (["ckpt=run", "ood=high.npz"], ["is 17", "0 to 16"]),
-        (["ckpt=run", "ood=high.npz", "ood_array=y"], ["'y'"]),
-        (["ckpt=run", "ood=gone.npz"], ["gone.npz"]),
+        (
+            ["ckpt=run", "ood=high.npz", "ood_array=y"],
+            ["high.npz: there is no array 'y'", "'x_test': give its name as ood_array="],
+        ),
+        (["ckpt=run", "ood=gone.npz"], ["ood: ", "gone.npz"]),
+        (["ckpt=run", "ema=slow"], ["no EMA 'slow'", "ema=null loads the raw weights"]),
+        (["ckpt=run", "data=arrays", "data.path=bytes.np"], ["data.path: ", "did you mean bytes.npz?"]),
+        (["ckpt=run", "data=arrays", "data.path=high.npz"], ["no array 'x_train'", "train=", "test=null splits"]),
+        (["ckpt=run", "dequantise=variational", "dequantise.path=noise.pt"], ["dequantise.path: ", "noise.pt"]),
+        (["ckpt=run", "guidance=classifier", "guidance.log_prob.path=c.pt"], ["guidance.log_prob.path: ", "c.pt"]),
         (["ckpt=plane", "ood=wide.npz"], ["(B, 2), got (9, 3)"]),
         (["ckpt=run", "atol=1"], ["atol=1", "Heun"]),
         (["ckpt=plane", "dequantise=truncated_normal"], ["continuous"]),
     ):
         refused(here(folder, "likelihood", *CHEAP, *keys), *words)
-    refused(here(folder, "likelihood", "ckpt=run", "device=cpu", "pilot=4"), "fixed steps", "RungeKutta")
+    refused(here(folder, "likelihood", "ckpt=run", "device=cpu", "pilot=4"), "such as Heun(20), got RungeKutta")
     assert files(folder) == before
 
 
@@ -402,7 +410,7 @@ def test_a_file_has_one_tolerance(folder: Path) -> None:
     columns = {name: values.dtype for name, values in whole.columns.items() if name not in ("index", "repeat")}
     names = ["config", "checkpoint_sha256", "seed", "dequantisation", "data"]
     key = {name: whole.attributes[name] for name in names}
-    with Store.open(folder / "old.h5", columns, identity=key):
+    with Store.open(folder / "old.h5", columns, key=key):
         pass
     for out, tolerance in (("old.h5", ["atol=auto"]), ("b.h5", ["atol=0.01", "+solver.first_ratio=null"])):
         result = here(folder, "likelihood", *keys, *tolerance, "n=2", f"out={out}")

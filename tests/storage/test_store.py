@@ -20,7 +20,7 @@ from sde.storage.results import Plain
 from sde.storage.store import Store, read
 
 COLUMNS = {"nfe": np.int64, "bits_per_dim": np.float64}
-IDENTITY: dict[str, Plain] = {"config": "sde: vp\nsolver:\n  rtol: 1e-5\n", "seed": 1, "rtol": 1e-5}
+KEY: dict[str, Plain] = {"config": "sde: vp\nsolver:\n  rtol: 1e-5\n", "seed": 1, "rtol": 1e-5}
 
 
 def batch(*index: int, repeat: int = 0) -> dict[str, np.ndarray]:
@@ -28,8 +28,8 @@ def batch(*index: int, repeat: int = 0) -> dict[str, np.ndarray]:
     return {"index": at, "repeat": np.full_like(at, repeat), "nfe": 7 * at + repeat, "bits_per_dim": at / 3 + repeat}
 
 
-def start(path: Path, identity: Mapping[str, Plain] = IDENTITY, **options: Any) -> Store:
-    return Store.open(path, COLUMNS, identity=identity, **options)
+def start(path: Path, key: Mapping[str, Plain] = KEY, **options: Any) -> Store:
+    return Store.open(path, COLUMNS, key=key, **options)
 
 
 def keys(path: Path) -> list[tuple[int, int]]:
@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_rows_come_back_sorted_by_repeat_and_index(path: Path) -> None:
-    with start(path, notes={"version": "1"}) as store:
+    with start(path, metadata={"version": "1"}) as store:
         store.append(batch(5, 2))
         store.append(batch(0, 3, repeat=1))
         store.append(batch(1, repeat=0))
@@ -60,7 +60,7 @@ def test_rows_come_back_sorted_by_repeat_and_index(path: Path) -> None:
     expected = {name: np.append(a, b) for (name, a), b in zip(batch(1, 2, 5).items(), batch(0, 3, repeat=1).values())}
     for name, values in results.columns.items():
         np.testing.assert_array_equal(values, expected[name], strict=True)
-    assert results.attributes == {**IDENTITY, "version": "1"}
+    assert results.attributes == {**KEY, "version": "1"}
 
 
 def test_readers_see_finished_snapshots_only(path: Path) -> None:
@@ -99,10 +99,10 @@ def test_a_job_is_resumed(path: Path) -> None:
 
 
 def test_opening_a_finished_file_does_not_change_it(path: Path) -> None:
-    with start(path, notes={"version": "1"}) as store:
+    with start(path, metadata={"version": "1"}) as store:
         store.append(batch(0))
     before = path.stat()
-    with start(path, notes={"version": "2"}):
+    with start(path, metadata={"version": "2"}):
         pass
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
@@ -215,26 +215,26 @@ def test_tensors_are_rows_too(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("identity", "message"),
+    ("key", "message"),
     [
-        ({**IDENTITY, "seed": 2, "rtol": 1e-3}, "'seed' is 1 .*2"),
-        ({**IDENTITY, "rtol": 1e-3}, r"'rtol' is 1e-05 .*0\.001"),
-        ({**IDENTITY, "seed": True}, "'seed' is 1 .*True"),
-        ({**IDENTITY, "guidance": 2.0}, r"'guidance' is absent .*2\.0"),
-        ({"config": IDENTITY["config"], "seed": 1}, "'rtol' is 1e-05 .*absent"),
+        ({**KEY, "seed": 2, "rtol": 1e-3}, "'seed' is 1 .*2"),
+        ({**KEY, "rtol": 1e-3}, r"'rtol' is 1e-05 .*0\.001"),
+        ({**KEY, "seed": True}, "'seed' is 1 .*True"),
+        ({**KEY, "guidance": 2.0}, r"'guidance' is absent .*2\.0"),
+        ({"config": KEY["config"], "seed": 1}, "'rtol' is 1e-05 .*absent"),
         (
-            {**IDENTITY, "config": "sde: vp\nsolver:\n  rtol: 1e-3\n"},
+            {**KEY, "config": "sde: vp\nsolver:\n  rtol: 1e-3\n"},
             r"line 3 .*'config' is '  rtol: 1e-5\\n' .*'  rtol: 1e-3\\n'",
         ),
-        ({**IDENTITY, "config": "sde: vp\n"}, r"line 2 .*'config' is 'solver:\\n' .*absent"),
+        ({**KEY, "config": "sde: vp\n"}, r"line 2 .*'config' is 'solver:\\n' .*absent"),
     ],
 )
-def test_another_job_is_refused_by_its_first_difference(path: Path, identity: dict[str, Plain], message: str) -> None:
+def test_another_job_is_refused_by_its_first_difference(path: Path, key: dict[str, Plain], message: str) -> None:
     with start(path) as store:
         store.append(batch(0))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
-        start(path, identity)
+        start(path, key)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["test.h5"]
 
@@ -242,16 +242,16 @@ def test_another_job_is_refused_by_its_first_difference(path: Path, identity: di
 def test_other_columns_are_another_job(path: Path) -> None:
     start(path).close()
     with pytest.raises(ValueError, match=r"'nfe' is 'int64' .*'int32'"):
-        Store.open(path, {**COLUMNS, "nfe": np.int32}, identity=IDENTITY)
+        Store.open(path, {**COLUMNS, "nfe": np.int32}, key=KEY)
     with pytest.raises(ValueError, match=r"'nfe' is 'int64' .*absent"):
-        Store.open(path, {"bits_per_dim": float}, identity=IDENTITY)
+        Store.open(path, {"bits_per_dim": float}, key=KEY)
 
 
 def test_the_order_of_columns_and_attributes_does_not_matter(path: Path) -> None:
     kill_me = start(path)
     kill_me.append(batch(0, 1))
     kill(kill_me)
-    with Store.open(path, dict(reversed(COLUMNS.items())), identity=dict(reversed(IDENTITY.items()))) as store:
+    with Store.open(path, dict(reversed(COLUMNS.items())), key=dict(reversed(KEY.items()))) as store:
         assert store.recovered == 2
     assert read(path).columns["nfe"].tolist() == [0, 7]
 
@@ -269,11 +269,11 @@ def test_the_journal_of_another_job_is_refused_and_kept(path: Path) -> None:
 
 
 def test_notes_may_differ_and_those_of_the_latest_writer_stand(path: Path) -> None:
-    with start(path, notes={"version": "1", "host": "a"}) as store:
+    with start(path, metadata={"version": "1", "host": "a"}) as store:
         store.append(batch(0))
-    with start(path, notes={"version": "2"}) as store:
+    with start(path, metadata={"version": "2"}) as store:
         store.append(batch(1))
-    assert read(path).attributes == {**IDENTITY, "version": "2", "host": "a"}
+    assert read(path).attributes == {**KEY, "version": "2", "host": "a"}
 
 
 def test_a_file_that_is_not_ours_is_never_overwritten(path: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_second_writer_is_refused_also_through_a_link(path: Path) -> None:
         "sys.modules['sde'].__path__ = [sys.argv[2]]\n"
         "from sde.storage.store import Store\n"
         "try:\n"
-        "    Store.open(sys.argv[1], {}, identity={})\n"
+        "    Store.open(sys.argv[1], {}, key={})\n"
         "except BlockingIOError as error:\n"
         "    print(error)\n"
     )
@@ -400,12 +400,12 @@ def test_columns_may_have_arrays_of_one_shape(tmp_path: Path) -> None:
     path, columns = tmp_path / "a.h5", {"x": np.dtype((np.uint8, (2, 3))), "y": np.float64}
     x = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     rows = {"index": np.array([0, 1]), "repeat": np.zeros(2, np.int64), "x": x, "y": np.zeros(2)}
-    with Store.open(path, columns, identity={}) as store:
+    with Store.open(path, columns, key={}) as store:
         store.append(rows)
         with pytest.raises(ValueError, match="one shape"):
             store.append({**rows, "index": np.array([2, 3]), "x": x[:, 0]})
     np.testing.assert_array_equal(read(path).columns["x"], x)
     with pytest.raises(ValueError, match=r"uint8\[2, 3\]"):
-        Store.open(path, {**columns, "x": np.uint8}, identity={})
-    with Store.open(path, columns, identity={}) as store:
+        Store.open(path, {**columns, "x": np.uint8}, key={})
+    with Store.open(path, columns, key={}) as store:
         assert store.done() == {0, 1}

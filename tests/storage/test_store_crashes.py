@@ -34,8 +34,8 @@ from sde.storage.store import Store
 
 
 def job(path, repeats, batches, snapshot_every, say):
-    columns, identity = {"value": float, "nfe": np.int64}, {"seed": 1}
-    with Store.open(path, columns, identity=identity, snapshot_every=snapshot_every) as store:
+    columns, key = {"value": float, "nfe": np.int64}, {"seed": 1}
+    with Store.open(path, columns, key=key, snapshot_every=snapshot_every) as store:
         say("open " + " ".join(f"{r}:{i}" for r in range(repeats) for i in sorted(store.done(r))))
         for repeat in range(repeats):
             for batch in range(batches):
@@ -192,7 +192,7 @@ def kill_often(directory: Path, kills: int, seed: int) -> None:
     while killed < kills:
         number += 1
         path = directory / f"job{number}.h5"
-        Store.open(path, {"value": float, "nfe": np.int64}, identity={"seed": 1}).close()
+        Store.open(path, {"value": float, "nfe": np.int64}, key={"seed": 1}).close()
         reader = Reader(path)
         reader.start()
         runs: list[list[str]] = []

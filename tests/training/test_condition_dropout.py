@@ -94,7 +94,7 @@ class Counted:
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         self.texts.extend(texts)
-        return sde.data.captions.Words(3, 4)(texts)
+        return sde.data.Words(3, 4)(texts)
 
 
 def test_captions_are_encoded_once_and_stored(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_captions_are_encoded_once_and_stored(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
     again = captioned(captions, encoder, tmp_path)
     assert len(encoder.texts) == 3
-    tokens, mask = sde.data.captions.Words(3, 4)(captions)
+    tokens, mask = sde.data.Words(3, 4)(captions)
     for result in (first, again):
         assert torch.equal(result["tokens"], tokens)
         assert torch.equal(result["tokens_mask"], mask)

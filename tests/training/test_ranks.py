@@ -27,7 +27,7 @@ from sde.noise import Noise
 from sde.training import DDP, FSDP2, Execution, Muon, Ranks, Training
 from sde.training.fingerprints import of_code
 from sde.training.loss import keyed_dropout
-from sde.training.ranks import agree, anywhere, full, group, like, together, total
+from sde.training.ranks import agree, anywhere, full, group, sharded_as, together, total
 
 KINDS = {"DDP": DDP(), "FSDP2": FSDP2()}
 
@@ -191,7 +191,7 @@ def matrices(ranks: Ranks | None) -> list[Tensor]:
     optimizer = Muon(module.parameters(), lr=0.01)
     for _ in range(3):
         for p in module.parameters():
-            p.grad = like(torch.randn(p.shape), p)
+            p.grad = sharded_as(torch.randn(p.shape), p)
         optimizer.step()
     return [full(value) for p in module.parameters() for value in (p.detach(), *optimizer.state[p].values())]
 

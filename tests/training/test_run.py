@@ -259,7 +259,7 @@ def test_the_directory_is_no_part_of_a_result(tmp_path: Path, data: DataSet) -> 
         ({"sde__beta_max": 10.0}, "sde.beta_max was 20.0 and is now 10.0"),
         ({"network__multipliers": [1, 2, 2]}, r"network.multipliers was \[1, 2\] and is now \[1, 2, 2\]"),
         ({"ema": 0.99, "warmup": 4}, "ema was 0.9 and is now 0.99"),
-        ({"network__extra": 1}, "network.extra was None and is now 1"),
+        ({"network__extra": 1}, "network.extra was null and is now 1"),
     ],
 )
 def test_another_config_is_refused_with_the_first_difference(
@@ -285,7 +285,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path, data: DataSet) -> Non
 
 def test_differences_are_told_by_dotted_key() -> None:
     old, new = {"a": {"b": 1, "c": [1, 2]}, "steps": 1}, {"a": {"b": 2, "c": (1, 2)}, "steps": 2, "d": "x"}
-    assert list(differences(old, new)) == ["a.b was 1 and is now 2", "d was None and is now 'x'"]
+    assert list(differences(old, new)) == ["a.b was 1 and is now 2", "d was null and is now 'x'"]
     assert list(differences(old, new, free=("a", "d"))) == ["steps was 1 and is now 2"]
     assert list(differences(CONFIG, json.loads(json.dumps(CONFIG)))) == []
 

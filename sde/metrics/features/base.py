@@ -85,18 +85,18 @@ def extract(features: Features, x: Tensor) -> Extracted:
             rows, n = x[part], part.stop - part.start
             if n < features.block:
                 rows = torch.cat([rows, rows[-1:].expand(features.block - n, *rows.shape[1:])])
-            found = features(rows)
-            if found.features.ndim != 2 or len(found.features) != features.block:
+            extracted = features(rows)
+            if extracted.features.ndim != 2 or len(extracted.features) != features.block:
                 raise ValueError(
                     f"{features.name}: expected features with shape ({features.block}, D), got "
-                    f"{tuple(found.features.shape)}"
+                    f"{tuple(extracted.features.shape)}"
                 )
-            finite = found.features[:n].isfinite().all(1)
+            finite = extracted.features[:n].isfinite().all(1)
             if not bool(finite.all()):
                 first = part.start + int((~finite).nonzero()[0])
                 raise ValueError(f"{features.name}: the features of item {first} are not finite; look at this item")
-            vectors.append(found.features[:n].cpu())
-            logits += [] if found.logits is None else [found.logits[:n].cpu()]
+            vectors.append(extracted.features[:n].cpu())
+            logits += [] if extracted.logits is None else [extracted.logits[:n].cpu()]
     return Extracted(torch.cat(vectors), torch.cat(logits) if logits else None)
 
 

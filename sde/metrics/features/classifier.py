@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
 from ...noise import Noise, Stream
-from ...shapes import check_count
+from ...shapes import check_count, check_recordable, recordable, recording
 from ..estimate import Estimate, proportion
 from ..sets import slices
 from .base import Extracted
@@ -111,6 +111,7 @@ def fit_classifier(
         lr: the largest learning rate.
         seed: the seed of the order of the items.
     """
+    check_recordable(network, "its weights cannot be trained", "network")
     device = network.mean.device
     if tuple(x.shape[1:]) != network.shape or labels.shape != x.shape[:1] or int(labels.max()) >= network.classes:
         raise ValueError(
@@ -127,12 +128,13 @@ def fit_classifier(
             generator = Noise(seed).generator(Stream.ORDER, step)
             order = torch.cat([order, torch.randperm(len(x), generator=generator, device="cpu")])
         index, order = order[:batch_size], order[batch_size:]
-        found = network(x[index].to(device, torch.float32))
-        loss = cross_entropy(found.logits, labels[index].to(device), label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        with recording(True):
+            found = network(recordable(x[index]).to(device, torch.float32))
+            loss = cross_entropy(found.logits, recordable(labels[index]).to(device), label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
         yield loss.item()
     network.eval()
 

@@ -99,18 +99,18 @@ class ModuleFeatures(Features):
         axes = (-1, *[1] * (x.ndim - 2))
         x = (x - self._mean.to(x.dtype).reshape(axes)) / self._std.to(x.dtype).reshape(axes)
         try:
-            found = self.module(x)
+            output = self.module(x)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()
             raise ValueError(
                 f"{self.name}: the network does not take items of shape {tuple(x.shape)}: "
                 f"{reason[-1] if reason else type(error).__name__}"
             ) from error
-        return found if isinstance(found, Extracted) else _extracted(self.name, found)
+        return output if isinstance(output, Extracted) else _extracted(self.name, output)
 
 
-def _extracted(name: str, found: Any) -> Extracted:
-    pair = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+def _extracted(name: str, output: Any) -> Extracted:
+    pair = tuple(output) if isinstance(output, (tuple, list)) else (output,)
     if not 1 <= len(pair) <= 2 or not all(isinstance(part, Tensor) and part.ndim == 2 for part in pair):
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in pair]
         raise ValueError(

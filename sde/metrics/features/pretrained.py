@@ -82,8 +82,8 @@ class _OfBytes(nn.Module):
         self.extractor = extractor
 
     def forward(self, x: Tensor) -> Extracted:
-        found = self.extractor((255.0 * x).round().clamp(0, 255).to(torch.uint8))
-        return Extracted(found[0].flatten(1), found[1] if len(found) > 1 else None)
+        outputs = self.extractor((255.0 * x).round().clamp(0, 255).to(torch.uint8))
+        return Extracted(outputs[0].flatten(1), outputs[1] if len(outputs) > 1 else None)
 
 
 class _EfficientNet(nn.Module):
