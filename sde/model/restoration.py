@@ -37,7 +37,7 @@ from ..metrics import EvidenceShift, evidence_shift
 from ..networks.conditions import as_taken
 from ..noise import repeat_key, sample_index
 from ..sampling import Samples, chosen_solver, coupling_times, polish, sample, state_like
-from ..shapes import check_condition, check_count, float64, named_tensors, numbers_of
+from ..shapes import check_condition, check_count, check_kind, float64, named_tensors, numbers_of
 from ..solvers import Particles, Polish, Solver
 
 # A posterior denoiser of a denoiser and a measurement, such as sde.measurement.PiGDM or a partial of it.
@@ -200,7 +200,8 @@ def restore(
     """As :meth:`sde.Model.restore`, of the parts of a model; `variance` gives that of the pilot run if it is needed."""
     check_count("restore", "n", n)
     check_count("restore", "batch_size", 1 if batch_size is None else batch_size)
-    y = numbers_of("y", y)
+    check_kind("the operator", operator, Operator, "sde.measurement.Mask(mask)")
+    y, noise = numbers_of("y", y), numbers_of("noise", noise)
     measurement, std, exact = prepared(
         denoiser, scaling, shape, y, operator, noise, method=method, solver=solver, polishing=polishing
     )
