@@ -23,6 +23,7 @@ __all__ = ["Noise", "NoiseSource", "StepNoise", "KeyedNoise", "Stream", "repeat_
 
 import enum
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from typing import ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .shapes import working_dtype
+from .shapes import described, numbers_of, working_dtype
 
 
 class Stream(enum.IntEnum):
@@ -89,6 +90,10 @@ class Noise:
     """
 
     seed: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, numbers.Integral):
+            raise ValueError(f"expected seed to be a whole number, got {described(self.seed)}")
 
     def bits(self, stream: Stream, index: Tensor, counter: Tensor, n: int) -> Tensor:
         """The n hashes at each address, as int64.
@@ -170,7 +175,7 @@ def sample_index(x: Tensor, index: Tensor | None) -> Tensor:
         x: the batch, whose device they come on.
         index: the positions; 0 to B - 1 by default.
     """
-    index = torch.arange(len(x), device=x.device) if index is None else index
+    index = torch.arange(len(x), device=x.device) if index is None else numbers_of("index", index)
     if index.shape != (len(x),) or index.dtype != torch.int64:
         raise ValueError(f"expected index int64 with shape ({len(x)},), got {index.dtype} {tuple(index.shape)}")
     return index.to(x.device)

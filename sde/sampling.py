@@ -160,6 +160,8 @@ def sample(
     """
     solver = chosen_solver(denoiser, solver)
     check_callable(trajectory=trajectory, progress=progress)
+    if dtype is not None:
+        check_kind("dtype", dtype, torch.dtype, "torch.float64")
     if sum(value is not None for value in (shape, x_T, x_start)) != 1:
         raise ValueError("sample: expected one of a shape (B, *), a latent x_T at t_max, and a state x_start at start")
     if (start is None) != (x_start is None):
@@ -272,6 +274,7 @@ def polish(
     posterior, named = Unguided(denoiser, measurement), named_tensors(condition)
     times = coupling_times(process, measurement, fraction).expand(len(x))
     x = working(x)
+    measurement.check(x)
     z = Noise(seed).normal(Stream.PERTURB, keys, torch.zeros_like(keys), x.shape[1:], x.dtype)
     results: dict[str, Tensor] = {}
     for t in times.unique():  # a run has one starting time

@@ -138,7 +138,9 @@ def named_tensors(condition: Any) -> dict[str, Tensor]:
 def check_kind(argument: str, value: Any, kind: type, example: str) -> None:
     """Refuses an argument that is no object of a class."""
     if not isinstance(value, kind):
-        raise ValueError(f"expected {argument} to be a {kind.__name__}, such as {example}, got {described(value)}")
+        raise ValueError(
+            f"expected {argument} to be of the class {kind.__name__}, such as {example}, got {described(value)}"
+        )
 
 
 def check_callable(**arguments: Any) -> None:

@@ -23,6 +23,7 @@ class Untouched(sde.Denoiser):
     def __init__(self) -> None:
         super().__init__()
         self.process, self.takes = sde.VP(), {"label": sde.networks.conditions.Taken(classes=3)}
+        self.network = torch.nn.Linear(1, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         raise AssertionError("a network call before a check")
@@ -54,8 +55,8 @@ CALLS: dict[str, Callable[..., Any]] = {
         ({"condition": {"label": LABELS.float()}}, "'label' to be classes, whole numbers, got torch.float32"),
         ({"condition": {"label": LABELS + 2}}, "a class 0 ... 2, or 3 for none, got labels from 2 to 4"),
         ({"condition": {"label": LABELS[:3]}}, "'label'.*4"),
-        ({"solver": "heun"}, r"solver to be a Solver, such as sde.solvers.Heun\(20\), got 'heun'"),
-        ({"solver": Heun}, "solver to be a Solver.*got the class Heun"),
+        ({"solver": "heun"}, r"solver to be of the class Solver, such as sde.solvers.Heun\(20\), got 'heun'"),
+        ({"solver": Heun}, "solver to be of the class Solver.*got the class Heun"),
     ],
     ids=lambda value: None if isinstance(value, dict) else "",
 )
@@ -72,13 +73,41 @@ def test_conditions_and_solvers_that_are_none(call: Callable[..., Any], given: d
         (lambda: sde.sample(D, (4, 2), trajectory="x"), "trajectory to be a function.*got 'x'"),
         (lambda: sde.log_prob(D, X, progress=1), "progress to be a function.*got 1"),
         (lambda: MODEL.edit(X, 0.5, progress=1), "progress to be a function.*got 1"),
-        (lambda: sde.sample(MODEL, (4, 2)), "the denoiser to be a Denoiser, such as model.denoiser.*got a Model"),
-        (lambda: sde.log_prob(MODEL, X), "the denoiser to be a Denoiser.*got a Model"),
+        (
+            lambda: sde.sample(MODEL, (4, 2)),
+            "the denoiser to be of the class Denoiser, such as model.denoiser.*a Model",
+        ),
+        (lambda: sde.log_prob(MODEL, X), "the denoiser to be of the class Denoiser.*got a Model"),
         (lambda: sde.sample(D, 4), r"a shape \(B, \*\), such as \(16, 2\), got 4"),
         (lambda: sde.sample(D, "42"), r"a shape \(B, \*\)"),
         (lambda: sde.log_prob(D, "data"), "x to be numbers.*got 'data'"),
         (lambda: MODEL.log_prob(["data"]), r"data values to be numbers.*got \['data'\]"),
         (lambda: MODEL.restore("y", sde.measurement.Identity(), 0.1), "y to be numbers"),
+        (lambda: MODEL.restore(X, "mask", 0.1), "the operator to be of the class Operator.*got 'mask'"),
+        (lambda: MODEL.restore(X, sde.measurement.Identity(), "small"), "noise to be numbers.*got 'small'"),
+        (lambda: MODEL.sample(4, seed="a"), "seed to be a whole number, got 'a'"),
+        (lambda: MODEL.sample(4, seed=1.5), r"seed to be a whole number, got 1\.5"),
+        (lambda: MODEL.edit(X, "half"), "0 < strength <= 1.*got strength='half'"),
+        (
+            lambda: MODEL.translate(X, D),
+            r"the other model to be of the class Model, .*, got a Untouched",
+        ),
+        (
+            lambda: sde.sample(D, (4, 2), dtype="float64"),
+            r"class dtype, such as torch\.float64, got 'float64'",
+        ),
+        (
+            lambda: sde.log_prob(D, X, trace="exact"),
+            r"class Trace, such as sde\.ExactTrace\(\), got 'exact'",
+        ),
+        (lambda: sde.log_prob(D, X, index="1"), "index to be numbers.*got '1'"),
+        (
+            lambda: sde.Training(MODEL, [X]),
+            r"the denoiser to be of the class Denoiser.*got a Model",
+        ),
+        (lambda: sde.Training(D.network, [X]), "the denoiser to be of the class Denoiser.*got a Linear"),
+        (lambda: sde.Training(D, [X], conditions="label"), r"conditions to be a list of names, got 'label'"),
+        (lambda: sde.Batches(X, 2, condition=LABELS), "named tensors"),
     ],
 )
 def test_functions_denoisers_and_data_that_are_none(call: Callable[[], Any], words: str) -> None:

@@ -320,9 +320,9 @@ def _captions(rows: Rows) -> list[str]:
 
 
 def _labels(array: Array, n: int, name: str) -> Tensor:
-    if array.dtype.kind not in "iu" or array.shape not in ((n,), (n, 1)):
+    if array.dtype.kind not in "iub" or array.shape not in ((n,), (n, 1)):
         raise ValueError(
-            f"{name} has dtype {array.dtype} and shape {array.shape}: expected integer labels with "
+            f"{name} has dtype {array.dtype} and shape {array.shape}: expected whole numbers or truth values with "
             f"shape ({n},) or ({n}, 1), one per sample"
         )
     return torch.from_numpy(array.astype(np.int64).reshape(-1))

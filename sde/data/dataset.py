@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shapes import check_condition
+from ..networks.conditions import as_labels
+from ..shapes import check_condition, check_count, check_kind, named_tensors, numbers_of
 from .scaling import Scaling, check_entries
 from .source import Item, Source, evenly
 
@@ -34,13 +35,13 @@ class Split(Source):
     Args:
         values: raw values on the CPU, with shape (N, C, *spatial) or (N, D): uint8 or int32 for discrete data,
             floating for continuous data.
-        labels: class labels, non-negative int64 with shape (N,), or None; the condition `label`.
+        labels: class labels, whole numbers from 0 or truth values with shape (N,), or None; the condition `label`.
         condition: other named conditions, tensors of leading size N.
         classes: the names of the classes, if they have any.
         captions: N texts, or None.
 
     Raises:
-        ValueError: if the labels are not N non-negative int64, and the error names the first negative label; or if a
+        ValueError: if the labels are not N whole numbers from 0, and the error names the first negative label; or if a
             condition does not have N entries.
     """
 
@@ -51,6 +52,10 @@ class Split(Source):
     captions: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", numbers_of("the values of a split", self.values))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", as_labels("labels", numbers_of("labels", self.labels)))
+        object.__setattr__(self, "condition", named_tensors(self.condition))
         check_labels_of(self.labels, len(self))
         check_condition(self.condition, len(self))
 
@@ -119,12 +124,14 @@ class DataSet:
     declared_classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.declared_classes is not None and self.train.labels is None:
-            raise ValueError(f"{self.name} has no labels, got classes={self.declared_classes}: give labels, or null")
+        check_count(self.name, "classes", 1 if self.declared_classes is None else self.declared_classes)
         for name, split in self.splits.items():
+            check_kind(name, split, Source, "sde.data.Split(values, labels)")
             self._check_values(name, split)
             if split.labels is not None and self.declared_classes is not None:
                 self._check_labels(name, split.labels, self.declared_classes)
+            if split.labels is None and self.declared_classes is not None:
+                raise ValueError(f"{self.name}: {name} has no labels, got classes={self.declared_classes}")
             if (split.labels is None) != (self.train.labels is None):
                 raise ValueError(
                     f"{self.name}: only one of train and {name} has labels: expected labels for every split or none"

@@ -38,7 +38,16 @@ from ..dynamics import Reverse, State, WithLogDensity
 from ..noise import Noise, sample_index
 from ..processes import SDE
 from ..sampling import chosen_solver, evaluating, travelled
-from ..shapes import check_callable, check_recordable, event_dims, numbers_of, recordable, recording, working
+from ..shapes import (
+    check_callable,
+    check_kind,
+    check_recordable,
+    event_dims,
+    numbers_of,
+    recordable,
+    recording,
+    working,
+)
 from ..solvers import RungeKutta, Solver
 from ..trace import Hutchinson, Trace
 
@@ -193,11 +202,13 @@ class DensityFlow:
         atol: float | None = None,
     ) -> None:
         check_recordable(denoiser, "no divergence can be computed through it")
+        trace = Hutchinson() if trace is None else trace
+        check_kind("trace", trace, Trace, "sde.ExactTrace()")
         x = recordable(working(x))
         self.nfe = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._vjps = torch.zeros_like(self.nfe)
         conditioned = Conditioned(denoiser, condition, self.nfe, vjps=self._vjps)
-        probes = (Hutchinson() if trace is None else trace).bind(Noise(seed), sample_index(x, index), x)
+        probes = trace.bind(Noise(seed), sample_index(x, index), x)
         self.dynamics = WithLogDensity(Reverse(conditioned, eta=0.0), probes, atol)
         self.start: State = (x, probes.start(x))
 

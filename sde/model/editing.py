@@ -16,7 +16,7 @@ from ..data import Scaling
 from ..data.captions import Encoder
 from ..denoisers import Denoiser
 from ..sampling import state_like
-from ..shapes import check_event, named_tensors, numbers_of
+from ..shapes import check_event, check_kind, named_tensors, numbers_of
 from ..solvers import Solver
 from .conditions import Labels, Numbers, condition_from
 from .translation import edit, interpolate, translate
@@ -115,6 +115,7 @@ class Editing:
         Raises:
             ValueError: if the shapes differ or the processes cannot be matched (:func:`sde.model.matched`).
         """
+        check_kind("the other model", other, type(self), "sde.load(path)")
         check_event(numbers_of("data values", x), other.shape, "the other model")
         named, target = self._on_device(condition), other._on_device(target_condition)
         call: dict[str, Any] = {"condition": named, "target_condition": target, "denoise": denoise}

@@ -18,6 +18,7 @@ from __future__ import annotations
 __all__ = ["edit", "edit_time", "interpolate", "matched", "slerp", "translate"]
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,8 +39,8 @@ _FORGOTTEN = 5.0
 def edit_time(process: SDE, strength: float) -> float:
     r"""The time where :math:`\arctan(\sigma_t/\alpha_t)` is `strength` times that of `t_max`: 1/2 is about equal parts
     of data and noise, whatever the process."""
-    if not 0.0 < strength <= 1.0:
-        raise ValueError(f"expected 0 < strength <= 1, from no change to a new sample, got strength={strength}")
+    if not (isinstance(strength, numbers.Real) and 0.0 < strength <= 1.0):
+        raise ValueError(f"expected 0 < strength <= 1, from no change to a new sample, got strength={strength!r}")
     end = float64(process.t_max)
     if strength == 1.0:
         return process.t_max

@@ -116,7 +116,10 @@ def as_taken(takes: Mapping[str, Taken], condition: Mapping[str, Tensor]) -> dic
         sizes = tuple(value.shape[1:])
         fits = len(sizes) == len(taken.shape) and all(b in (None, a) for a, b in zip(sizes, taken.shape))
         if not fits:
-            raise ValueError(f"condition {name!r}: expected shape {taken}, got {tuple(value.shape)}; it takes {listed}")
+            expected = taken if taken.classes is None else "() or (B,), a class for each sample"
+            raise ValueError(
+                f"condition {name!r}: expected shape {expected}, got {tuple(value.shape)}; it takes {listed}"
+            )
     return result
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..data import Augmentation, Scaling, Source, Split, UnreadableSample
 from ..data.dataset import check_labels, some_of
 from ..noise import Noise, Stream
-from ..shapes import check_condition, check_count
+from ..shapes import check_condition, check_count, named_tensors
 from .workers import loaded
 
 
@@ -223,9 +223,10 @@ class Batches(BatchSource):
             raise ValueError(f"expected batch_size >= 1 and data, got batch_size={size} and {len(source)} samples")
         check_count("Batches", "workers", workers, 0)
         check_count("Batches", "unreadable", unreadable, 0)
-        check_condition(condition or {}, len(source))
+        named = named_tensors(condition)
+        check_condition(named, len(source))
         self.workers, self.unreadable = workers, unreadable
-        self._reader = _Reader(source, dict(condition or {}), size, self.noise, self.null, unreadable, augmentation)
+        self._reader = _Reader(source, named, size, self.noise, self.null, unreadable, augmentation)
         self._parts = range(-(-len(source) // size))  # of an epoch
         self._latest: tuple[int, Batch] | None = None
         self._ahead: tuple[int, Iterator[Batch]] | None = None  # the next number of the workers, and their batches

@@ -95,6 +95,8 @@ def null_of(denoiser: Denoiser, name: str, value: Tensor) -> float:
 
 def dropout_of(denoiser: Denoiser, conditions: Sequence[str] | Dropout | None) -> Dropout:
     """The dropout of conditions that are given with one; refuses one that is out of range, or without a null."""
+    if isinstance(conditions, str):
+        raise ValueError(f"expected conditions to be a list of names, got {conditions!r}: give [{conditions!r}]")
     dropout = conditions if isinstance(conditions, Mapping) else {}
     for name, probability in dropout.items():
         if not 0.0 <= probability < 1.0:

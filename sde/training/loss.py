@@ -22,7 +22,7 @@ from ..networks.conditions import as_labels
 from ..noise import Noise, Stream
 from ..objective import Objective
 from ..sampling import state_like
-from ..shapes import check_recordable, recordable
+from ..shapes import check_kind, check_recordable, recordable
 from .batches import Batch, to_model
 from .execution import Execution
 from .ranks import rank, size
@@ -38,6 +38,7 @@ class Loss(nn.Module):
     """
 
     def __init__(self, denoiser: Denoiser, objective: Objective, execution: Execution | None = None) -> None:
+        check_kind("the denoiser", denoiser, Denoiser, "sde.NetworkDenoiser(net, sde.VP())")
         super().__init__()
         self.denoiser, self.objective = denoiser, objective
         self.execution = Execution() if execution is None else execution

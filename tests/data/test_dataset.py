@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,12 +139,21 @@ def test_labels_for_all_splits_or_none() -> None:
         discrete(Split(pixels(4)), Split(pixels(3)), Split(pixels(3), torch.arange(3)))
 
 
+def test_labels_are_whole_numbers_of_any_dtype_or_truth_values() -> None:
+    values = np.zeros((4, 2), np.float32)
+    for labels in (np.array([1, 0, 1, 1]), torch.tensor([1, 0, 1, 1], dtype=torch.uint8), [True, False, True, True]):
+        split: Any = Split(values, labels)  # type: ignore[arg-type]
+        assert (split.values.shape, split.labels.dtype, split.labels.tolist()) == ((4, 2), torch.int64, [1, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"train to be of the class Source, such as sde\.data\.Split.*got a Tensor"):
+        DataSet("tensors", Scaling.identity(), torch.zeros(4, 2), Split(values))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (torch.arange(3), r"\(3,\).*torch\.int64.*\(4,\)"),
         (torch.arange(5), r"\(5,\)"),
-        (torch.arange(4, dtype=torch.int32), r"torch\.int32"),
+        (torch.arange(4.0), r"whole numbers, got torch\.float32"),
         (torch.arange(4)[:, None], r"\(4, 1\)"),
         (torch.tensor([0, 1, -2, -3]), r"labels\[2\].*-2"),
     ],

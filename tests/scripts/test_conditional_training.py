@@ -57,7 +57,8 @@ def test_every_condition_of_the_data_is_one_of_the_model(tmp_path: Path) -> None
 
 def test_some_of_the_conditions_are_chosen_by_name(tmp_path: Path) -> None:
     arrays(tmp_path)
-    done = here(tmp_path, "train", *TRAIN, *DATA, "conditional=[embedding]", "condition_dropout=0.3")
+    drawn = ["steps=2", "sample_every=1", "preview.n=2", "preview.solver.steps=1"]
+    done = here(tmp_path, "train", *TRAIN, *DATA, *drawn, "conditional=[embedding]", "condition_dropout=0.3")
     assert done.code == 0, done.err
     model = sde.load(tmp_path / "run")
     assert list(model.denoiser.takes or ()) == ["embedding"]

@@ -56,6 +56,8 @@ def test_edits_are_those_of_the_model_beside_their_sources(folder: Path) -> None
     refused(again, "strength was 0.3 and is now 0.4")
     for first in ("first=12", "first=1000"):
         refused(here(folder, "edit", "ckpt=a.pt", first, *DATA, *CHEAP), first)
+    rings = ["data=rings", "data.n_train=20", "data.n_test=12"]  # of 4 classes
+    refused(here(folder, "edit", "ckpt=a.pt", *rings, *CHEAP), "rings: test labels[", "a class from 0 to 1")
 
 
 def test_translations_go_there(folder: Path) -> None:

@@ -12,6 +12,7 @@ from support.commands import here, refused
 import sde
 
 TRAIN = ["network=mlp", "network.width=8", "network.depth=1", "batch_size=8", "device=cpu", "steps=2", "run_dir=run"]
+PROGRAM = ["evaluate_every=2", "features@evaluate.features=program"]
 MOONS = ["data=moons", "data.n_train=50", "data.n_test=40"]
 
 
@@ -23,7 +24,7 @@ MOONS = ["data=moons", "data.n_train=50", "data.n_test=40"]
         (["solver@preview.solver=replacement"], ["preview.solver: Replacement", "measure"]),
         (["solver@preview.solver=particles", "preview.n=0", "evaluate_every=2"], ["preview.solver: Particles"]),
         (["evaluate_every=2", "evaluate.metrics=[inception_score]"], ["evaluate: ", "logits"]),
-        (["evaluate_every=2", "features@evaluate.features=program", "evaluate.features.path=x.pt"], ["evaluate: "]),
+        ([*PROGRAM, f"evaluate.features.path={__file__}"], ["evaluate: "]),
         (["+loggers.mine._target_=sde.VP"], ["loggers.mine: expected a logger", "got a VP"]),
         (["sde=bridge"], ["Bridge needs the condition 'image'", "batches with label", "conditional=true"]),
         (["sde=bridge", "conditional=true"], ["Bridge needs the condition 'image'", "given label"]),

@@ -467,7 +467,9 @@ def test_classes_without_samples_are_refused_unless_their_number_is_declared(tmp
     assert training.denoiser.classes == sde.load(tmp_path / "run").classes == 5
     with pytest.raises(ValueError, match=r"train labels\[2\] is 3: expected a class from 0 to 2"):
         replace(declared, declared_classes=3)
-    with pytest.raises(ValueError, match="table has no labels, got classes=3"):
+    with pytest.raises(ValueError, match="labelled needs a whole number classes >= 1, got classes=0"):
+        replace(declared, declared_classes=0)
+    with pytest.raises(ValueError, match="table: train has no labels, got classes=3"):
         replace(table(rows(40)), declared_classes=3)
 
 
