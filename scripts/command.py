@@ -135,7 +135,7 @@ def overridden() -> dict[str, str]:
     return {(text := word.lstrip("+~")).partition("=")[0]: text for word in words}
 
 
-def told_by(chosen: object, group: str) -> tuple[str, ...]:
+def named_by(chosen: object, group: str) -> tuple[str, ...]:
     """The key of a config group, for :func:`variant`, if the class of the chosen object tells the option: the option
     has its name, or no other one has this class."""
     options = {path.stem: path.read_text() for path in (Path(CONFIGS) / group).glob("*.yaml")}

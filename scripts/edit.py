@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from command import command, conditions, told_by, track, variant
+from command import command, conditions, named_by, track, variant
 from sheet import Sheet
 
 from sde.evaluation import JobSetup
 from sde.evaluation.outputs import IRRELEVANT_KEYS, relevant
 
 # The keys that the end of a default name leaves out: it has them in other words, or edits do not depend on them.
-TOLD = (*IRRELEVANT_KEYS, "seed", "split", "strength")
+UNNAMED_KEYS = (*IRRELEVANT_KEYS, "seed", "split", "strength")
 
 
 @command("edit")
@@ -24,11 +24,11 @@ def main(config: dict[str, Any]) -> None:
     if not len(index):
         raise ValueError(f"first={first}: {setup.name} has {len(split)} samples")
     condition = conditions(model, config, len(index), first)
-    values, given = split[index]
+    values, of_data = split[index]
     # What is not said is the condition of the data itself.
     takes = model.denoiser.takes or {}
-    condition = {name: value for name, value in given.items() if name in takes} | condition
-    other = variant(*TOLD, *told_by(solver, "solver"))
+    condition = {name: value for name, value in of_data.items() if name in takes} | condition
+    other = variant(*UNNAMED_KEYS, *named_by(solver, "solver"))
     end = f"{type(solver).__name__}-strength{config['strength']}-seed{config['seed']}{other}.png"
     default = setup.directory / "edits" / f"{setup.path.stem}-{config['split']}-{end}"
     sheet = Sheet(config, default, relevant(config, checkpoint_sha256=setup.sha256))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ def line_of(error: Exception, keys: Collection[str] = ()) -> str | None:
         return _line_of_lacking(str(error.full_key), *source.groups())
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:  # as the system says it
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and "out" in keys
+        text = f"{error.filename}: {error.strerror}{'; give another out=' if denied else ''}"
     # The library speaks Python.
     text = _PYTHON.sub(lambda value: {"None": "null"}.get(value[0], value[0].lower()), text)
     return text if isinstance(error, (ValueError, ArithmeticError, OSError, HydraException)) else None

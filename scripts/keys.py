@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
@@ -111,3 +112,8 @@ def check_keys(schema: type[Keys], tree: Mapping[str, Any], prefix: str = "", tr
             check_value(name, value, annotation)
             trust = value if key == "trust" else trust
             check(value, name, trust=trust, **EXAMPLES.get(key, {}))
+    if not prefix and isinstance(out := tree.get("out"), str):
+        for key, value in tree.items():
+            paths = value if isinstance(value, list) else [value]
+            if key != "out" and any(isinstance(p, str) and Path(p).resolve() == Path(out).resolve() for p in paths):
+                raise ValueError(f"out={out} is the file that {key} is read from: give another out=")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import command, conditions, draw, told_by, track, variant
+from command import command, conditions, draw, named_by, track, variant
 from hydra.core.hydra_config import HydraConfig
 from sheet import Sheet
 
@@ -19,7 +19,7 @@ from sde.storage.checkpoint import resolve, run_directory
 from sde.storage.files import sha256
 
 # The keys that the end of a default name leaves out: it has them in other words, or samples do not depend on them.
-TOLD = (*IRRELEVANT_KEYS, "seed", "batch_size")
+UNNAMED_KEYS = (*IRRELEVANT_KEYS, "seed", "batch_size")
 
 
 def from_pilot(model: sde.Model, solver: Any, config: dict[str, Any], directory: Path, **how: Any) -> Any:
@@ -47,8 +47,8 @@ def main(config: dict[str, Any]) -> None:
     if config["design"] or config["pilot"]:
         with track("pilot run") as progress:
             solver = from_pilot(model, solver, config, run_directory(path), progress=progress)
-    told = told_by(solver, "solver")
-    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*TOLD, *told)}.png"
+    named = named_by(solver, "solver")
+    name = f"{path.stem}-{type(solver).__name__}-seed{config['seed']}{variant(*UNNAMED_KEYS, *named)}.png"
     tuned = {"tuned": repr(solver)} if config["pilot"] or config["design"] else {}
     settings = relevant(config, "batch_size", "pilot", "design", "seconds", checkpoint_sha256=sha256(path), **tuned)
     sheet = Sheet(config, run_directory(path) / "samples" / name, settings)

@@ -184,7 +184,7 @@ class Restore(DataJob):
     n: Count | None
     repeats: Count
     batch_size: Count
-    pilot: Count
+    pilot: Annotated[int, Limit(">=", 2)]
     polish: Whole
     rank: Whole
     world: Count

@@ -27,8 +27,8 @@ from sde.training.settings import rehearsing
 from sde.training.signals import StopSignals
 
 # The part of the default directory that the jobs of a sweep do not share, without keys that a run does not depend on.
-TOLD = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.", "evaluate.", "features@evaluate.")
-OmegaConf.register_new_resolver("swept", lambda: swept(*TOLD), replace=True)
+UNNAMED_KEYS = ("data", "sde", *RESUMABLE_KEYS, "preview.", "solver@preview.", "evaluate.", "features@evaluate.")
+OmegaConf.register_new_resolver("swept", lambda: swept(*UNNAMED_KEYS), replace=True)
 
 
 @command("train")

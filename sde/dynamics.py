@@ -28,6 +28,7 @@ from __future__ import annotations
 __all__ = ["Dynamics", "Semilinear", "Reverse", "State", "WithLogDensity", "finite", "linear_combination", "rows"]
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -84,6 +85,11 @@ class Dynamics(ABC):
     @abstractmethod
     def tolerances(self) -> tuple[float | None, ...]:
         """The absolute tolerance of each entry of the state, or None for that of the solver."""
+
+    @property
+    def condition(self) -> Mapping[str, Tensor]:
+        """The condition of the batch by name, where there is one."""
+        return {}
 
 
 class Semilinear(Dynamics):
@@ -158,6 +164,10 @@ class Reverse(Semilinear):
     def stochastic(self) -> bool:
         return self.eta > 0.0
 
+    @property
+    def condition(self) -> Mapping[str, Tensor]:
+        return self.denoiser.fixed_condition
+
     def linear(self, t: Tensor) -> Tensor:
         return self.process.f(t)
 
@@ -222,6 +232,10 @@ class WithLogDensity(Semilinear):
     @property
     def tolerances(self) -> tuple[float | None, ...]:
         return (*self.flow.tolerances, self.atol)
+
+    @property
+    def condition(self) -> Mapping[str, Tensor]:
+        return self.flow.condition
 
     def linear(self, t: Tensor) -> Tensor:
         return self.flow.linear(t)

@@ -274,6 +274,7 @@ def polish(
     posterior, named = Unguided(denoiser, measurement), named_tensors(condition)
     times = coupling_times(process, measurement, fraction).expand(len(x))
     x = working(x)
+    measurement.check(x)
     z = Noise(seed).normal(Stream.PERTURB, keys, torch.zeros_like(keys), x.shape[1:], x.dtype)
     results: dict[str, Tensor] = {}
     for t in times.unique():  # a run has one starting time

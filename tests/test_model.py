@@ -663,6 +663,16 @@ def test_a_wrapped_network_is_saved_without_its_wrappers(
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), mine.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, lambda net: AveragedModel(Compiled(net))])
+def test_a_denoiser_knows_the_conditions_of_its_network(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = sde.networks.MLP(6, width=8, depth=1, classes=3)
+    for denoiser in (sde.NetworkDenoiser(wrap(net), sde.VP()), sde.QuantisedDenoiser(wrap(net), sde.VP(), levels=17)):
+        assert denoiser.classes == 3
+        assert denoiser.takes == net.takes
+        model = Model(denoiser, Scaling.interval(17), SHAPE, 3)
+        assert model.condition(2, label=1)["label"].tolist() == [1, 1]
+
+
 def test_a_network_of_data_parallel_ranks_is_saved_without_its_wrapper(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:

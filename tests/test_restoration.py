@@ -13,9 +13,23 @@ import sde
 from sde import Denoiser, Model
 from sde.data import Scaling
 from sde.exact import Gaussian
-from sde.measurement import DPS, Downsample, Grayscale, Identity, Linear, Mask, Matrix, NormalVariance, Operator, PiGDM
+from sde.measurement import (
+    DPS,
+    Compose,
+    Downsample,
+    Grayscale,
+    Identity,
+    Linear,
+    LinearOperator,
+    Mask,
+    Matrix,
+    NormalVariance,
+    Operator,
+    PiGDM,
+    Unguided,
+)
 from sde.processes import VP
-from sde.solvers import Ancestral, Particles, Polish
+from sde.solvers import Ancestral, Heun, Particles, Polish
 
 SHAPE = (3, 2, 2)
 
@@ -158,7 +172,61 @@ def test_the_pilot_run_is_made_once_and_kept(tmp_path) -> None:
         model(Scaling.identity()).pilot(tmp_path, n=4)
 
 
-BAD = torch.zeros(2, *SHAPE, dtype=torch.float64)
+def test_noise_and_masks_are_those_of_each_sample(generator: torch.Generator) -> None:
+    """Without noise a sample is put back, and the one beside it, with noise, is not; masks may be arrays."""
+    x, mask = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64), torch.eye(2, dtype=torch.bool)
+    restore = partial(model(Scaling.identity()).restore, variance=VARIANCE, solver=Particles(5, 4))
+    one = Linear(lambda x: 1.0 * x, lambda y: 1.0 * y)
+    operator = Compose(one, Mask(torch.stack([mask.expand(SHAPE), ~mask.expand(SHAPE)])))
+    r = restore(operator(x), operator, torch.tensor([0.0, 0.3]))
+    left = (operator(r.x[:, 0]) - operator(x)).abs().flatten(1).amax(1)
+    assert left[0] < 1e-12
+    assert left[1] > 0.01
+    inpaint = partial(model(Scaling.identity()).inpaint, x, variance=VARIANCE, solver=Particles(5, 4))
+    for same in (mask.numpy(), mask.tolist()):
+        assert torch.equal(inpaint(same).x, inpaint(mask).x)  # type: ignore[arg-type]
+
+
+class Diverging(Reshaped):
+    """A denoiser that is not a number for every second sample."""
+
+    def forward(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        odd = torch.arange(len(x_t)).reshape(-1, 1, 1, 1) % 2 > 0
+        return torch.where(odd, math.nan, super().forward(x_t, t))
+
+
+def test_a_draw_that_diverged_says_so_and_leaves_the_others() -> None:
+    y, how = torch.full((2, *SHAPE), 128, dtype=torch.uint8), {"method": PiGDM, "solver": Ancestral(3)}
+    r = Model(Diverging(), Scaling.interval(256), SHAPE).restore(y, Identity(), 9.0, **how)  # type: ignore[arg-type]
+    expected = model(Scaling.interval(256)).restore(y, Identity(), 9.0, **how)  # type: ignore[arg-type]
+    assert torch.equal(r.x[0], expected.x[0])
+    assert r.misfit[0] == expected.misfit[0]
+    assert r.misfit[1] == math.inf
+    assert r.x[1].unique().tolist() == [128]
+
+
+class Doubled(LinearOperator):
+    """An operator of the user's whose adjoint is none."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+class Changed(Operator):
+    """A nonlinear operator that changes what it is told."""
+
+    def __init__(self, change) -> None:
+        self.change = change
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.change(x)
+
+
+ZEROS = torch.zeros(2, *SHAPE, dtype=torch.float64)
+BAD = ZEROS.clone()
 BAD[1, 0, 1, 0] = math.nan
 
 
@@ -171,6 +239,25 @@ BAD[1, 0, 1, 0] = math.nan
         (lambda m: m.restore(BAD[:1], Matrix(torch.ones(2, 3)), 0.1), r"\(B, 3\)"),
         (lambda m: m.restore(BAD[:1], Linear(lambda x: 2 * x, lambda y: y), 0.1), "differ by"),
         (lambda m: m.restore(BAD[:1], Identity(), 0.1, solver=Particles(5, 4), method=lambda d, y: d), "log_potential"),
+        (lambda m: m.restore(BAD[:1], Identity(), 0.1, method=lambda d, y: d), "log_potential"),
+        (lambda m: m.restore(BAD[:1].to(torch.uint8), Identity(), -1.0), r"noise = -1"),
+        (lambda m: m.restore(BAD[:1], Identity(), torch.tensor([math.nan])), r"noise\[0\] = nan"),
+        (lambda m: m.restore(BAD[:1] + 0j, Identity(), 0.1), "view_as_real"),
+        (lambda m: m.restore(BAD[:1], Doubled(), 0.1), r"Doubled is none: .* differ by 0\.\d+"),
+        (lambda m: m.restore(BAD[:1], Linear(lambda x: x + 1, lambda y: y), 0.1), "of a linear map"),
+        (lambda m: m.restore(BAD[:1], Linear(lambda x: 1.0 * x, lambda y: y[..., :1]), 0.1), "does not fit: Linear"),
+        (lambda m: m.restore(BAD[:1], Linear(lambda x: 1.0 * x, lambda y: y.sum()), 0.1), r"expected data \(1, ...\)"),
+        (lambda m: m.restore(BAD[:1], Linear(lambda x: x @ torch.ones(3, 3), lambda y: y), 0.1), "not take data"),
+        (lambda m: m.restore(BAD[:1], Changed(lambda x: x.half()), 0.1, method=DPS), "keeps torch.float"),
+        (lambda m: m.restore(BAD[:1], Changed(lambda x: x.to("meta")), 0.1, method=DPS), "on meta"),
+        (lambda m: m.restore(BAD[:1], Changed(lambda x: x.numpy()), 0.1, method=DPS), "got ndarray"),
+        (lambda m: m.restore(ZEROS, Changed(lambda x: x.mean(0)[None]), 0.1, method=DPS), "does not fit"),
+        (lambda m: m.restore(BAD[:1], Changed(torch.square), 0.1, method=PiGDM), "linear operator, got .*Changed"),
+        (lambda m: m.restore(BAD[:1], Identity(), 0.1, method=Unguided, solver=Heun(5)), "y would not count"),
+        (lambda m: m.restore(BAD[:1], Identity(), 0.1, polishing=Polish(Heun(2))), "Polish cannot serve"),
+        (lambda m: m.pilot(n=1), "number of samples >= 2"),
+        (lambda m: sde.tune_particles(m.denoiser, data=BAD), r"data\[1, 0, 1, 0\] is nan"),
+        (lambda m: sde.polish(m.denoiser, sde.Measurement(Identity(), ZEROS, 0.1), BAD[:, :2]), "does not fit"),
         (lambda m: m.restore(BAD[:1], Identity(), 0.1, solver=Particles(5, 4, threshold=-1.0)), "threshold"),
         (lambda m: m.inpaint(BAD[:1], torch.ones(3, 2)), "bool"),
         (lambda m: m.inpaint(BAD[:1], torch.ones(3, 2, dtype=torch.bool)), "mask of shape"),

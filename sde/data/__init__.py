@@ -15,6 +15,7 @@ __all__ = [
     "HorizontalFlip",
     "Geometric",
     "digits",
+    "false_colours",
     "arrays",
     "images",
     "audio",
@@ -40,6 +41,7 @@ from .augmentation import Augmentation, Geometric, HorizontalFlip
 from .captions import Bytes, Transformers, Words
 from .dataset import DataSet, Split, hold_out, split_off
 from .digits import digits
+from .false_colours import false_colours
 from .huggingface import HuggingFaceRows, huggingface
 from .images import images
 from .scaling import Scaling

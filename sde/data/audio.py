@@ -57,8 +57,8 @@ def audio(
         channels: 1, to which the channels of a file are averaged, or their number.
         standardise: whether values are standardised, each channel by its mean and standard deviation over the training
             values (:meth:`sde.data.Scaling.standardise`).
-        train, test, valid, folder_labels, table, columns, file_column, test_fraction, seed, holdout, classes, memory,
-            name: as in :func:`sde.data.images`.
+        train, test, valid, folder_labels, table, columns, file_column: as in :func:`sde.data.images`.
+        test_fraction, seed, holdout, classes, memory, name: likewise.
 
     Raises:
         NotADirectoryError: if the folder does not exist.

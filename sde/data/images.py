@@ -78,6 +78,6 @@ def images(
     path, pixels = Path(path), Pixels(channels, size, crop)
     conditions: dict[str, Any] = {"folder_labels": folder_labels, "table": table, "columns": columns}
     parts: dict[str, Any] = {"test_fraction": test_fraction, "seed": seed, "holdout": holdout}
-    given = {"train": train, "test": test, "valid": valid}
-    splits = file_splits(path, pixels, given, **conditions, file_column=file_column, **parts, memory=memory)
+    folders = {"train": train, "test": test, "valid": valid}
+    splits = file_splits(path, pixels, folders, **conditions, file_column=file_column, **parts, memory=memory)
     return DataSet(path.resolve().name if name is None else name, Scaling.interval(256, low, high), *splits, classes)

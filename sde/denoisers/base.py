@@ -15,6 +15,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -69,6 +70,7 @@ class Denoiser(nn.Module, ABC):
         takes: its conditions by name, if it is a network of this library; else None.
         weighed: whether it has a :meth:`log_potential`.
         guided: whether its score is that of no density; likelihoods refuse it unless asked for the flow's.
+        fixed_condition: the condition that a :class:`Conditioned` in it fixes for a batch, by name.
     """
 
     process: SDE
@@ -78,6 +80,7 @@ class Denoiser(nn.Module, ABC):
     takes: Mapping[str, Taken] | None = None
     weighed: bool = False
     guided: bool = False
+    fixed_condition: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -214,6 +217,7 @@ class Wrapper(Denoiser):
         self.inner = inner
         self.process, self.calls, self.vjps, self.classes = inner.process, inner.calls, inner.vjps, inner.classes
         self.weighed, self.guided, self.takes = inner.weighed, inner.guided, inner.takes
+        self.fixed_condition = dict(inner.fixed_condition)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -334,6 +338,7 @@ class Conditioned(Wrapper):
     ) -> None:
         super().__init__(inner)
         self.condition = named_tensors(condition)
+        self.fixed_condition = {**inner.fixed_condition, **self.condition}
         self.counts, self.rows = (nfe, torch.zeros_like(nfe) if vjps is None else vjps), rows
         check_condition(self.condition, len(nfe if rows is None else rows))
         if rows is None and self.takes is not None:

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..networks.network import Network
+from ..networks.network import network_in
 from ..processes import SDE
 from ..shapes import expand, working, working_dtype
 from .base import Denoiser
@@ -47,8 +47,8 @@ class PredictingDenoiser(Denoiser):
         super().__init__()
         self.network = network
         self.process = process
-        self.classes = network.classes if isinstance(network, Network) else None
-        self.takes = network.takes if isinstance(network, Network) else None
+        if (known := network_in(network)) is not None:
+            self.classes, self.takes = known.classes, known.takes
         self.parametrisation = NoisePrediction() if parametrisation is None else parametrisation
         self.level = TimeLevel() if level is None else level
 

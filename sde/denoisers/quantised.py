@@ -26,7 +26,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..networks.network import Network
+from ..networks.network import network_in
 from ..processes import SDE
 from ..shapes import check_count, expand, working, working_dtype
 from .base import Denoiser
@@ -64,7 +64,8 @@ class QuantisedDenoiser(Denoiser):
             raise ValueError(f"QuantisedDenoiser needs finite low < high, got low={low}, high={high}")
         self.network = network
         self.process = process
-        self.classes = network.classes if isinstance(network, Network) else None
+        if (known := network_in(network)) is not None:
+            self.classes, self.takes = known.classes, known.takes
         self.levels, self.low, self.high = levels, low, high
         self.level = TimeLevel() if level is None else level
 

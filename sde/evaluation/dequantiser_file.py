@@ -19,6 +19,7 @@ import torch
 from ..data import Scaling
 from ..likelihood.variational import VariationalDequantiser
 from ..storage.checkpoint import load_checkpoint, write
+from ..storage.files import check_writable
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -29,11 +30,11 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         overwrite: allow to replace a dequantiser.
 
     Raises:
-        ValueError: if something exists at the path, unless it is a dequantiser and `overwrite` is True.
+        ValueError: if nothing can be written there, or something exists at the path, unless it is a dequantiser and
+            `overwrite` is True.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory: expected the path of a file")
+    check_writable(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already: give another out=, or overwrite=true to replace it")
     if path.exists():

@@ -29,7 +29,7 @@ from ..measurement import Measurement, Variance
 from ..metrics.evidence import evidence_shift
 from ..metrics.fidelity import fitting_window, psnr, ssim
 from ..model import Model
-from ..model.restoration import Method
+from ..model.restoration import Method, prepared
 from ..noise import repeat_key
 from ..shapes import as_tensor
 from ..solvers import Ancestral, Polish, Solver
@@ -60,7 +60,8 @@ class RestorationScorer(Scorer):
         seed: the seed of masks, noise and draws.
 
     Raises:
-        ValueError: if the data does not fit the model or the task. No network call is made.
+        ValueError: if the data does not fit the model or the task, or the method, the solver or the polish cannot serve
+            the task. No network call is made.
     """
 
     model: Model
@@ -74,8 +75,15 @@ class RestorationScorer(Scorer):
 
     def __post_init__(self) -> None:
         check_data(self.model, self.split)
-        first = torch.zeros(1, dtype=torch.int64, device="cpu")
-        measure(self.task, self.split[first][0], first, self.seed)
+        first, model = torch.zeros(1, dtype=torch.int64, device="cpu"), self.model
+        operator, y = measure(self.task, self.split[first][0], first, self.seed)
+        how: dict[str, Any] = {"method": self.method, "solver": self.solver, "polishing": self.polishing}
+        if self.solver is not None and self.solver.population > 1 and int(self.solver.draws) > 1:
+            raise ValueError(
+                "restoration: draws of one population depend on each other: expected a solver with draws=1, got "
+                f"draws={self.solver.draws}; repeats= gives independent draws"
+            )
+        prepared(model.denoiser, model.scaling, model.shape, y, operator, self.task.noise, **how)
 
     @property
     def columns(self) -> Mapping[str, DTypeLike]:
@@ -192,23 +200,27 @@ def restoration_job(setup: JobSetup, *, progress: Callable[[float], object] | No
     config, split = setup.config, setup.split(setup.config["split"])
     name = f"{config['split']}{setup.variant}.h5"
     path = Path(config["out"] or setup.directory / "restorations" / name)
-    draft = RestorationScorer(setup.model, split, setup.build("task"), seed=config["seed"])
-    key = {**setup.key(), "data": split.fingerprint}
-    job = Job(setup.name, draft, setup.plan(split, config["n"]), path, key, setup.metadata)
-    job.check()
-    variance = setup.model.pilot(setup.directory, n=config["pilot"], seed=config["seed"], progress=progress)
-
-    def method(denoiser: Denoiser, measurement: Measurement) -> Denoiser:
-        made: Denoiser = _built(setup, "method", variance, inner=denoiser, measurement=measurement)
-        return made
-
-    solver: Solver = _built(setup, "solver", variance)
     steps = config["polish"]
     polishing = Polish(Ancestral(8, grid=LogSNR()), steps) if steps else None
-    return replace(job, scorer=replace(draft, method=method, solver=solver, variance=variance, polishing=polishing))
+
+    def scorer(variance: Variance | None) -> RestorationScorer:
+        def method(denoiser: Denoiser, measurement: Measurement) -> Denoiser:
+            made: Denoiser = _built(setup, "method", variance, inner=denoiser, measurement=measurement)
+            return made
+
+        solver: Solver = _built(setup, "solver", variance)
+        task, seed = setup.build("task"), config["seed"]
+        return RestorationScorer(setup.model, split, task, method, solver, variance, seed, polishing)
+
+    # Everything is checked before the pilot run, in which the first network calls are.
+    key = {**setup.key("shown"), "data": split.fingerprint}
+    job = Job(setup.name, scorer(None), setup.plan(split, config["n"]), path, key, setup.metadata)
+    job.check()
+    pilot = setup.model.pilot(setup.directory, n=config["pilot"], seed=config["seed"], progress=progress)
+    return replace(job, scorer=scorer(pilot))
 
 
-def _built(setup: JobSetup, key: str, variance: Variance, **arguments: Any) -> Any:
+def _built(setup: JobSetup, key: str, variance: Variance | None, **arguments: Any) -> Any:
     """The object of a key of the config, with the pilot's variance if it takes one and the config has none."""
     tree, trust = setup.config[key], setup.config["trust"]
     takes = "variance" in inspect.signature(find(tree["_target_"], trust=trust)).parameters
@@ -224,6 +236,8 @@ def restoration_report(job: Job[RestorationScorer]) -> Iterator[str]:
         if good.any():
             mean, error = mean_and_error(means_over_repeats(table["index"][good], table[name][good])[1])
             yield f"{job.name}: {name} {mean:.4f} +- {error:.4f}{unit} of single draws"
+    if diverged := int(np.isinf(table["misfit"]).sum()):
+        yield f"{job.name}: {diverged} of {len(table['misfit'])} draws diverged, and have an infinite misfit"
     index, draws, truth = drawn(table, scorer.split)
     average = psnr(torch.from_numpy(draws.mean(0)), torch.from_numpy(truth), data_range=scorer.data_range)
     yield f"{job.name}: psnr {average.value:.4f} dB of the mean of {len(draws)} draws, over {len(index)} items"

@@ -78,8 +78,8 @@ def _similar(path: Path) -> str:
     # Suffixes make names similar that are not.
     stems = {Path(name).stem: name for name in (os.listdir(folder) if os.access(folder, os.R_OK) else [])}
     close = [stems[stem] for stem in difflib.get_close_matches(Path(first).stem, stems, n=1)]
-    found = [folder.joinpath(name, *rest) for name in close] + [folder / name for name in close]
-    return next((f"; did you mean {p}?" for p in found if p.exists()), "")
+    folders = [folder.joinpath(name, *rest) for name in close] + [folder / name for name in close]
+    return next((f"; did you mean {p}?" for p in folders if p.exists()), "")
 
 
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:

@@ -180,8 +180,9 @@ def _scheduler_settings(source: Source) -> dict[str, Any]:
     files = [path for path in (root / "scheduler" / _SCHEDULER_FILE, root / _SCHEDULER_FILE) if path.is_file()]
     if not files and user is None:
         raise ValueError(
-            f"{root} has no {_SCHEDULER_FILE}, which defines the training of its network: pass settings=, a mapping "
-            f"with {', '.join(_SCHEDULER)} where they differ from the defaults of DDPMScheduler, or {{}}"
+            f"{root} has no {_SCHEDULER_FILE}, which defines the training of its network: give sde.load or "
+            f"scripts/convert.py settings=, a mapping with {', '.join(_SCHEDULER)} where they differ from those "
+            "of DDPMScheduler, or {}"
         )
     # The user may pass the whole file of a scheduler, including its sampler settings.
     names = [*_SCHEDULER, *NETWORK, "variant"]

@@ -87,8 +87,8 @@ class Source:
         """
         if self.settings is None:
             raise ValueError(
-                f"{self.path} does not contain the settings of its network: pass settings= (a mapping, or the path of "
-                f"a JSON file), or save them beside it as {self.path.with_suffix('.json').name}"
+                f"{self.path} does not contain the settings of its network: give sde.load or scripts/convert.py "
+                f"settings= (a mapping or a JSON file), or save them beside it as {self.path.with_suffix('.json').name}"
             )
         missing = [name for name in names if name not in self.settings]
         if missing:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 __all__ = ["Grayscale", "Identity", "Mask"]
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .operator import Diagonalised, Spectral
+from .operator import Diagonalised, Spectral, boolean
 
 
 class Mask(Diagonalised):
@@ -20,10 +21,10 @@ class Mask(Diagonalised):
             (B, \*), for one per sample.
     """
 
+    trusted = True
+
     def __init__(self, mask: Tensor) -> None:
-        if mask.dtype != torch.bool:
-            raise ValueError(f"Mask: expected a mask of bool, True where measured, got {mask.dtype}")
-        self.mask = mask
+        self.mask = boolean(mask, "Mask")
 
     def __call__(self, x: Tensor) -> Tensor:
         mask = self._for(self.mask, x.ndim)
@@ -53,6 +54,8 @@ class Mask(Diagonalised):
 class Identity(Diagonalised):
     """The data itself: denoising."""
 
+    trusted = True
+
     def __call__(self, x: Tensor) -> Tensor:
         return x
 
@@ -76,11 +79,13 @@ class Grayscale(Diagonalised):
         weights: one for each channel; those of red, green and blue in ITU-R BT.601 by default.
     """
 
+    trusted = True
+
     def __init__(self, weights: Sequence[float] = (0.299, 0.587, 0.114)) -> None:
         self.weights = tuple(float(w) for w in weights)
         self._square = sum(w * w for w in self.weights)
-        if not self._square > 0.0:
-            raise ValueError(f"Grayscale: expected weights that are not all 0, got {self.weights}")
+        if not 0.0 < self._square < math.inf:
+            raise ValueError(f"Grayscale: expected finite weights that are not all 0, got {self.weights}")
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim < 3 or x.shape[1] != len(self.weights):

@@ -22,6 +22,8 @@ class Matrix(Diagonalised):
         shape: the event shape of the data; (D,) by default.
     """
 
+    trusted = True
+
     def __init__(self, A: Tensor, shape: Sequence[int] | None = None) -> None:
         if A.ndim not in (2, 3) or not A.is_floating_point() or not bool(A.isfinite().all()):
             raise ValueError(f"Matrix: expected a finite matrix (M, D) or (B, M, D), got {A.dtype} {tuple(A.shape)}")
@@ -48,9 +50,11 @@ class Matrix(Diagonalised):
         return cls(columns.flatten(1).mT.contiguous(), shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.shape:
+        many = len(self._for(self.A, 3))
+        if tuple(x.shape[1:]) != self.shape or many not in (1, len(x)):
             raise ValueError(
-                f"Matrix: expected data of shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+                f"Matrix: expected data of shape (B, {', '.join(map(str, self.shape))})"
+                f"{'' if many == 1 else f' with B = {many}'}, got {tuple(x.shape)}"
             )
         return self._times(self.A, x.flatten(1))
 

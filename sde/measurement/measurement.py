@@ -2,7 +2,7 @@ r"""Measurements :math:`y = A(x_0) + \sigma z`: an operator, what it gave, and t
 
 from __future__ import annotations
 
-__all__ = ["Measurement"]
+__all__ = ["Measurement", "check_noise"]
 
 import copy
 import math
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shapes import float64, recordable, sum_event
-from .operator import Operator, check_adjoint, decomposed, positive, rowwise
+from ..shapes import float64, numbers_of, recordable, sum_event
+from .operator import Operator, applied, check_adjoint, decomposed, positive, rowwise
 
 
 class Measurement:
@@ -32,13 +32,7 @@ class Measurement:
     def __init__(self, operator: Operator, y: Tensor, noise: Tensor | float) -> None:
         if not y.is_floating_point() or y.ndim < 2 or y.numel() == 0:
             raise ValueError(f"Measurement: expected real y of shape (B, ...), got {y.dtype} {tuple(y.shape)}")
-        self.operator, self.noise = operator, recordable(float64(noise)).to(y)
-        if self.noise.ndim > 1 or (self.noise.ndim and len(self.noise) != len(y)):
-            raise ValueError(
-                f"Measurement: expected noise as a number or of shape ({len(y)},), got {tuple(self.noise.shape)}"
-            )
-        if not bool(((self.noise >= 0) & self.noise.isfinite()).all()):
-            raise ValueError(f"Measurement: expected a finite noise >= 0, a standard deviation, got {noise}")
+        self.operator, self.noise = operator, recordable(check_noise(noise, len(y))).to(y)
         rows = operator.measured(y)
         rows = y.new_ones(1, *(1,) * (y.ndim - 1), dtype=torch.bool) if rows is None else rows
         try:
@@ -57,20 +51,36 @@ class Measurement:
         self._whole = self
         self._index: Tensor | None = None
         self._grams: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._event: tuple[int, ...] | None = None  # of the data, where its adjoint is not known to be one
         if not operator.trusted and operator.linear:
-            event = operator.adjoint(self.y[:1])
-            seen = operator(event)
-            if (event.dtype, event.device, seen.dtype, seen.device) != (y.dtype, y.device) * 2:
-                raise ValueError(
-                    f"Measurement: expected an operator that keeps {y.dtype} on {y.device}, got {seen.dtype} on "
-                    f"{seen.device}, and {event.dtype} on {event.device} from its adjoint"
-                )
-            error = check_adjoint(operator, event.shape, dtype=y.dtype, device=str(y.device))
-            if not error < 1e3 * torch.finfo(y.dtype).eps:
-                raise ValueError(
-                    f"Measurement: the adjoint of {type(operator).__name__} is none: <Ax, y> and <x, A^T y> differ by "
-                    f"{error:.3g} of |Ax| |y|; give the transpose, not a pseudo-inverse"
-                )
+            self._event = self._check_adjoint()
+
+    def _check_adjoint(self) -> tuple[int, ...]:
+        """The event shape of what the adjoint gives, after a test that it is one."""
+        operator, y = self.operator.select(torch.zeros(1, dtype=torch.int64, device=self.y.device)), self.y[:1]
+        name = operator.name
+        try:
+            event = operator.adjoint(y)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Measurement: the adjoint of {name} does not take y of shape {tuple(y.shape)} in {y.dtype}: {error}"
+            ) from error
+        if not isinstance(event, Tensor) or event.shape[:1] != (1,):
+            what = tuple(event.shape) if isinstance(event, Tensor) else type(event).__name__
+            raise ValueError(f"Measurement: expected data (1, ...) from the adjoint of {name} for one y, got {what}")
+        if (event.dtype, event.device) != (y.dtype, y.device):
+            raise ValueError(
+                f"Measurement: expected an adjoint that keeps {y.dtype} on {y.device}, got {event.dtype} on "
+                f"{event.device} from that of {name}"
+            )
+        applied(operator, event, y.shape[1:])
+        difference = check_adjoint(operator, event.shape, dtype=y.dtype, device=str(y.device))
+        if not difference < 1e3 * torch.finfo(y.dtype).eps:
+            raise ValueError(
+                f"Measurement: the adjoint of {name} is none: <Ax, y> and <x, A^T y> differ by {difference:.3g} of "
+                "|Ax| |y|; give the transpose of a linear map, not a pseudo-inverse"
+            )
+        return tuple(event.shape[1:])
 
     def select(self, index: Tensor) -> Measurement:
         """The measurements of some samples of the batch; indices may repeat."""
@@ -125,15 +135,13 @@ class Measurement:
         Args:
             x: data or states, with shape (B, \\*).
         """
-        seen = self.operator(x)
-        if seen.shape[1:] != self.y.shape[1:] or len(self.y) not in (1, len(x)):
+        if len(self.y) not in (1, len(x)):
+            raise ValueError(f"y of shape {tuple(self.y.shape)} does not fit a batch of {len(x)}")
+        applied(self.operator, x, self.y.shape[1:])
+        if self._event is not None and self._event != tuple(x.shape[1:]):
             raise ValueError(
-                f"y of shape {tuple(self.y.shape)} does not fit: {type(self.operator).__name__} gives "
-                f"{tuple(seen.shape)} for data of shape {tuple(x.shape)}"
-            )
-        if seen.dtype != x.dtype or seen.device != x.device:
-            raise ValueError(
-                f"expected an operator that keeps {x.dtype} on {x.device}, got {seen.dtype} on {seen.device}"
+                f"the adjoint of {self.operator.name} gives data of shape (B, "
+                f"{', '.join(map(str, self._event))}), and this is data of shape {tuple(x.shape)}"
             )
 
     def residual(self, x0: Tensor) -> Tensor:
@@ -217,3 +225,21 @@ class Measurement:
         square = sum_event((residual * self.operator.solve(residual, variance, noise)).double())
         log_det = self.operator.log_det(x0, count, variance, noise)
         return -0.5 * (square + log_det + count * math.log(2.0 * math.pi))
+
+
+def check_noise(noise: Tensor | float, batch: int) -> Tensor:
+    """The standard deviation of the noise of a batch, float64 of shape () or (B,).
+
+    Raises:
+        ValueError: if it is negative, not finite or of another shape.
+    """
+    numbers_of("noise", noise)  # refuses what is none; a number itself is as accurate as it was given
+    std = float64(noise)
+    if std.ndim > 1 or (std.ndim and len(std) != batch):
+        raise ValueError(f"Measurement: expected noise as a number or of shape ({batch},), got {tuple(std.shape)}")
+    wrong = (~((std >= 0) & std.isfinite())).reshape(-1).nonzero()
+    if len(wrong):
+        place = f"noise[{int(wrong[0])}]" if std.ndim else "noise"
+        value = std.reshape(-1)[wrong[0]].item()
+        raise ValueError(f"Measurement: expected a finite noise >= 0, a standard deviation, got {place} = {value:g}")
+    return std

@@ -17,6 +17,8 @@ __all__ = [
     "Linear",
     "LinearOperator",
     "Operator",
+    "applied",
+    "boolean",
     "check_adjoint",
     "decomposed",
     "positive",
@@ -32,7 +34,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, Stream
-from ..shapes import float64, sum_event
+from ..shapes import float64, numbers_of, sum_event
 
 Self = TypeVar("Self", bound="Operator")
 
@@ -54,14 +56,20 @@ class Operator(ABC):
         diagonal: whether it is :class:`Diagonalised`: kernels of particles then have the variance of the data in them.
         gain: for a nonlinear operator, the typical square of the norm of a row of its Jacobian J: :math:`J J^T` is
             taken for this number where y is weighed.
-        trusted: whether its adjoint is known to be one; others are checked by :class:`sde.Measurement`.
+        trusted: whether its adjoint is known to be one, as those of this library are; others are checked by
+            :class:`sde.Measurement`.
     """
 
     linear: bool = False
     diagonal: bool = False
     gain: float = 1.0
-    trusted: bool = True
+    trusted: bool = False
     _index: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -229,7 +237,7 @@ def decomposed(operator: Operator, purpose: str) -> Diagonalised:
     """
     if not isinstance(operator, Diagonalised):
         raise ValueError(
-            f"{purpose} needs an operator with a fast singular value decomposition, got {type(operator).__name__}; "
+            f"{purpose} needs an operator with a fast singular value decomposition, got {operator.name}; "
             "sde.measurement.Matrix.of(operator, shape) gives a linear one of a few hundred dimensions a decomposition"
         )
     return operator
@@ -242,8 +250,6 @@ class Linear(LinearOperator):
         forward: the map of (B, \\*) to (B, \\*m).
         adjoint: its adjoint.
     """
-
-    trusted = False
 
     def __init__(self, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> None:
         self._forward, self._adjoint = forward, adjoint
@@ -269,6 +275,10 @@ class Compose(LinearOperator):
         self.linear = all(operator.linear for operator in operators)
         self.trusted = all(operator.trusted for operator in operators)
 
+    @property
+    def name(self) -> str:
+        return f"Compose({', '.join(operator.name for operator in self.operators)})"
+
     def __call__(self, x: Tensor) -> Tensor:
         for operator in self.operators:
             x = operator(x)
@@ -289,6 +299,45 @@ class Compose(LinearOperator):
         other = copy.copy(self)
         other.operators = [operator.select(index) for operator in self.operators]
         return other
+
+
+def applied(operator: Operator, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The measurement without noise of data that may not fit, which is refused with a reason, with shape (B, \\*m).
+
+    Args:
+        operator: the operator.
+        x: data, with shape (B, \\*).
+        shape: the shape \\*m of a measurement.
+
+    Raises:
+        ValueError: if the operator does not take such data, gives something of another shape, or changes dtype or
+            device.
+    """
+    name = operator.name
+    try:
+        seen = operator(x)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"{name} does not take data of shape {tuple(x.shape)} in {x.dtype}: {error}") from error
+    if not isinstance(seen, Tensor):
+        raise ValueError(f"{name}: expected a tensor of what it measures, got {type(seen).__name__}")
+    if seen.shape != (len(x), *shape):
+        raise ValueError(
+            f"y of shape (B, {', '.join(map(str, shape))}) does not fit: {name} gives {tuple(seen.shape)} for data of "
+            f"shape {tuple(x.shape)}"
+        )
+    if (seen.dtype, seen.device) != (x.dtype, x.device):
+        raise ValueError(f"expected an operator that keeps {x.dtype} on {x.device}, got {seen.dtype} on {seen.device}")
+    return seen
+
+
+def boolean(mask: Tensor, owner: str) -> Tensor:
+    """A mask, which must be one of bool; an array becomes a tensor."""
+    mask = numbers_of("mask", mask)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{owner}: expected a mask of bool, True where measured, got {mask.dtype}")
+    return mask
 
 
 def check_adjoint(

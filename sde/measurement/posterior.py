@@ -55,7 +55,7 @@ class PosteriorDenoiser(Wrapper):
         super().__init__(inner)
         if self.needs_linear and not measurement.operator.linear:
             raise ValueError(
-                f"{type(self).__name__} needs a linear operator, got {type(measurement.operator).__name__}, which is "
+                f"{type(self).__name__} needs a linear operator, got {measurement.operator.name}, which is "
                 "not: use sde.measurement.DPS"
             )
         self.measurement, self.weighed = measurement, True

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .operator import Diagonalised, LinearOperator, Spectral
+from .operator import Diagonalised, LinearOperator, Spectral, boolean
 
 
 def _axes(x: Tensor) -> list[int]:
@@ -25,6 +25,8 @@ def _axes(x: Tensor) -> list[int]:
 
 class _Separable(Diagonalised):
     """One matrix for each spatial axis."""
+
+    trusted = True
 
     def __init__(self) -> None:
         self._known: dict[object, tuple[Tensor, ...]] = {}
@@ -164,6 +166,8 @@ class SeparableBlur(_Separable):
 class _Fourier(Diagonalised):
     """An operator whose :math:`A^T A` is diagonal in the Fourier basis."""
 
+    trusted = True
+
     def on_data(self, f: Spectral, x: Tensor) -> Tensor:
         axes = _axes(x)
         return torch.fft.ifftn(f(self.spectrum(x)) * torch.fft.fftn(x, dim=axes), dim=axes).real
@@ -219,6 +223,8 @@ class ReflectingBlur(LinearOperator):
         kernel: the kernel, with an odd length along every one of one to three spatial axes.
     """
 
+    trusted = True
+
     def __init__(self, kernel: Tensor) -> None:
         self.kernel = _odd(kernel, "ReflectingBlur")
 
@@ -250,15 +256,14 @@ class Fourier(_Fourier):
     """
 
     def __init__(self, mask: Tensor) -> None:
-        if mask.dtype != torch.bool:
-            raise ValueError(f"Fourier: expected a mask of bool, True where measured, got {mask.dtype}")
-        self.mask = mask
+        self.mask = boolean(mask, "Fourier")
 
     def _masked(self, x: Tensor) -> Tensor:
         mask = self._for(self.mask, x.ndim).to(x.device)
-        if mask.shape[1:] != x.shape[1:]:
+        if mask.shape[1:] != x.shape[1:] or len(mask) not in (1, len(x)):
             raise ValueError(
-                f"Fourier: expected data of shape (B, {', '.join(map(str, mask.shape[1:]))}), got {tuple(x.shape)}"
+                f"Fourier: expected data of shape (B, {', '.join(map(str, mask.shape[1:]))})"
+                f"{'' if len(mask) == 1 else f' with B = {len(mask)}'}, got {tuple(x.shape)}"
             )
         return mask
 

@@ -36,6 +36,7 @@ class Unguided(PosteriorDenoiser):
         return self.measurement
 
     def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        self.measurement.check(working(x_t))
         return self.inner.predict(what, x_t, t, **condition)
 
     def steer(self, x_t: Tensor, t: Tensor, **condition: Tensor) -> Steering:

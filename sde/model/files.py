@@ -22,9 +22,10 @@ from ..denoisers import Denoiser, Wrapper
 from ..instantiate import MODEL_ROOMS, build, class_name, describe
 from ..interop import read
 from ..interop.formats import Settings, Source
+from ..networks.network import inside
 from ..processes import SDE
 from ..storage.checkpoint import misfits, write
-from ..storage.wrappers import fitted, unwrapped_module
+from ..storage.wrappers import fitted
 from ..version import __version__
 from .model import Model
 
@@ -65,7 +66,7 @@ def save(path: str | os.PathLike[str], model: Model) -> None:
     denoiser = _description(leaf, "network", "process")
     parts: dict[str, Any] = {}
     if "_target_" in denoiser:
-        parts = {"process": _description(leaf.process), "network": _description(unwrapped_module(leaf.network))}
+        parts = {"process": _description(leaf.process), "network": _description(inside(leaf.network))}
     tree = {
         **parts,
         "denoiser": denoiser,
@@ -192,7 +193,7 @@ def _leaf(tree: Mapping[str, Any], process: SDE | None, network: nn.Module | Non
         if value is None and isinstance(node, Mapping) and "class" in node:
             raise ValueError(
                 f"this checkpoint contains the weights for {node['class']}, a class of your own, and not the class: "
-                f"give {name}={expected}, built with the same arguments"
+                f"give sde.load {name}={expected}, built with the same arguments"
             )
         return build(node, rooms=MODEL_ROOMS, trust=trust) if value is None else value
 
@@ -201,7 +202,7 @@ def _leaf(tree: Mapping[str, Any], process: SDE | None, network: nn.Module | Non
         if process is not None or not isinstance(network, Denoiser):
             raise ValueError(
                 f"this checkpoint contains the weights of a denoiser that is or contains a class of your own, "
-                f"{node['class']}: give the denoiser as network=, with its process, and no process="
+                f"{node['class']}: give sde.load the denoiser as network=, with its process, and no process="
             )
         return network
     process, network = part("process", process, "an SDE"), part("network", network, "a module")

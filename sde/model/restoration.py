@@ -16,7 +16,7 @@ A^T)^{-1} (y - A x)`.
 
 from __future__ import annotations
 
-__all__ = ["Method", "Restored", "pixel_mask", "restore"]
+__all__ = ["Method", "Restored", "pixel_mask", "prepared", "restore"]
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,9 @@ from torch import Tensor
 from ..data import Scaling
 from ..denoisers import Denoiser
 from ..dynamics import Reverse
-from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Variance
+from ..measurement import Compose, DiffPIR, LinearOperator, Measurement, Operator, Unguided, Variance
+from ..measurement.measurement import check_noise
+from ..measurement.operator import applied, boolean, rowwise
 from ..metrics import EvidenceShift, evidence_shift
 from ..networks.conditions import as_taken
 from ..noise import repeat_key, sample_index
@@ -49,7 +51,8 @@ class Restored:
     Attributes:
         x: the draws in data units, with shape (B, n, \*).
         misfit: the root mean square of :math:`y - A x` in units of the noise, with shape (B, n); about 1 for a draw
-            that fits. It does not tell whether the draw is from the right mode.
+            that fits. It does not tell whether the draw is from the right mode. Infinite for a draw that diverged, as
+            those of some methods do; its x has the middle of the model's range.
         nfe: the network calls of each draw, int64 with shape (B, n).
         vjps: the vector-Jacobian products of each draw, int64 with shape (B, n).
         log_evidence: of particles, the logarithm of an estimate of p(y) in the model's range, in nats, with shape
@@ -71,6 +74,8 @@ class Restored:
 
 class _FromModel(LinearOperator):
     """Data values of states, x = (x' - b) / a, or without the shift."""
+
+    trusted = True
 
     def __init__(self, a: Tensor, b: Tensor | float) -> None:
         self.a, self.b = a, b
@@ -97,12 +102,7 @@ def in_model_range(operator: Operator, y: Tensor, noise: Tensor, scaling: Scalin
         x: states like those of the model, with shape (B, \*).
     """
     a, b = coefficients(scaling, x)
-    seen = operator(torch.ones_like(x))
-    if seen.shape != y.shape:
-        raise ValueError(
-            f"y of shape {tuple(y.shape)} does not fit: {type(operator).__name__} gives {tuple(seen.shape)} for data "
-            f"of shape {tuple(x.shape)}"
-        )
+    seen = applied(operator, torch.ones_like(x), y.shape[1:])
     if not operator.linear:
         return Measurement(Compose(_FromModel(a, b), operator), y.to(x), noise)
     if a.ndim == 0:
@@ -119,6 +119,63 @@ def coefficients(scaling: Scaling, x: Tensor) -> tuple[Tensor, Tensor]:
     if a.ndim:
         a, b = (value.reshape(1, -1, *(1,) * (x.ndim - 2)) for value in (a, b))
     return a.to(x.device), b.to(x.device)
+
+
+def prepared(
+    denoiser: Denoiser,
+    scaling: Scaling,
+    shape: tuple[int, ...],
+    y: Tensor,
+    operator: Operator,
+    noise: Tensor | float,
+    *,
+    method: Method | None = None,
+    solver: Solver | None = None,
+    polishing: Polish | None = None,
+) -> tuple[Measurement, Tensor, Tensor]:
+    """The measurement in the model's range, after all checks of a restoration; no network call is made.
+
+    Args:
+        denoiser, scaling, shape: the parts of the model.
+        y, operator, noise, method, solver, polishing: as in :meth:`sde.Model.restore`.
+
+    Returns:
+        The measurement; the standard deviation of its noise in data units, with that of rounding, and whether there is
+        none, each of shape () or (B,).
+
+    Raises:
+        ValueError: if the measurement is none, or the method, the solver or the polish cannot serve it.
+    """
+    like, std = state_like(denoiser), check_noise(noise, len(y) if y.ndim else 0)
+    if y.is_complex() or y.ndim < 2:
+        hint = "; complex numbers are measured as torch.view_as_real(y), as by sde.measurement.Fourier"
+        raise ValueError(
+            f"restore: expected real y of shape (B, ...), got {y.dtype} {tuple(y.shape)}{hint * y.is_complex()}"
+        )
+    exact, rounded = std == 0.0, not y.is_floating_point()
+    # The variance of the model's dequantisation and that of the measurement's own rounding are the same number.
+    if rounded or scaling.levels is not None:
+        std = torch.where(exact | torch.tensor(rounded, device=std.device), (std.square() + 1.0 / 12.0).sqrt(), std)
+    else:
+        std = torch.where(exact, 1e-3 / float(float64(scaling.scale).max()), std)
+    data = like.new_zeros(len(y), *shape)
+    measurement = in_model_range(operator, y.to(like.device, torch.float64), std, scaling, data)
+    measurement.check(data)
+    if polishing is not None:
+        coupling_times(denoiser.process, measurement)
+        reason = polishing.incompatibility(Reverse(Unguided(denoiser, measurement)))
+        if reason is not None:
+            raise ValueError(f"Polish cannot serve this measurement: {reason}")
+    guided = (method or DiffPIR)(denoiser, measurement)
+    chosen = chosen_solver(denoiser, solver, lambda: Particles(50))
+    chosen.bind(Reverse(guided, eta=chosen.eta))
+    if guided.measured() is not None and not chosen.imposes:
+        raise ValueError(
+            f"{type(guided).__name__} leaves the measurement to the solver, and {type(chosen).__name__} does not know "
+            "it, so that y would not count: use sde.solvers.Particles, Decoupled or Replacement, or another method, "
+            "such as sde.measurement.PiGDM"
+        )
+    return measurement, std, exact
 
 
 def restore(
@@ -145,26 +202,15 @@ def restore(
     check_count("restore", "batch_size", 1 if batch_size is None else batch_size)
     check_kind("the operator", operator, Operator, "sde.measurement.Mask(mask)")
     y, noise = numbers_of("y", y), numbers_of("noise", noise)
+    measurement, std, exact = prepared(
+        denoiser, scaling, shape, y, operator, noise, method=method, solver=solver, polishing=polishing
+    )
     like, batch = state_like(denoiser), len(y)
     keys = sample_index(y, index).to(like.device)
     condition = {name: value.to(like.device) for name, value in named_tensors(condition).items()}
     check_condition(condition, batch)
     condition = condition if denoiser.takes is None else as_taken(denoiser.takes, condition)
-    std = float64(noise)
-    exact, rounded = bool((std == 0.0).all()), not y.is_floating_point()
-    # The variance of the model's dequantisation and that of the measurement's own rounding are the same number.
-    if rounded or (exact and scaling.levels is not None):
-        std = (std.square() + 1.0 / 12.0).sqrt()
-    elif exact:
-        std = std + 1e-3 / float(float64(scaling.scale).max())
-    data = like.new_zeros(batch, *shape)
     target = y.to(like.device, torch.float64)
-    measurement = in_model_range(operator, target, std, scaling, data)
-    measurement.check(data)
-    if polishing is not None:
-        coupling_times(denoiser.process, measurement)
-    if solver is not None:  # before the pilot run
-        chosen_solver(denoiser, solver).bind(Reverse((method or DiffPIR)(denoiser, measurement), eta=solver.eta))
     if method is None or solver is None:
         pilot = variance()
         method = partial(DiffPIR, variance=pilot) if method is None else method
@@ -188,10 +234,12 @@ def restore(
     rows = torch.arange(batch, device=x.device).repeat_interleave(n * draws)
     states = x.reshape(-1, *shape)
     picked = operator.select(rows)
-    if exact and operator.linear:
+    diverged = ~states.flatten(1).isfinite().all(1)
+    states = torch.where(rowwise(diverged.to(states), states) > 0, 0.0, states)
+    if operator.linear and bool(exact.any()):
         seen = measurement.select(rows)
-        residual = seen.residual(states)
-        states = states + seen.operator.adjoint(seen.operator.solve(residual, 1.0, 0.0))
+        rest = seen.operator.adjoint(seen.operator.solve(seen.residual(states), 1.0, 0.0))
+        states = states + torch.where(rowwise(exact.expand(batch)[rows].to(states), states) > 0, rest, 0.0)
     values = scaling.to_data(states.cpu())
     residual = target[rows].to(states) - picked(values.to(states))
     kept = operator.measured(y)
@@ -206,7 +254,7 @@ def restore(
         return None if parts[0] is None else torch.cat(parts).reshape(batch, n).cpu()
 
     nfe, vjps = (torch.cat([getattr(r, name) for r in results]).reshape(batch, n).cpu() for name in ("nfe", "vjps"))
-    fit = (misfit.sqrt() / each).reshape(shaped).cpu()
+    fit = torch.where(diverged, math.inf, misfit.sqrt() / each).reshape(shaped).cpu()
     evidence = joined("log_evidence")
     several = evidence is not None and n > 1 and draws == 1
     shift = evidence_shift(states.cpu().reshape(batch, n, -1), evidence) if several else None  # type: ignore[arg-type]
@@ -243,16 +291,14 @@ def pixel_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
             or without channels; with one axis more in front for one mask per sample, where it has channels.
         shape: the event shape.
     """
-    if mask.dtype != torch.bool:
-        raise ValueError(f"expected a mask of bool, True where measured, got {mask.dtype}")
-    event = tuple(shape)
+    mask, event = boolean(mask, "inpaint"), tuple(shape)
     if mask.ndim == len(event) - 1:
         mask = mask[None]
     own = tuple(mask.shape[mask.ndim - len(event) :])
     if mask.ndim - len(event) not in (0, 1) or own not in (event, (1, *event[1:])):
         raise ValueError(
             f"expected a mask of shape {event}, {(1, *event[1:])} or {event[1:]}, or one for each sample of shape "
-            f"{('B', *event)}, got {tuple(mask.shape)}"
+            f"(B, {', '.join(map(str, event))}), got {tuple(mask.shape)}"
         )
     return mask.expand(*mask.shape[: mask.ndim - len(event)], *event)
 

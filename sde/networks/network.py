@@ -1,16 +1,22 @@
-r"""The base class of the networks of this library, which records the arguments of a network's constructor."""
+r"""The base class of the networks of this library, which records the arguments of a network's constructor, and the
+networks inside of torch's wrappers."""
 
 from __future__ import annotations
 
-__all__ = ["Network"]
+__all__ = ["WRAPPED", "Network", "inside", "network_in"]
 
 import inspect
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from .conditions import Conditions, Taken
 from .context import Context
+
+# The attributes in which `torch.compile`, FSDP and activation checkpointing keep the module that they wrap.
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class Network(nn.Module):
@@ -54,3 +60,17 @@ class Network(nn.Module):
         if sizes.image is not None:
             takes["image"] = Taken((sizes.image, *(None,) * self.arguments.get("rank", 0)))
         return takes
+
+
+def inside(module: nn.Module) -> nn.Module:
+    """The module inside of all wrappers around it; parts of it may be wrapped all the same."""
+    wrapped = next((module._modules[name] for name in WRAPPED if name in module._modules), None)
+    if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        wrapped = module.module
+    return module if wrapped is None else inside(wrapped)
+
+
+def network_in(module: nn.Module) -> Network | None:
+    """The network of this library inside of all wrappers, or None for a module of another kind."""
+    network = inside(module)
+    return network if isinstance(network, Network) else None

@@ -23,15 +23,21 @@ from torch import Tensor
 DPI = 120
 
 
-def image_figure(image: Image.Image, times: Sequence[str] = ()) -> Any:
-    """A figure of the size of an image in pixels, and, with times, a line higher: one below each column."""
-    width, height, margin = image.width, image.height, 40 if times else 0
-    figure = _figure_class()(figsize=(width / DPI, (height + margin) / DPI), dpi=DPI)
-    axes = figure.add_axes((0.0, margin / (height + margin), 1.0, height / (height + margin)))
+def image_figure(image: Image.Image, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Any:
+    """A figure of the size of an image in pixels, with a line below it for the titles of columns, and with a margin to
+    the left for those of rows."""
+    bottom, left = 40 if columns else 0, 120 if rows else 0
+    width, height = image.width + left, image.height + bottom
+    figure = _figure_class()(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axes = figure.add_axes((left / width, bottom / height, image.width / width, image.height / height))
     axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest", aspect="auto")
     axes.set(xticks=[], yticks=[], frame_on=False)
-    for i, time in enumerate(times):
-        figure.text((i + 0.5) / len(times), 0.3 * margin / (height + margin), time, ha="center", fontsize=8)
+    for i, title in enumerate(columns):
+        place = (left + (i + 0.5) / len(columns) * image.width) / width
+        figure.text(place, 0.3 * bottom / height, title, ha="center", fontsize=8)
+    for i, title in enumerate(rows):
+        place = 1.0 - (i + 0.5) / len(rows) * image.height / height
+        figure.text((left - 8) / width, place, title, ha="right", va="center", fontsize=8)
     return figure
 
 

@@ -104,9 +104,9 @@ def density(model: Model, points: Tensor | None = None, *, size: int = 60, solve
     """
     if not _plane(model):
         kind = "continuous" if model.scaling.levels is None else "discrete"
-        given = "".join(f" given the condition {name}" for name in model.process.needs)
+        suffix = "".join(f" given the condition {name}" for name in model.process.needs)
         raise ValueError(
-            f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}{given}"
+            f"density: expected a model of continuous data of shape (2,), got {kind} of {model.shape}{suffix}"
         )
     points = model.sample(500) if points is None else points.detach().cpu()
     low, high = points.quantile(torch.tensor([0.01, 0.99], dtype=points.dtype, device="cpu"), dim=0)

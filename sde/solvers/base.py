@@ -115,14 +115,14 @@ class Run(ABC):
 class Solver(ABC):
     """A method that moves a state along time through a dynamics.
 
-    The class attributes say what a method serves, and :meth:`bind` checks them. By default it is a method for
-    ordinary differential equations.
+    The class attributes say what a method serves, and :meth:`bind` checks them. By default it is one for ODEs.
 
     Attributes:
         needs: the kind of dynamics that it needs.
         serves_noise: whether it serves a dynamics with noise.
         serves_log_density: whether it moves every entry of a state, the log-density included.
         fixed: whether its steps are the same whatever the state, so that it has no tolerances.
+        imposes: whether it imposes a measurement that the denoiser leaves to it.
         atol: the absolute tolerance of a step; infinite for a method without one.
     """
 
@@ -130,6 +130,7 @@ class Solver(ABC):
     serves_noise: ClassVar[bool] = False
     serves_log_density: ClassVar[bool] = True
     fixed: ClassVar[bool] = False
+    imposes: ClassVar[bool] = False
     atol: float = math.inf
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

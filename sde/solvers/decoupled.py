@@ -57,6 +57,7 @@ class Decoupled(SDESolver, GridSteps):
     variance: Variance | None = None
 
     needs = Reverse
+    imposes = True
 
     def incompatibility(self, dynamics: Any) -> str | None:
         reason = super().incompatibility(dynamics) or why_not_measured(dynamics, diagonal=False)

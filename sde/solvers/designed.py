@@ -28,7 +28,8 @@ from __future__ import annotations
 __all__ = ["Designed"]
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,8 @@ class Designed(Solver):
         density: the N weights q of the divergences; by default the log-density has the coefficients of the path.
         process: the `repr` of the process that it was designed for; another one is refused. Empty for any.
         origin: what it was designed for, in words.
+        conditions: for each condition of whole numbers its name and the values that its pilot had; a run with others
+            is warned about. Empty for any.
 
     Raises:
         ValueError: if the numbers are not finite, do not fit together, or a row does not sum to 1 to 1e-6.
@@ -71,6 +74,7 @@ class Designed(Solver):
     density: Sequence[float] | None = None
     process: str = ""
     origin: str = ""
+    conditions: Sequence[tuple[str, Sequence[int]]] = ()
 
     needs = Semilinear
     fixed = True
@@ -81,6 +85,7 @@ class Designed(Solver):
         for name in ("times", "conditioning", "scales", "density"):
             values = getattr(self, name)
             object.__setattr__(self, name, None if values is None else tuple(map(float, values)))
+        object.__setattr__(self, "conditions", tuple((name, tuple(values)) for name, values in self.conditions))
         n, up = len(rows), len(self.times) > 0 and self.times[-1] > self.times[0]
         pairs = list(zip(self.times, self.times[1:]))
         if not pairs or len(pairs) != n or not all(a < b if up else a > b for a, b in pairs):
@@ -148,8 +153,20 @@ class Designed(Solver):
                 f"this solver was designed to run from t={ends[0]} to t={ends[1]}, and this run is from t={start} to "
                 f"t={stop}" + (f": design one for this direction by sde.tune_solver(denoiser{data}, ...)" * reverse)
             )
+        self._warn(dynamics.condition)
         times = float64([start, *self.times[1:-1], stop])
         return FixedRun(times, self.step(dynamics, times))
+
+    def _warn(self, condition: Mapping[str, Tensor]) -> None:
+        """Warns about whole numbers that the pilot did not have."""
+        for name, known in self.conditions:
+            values = set(condition[name].flatten().tolist()) if name in condition else {"none"}
+            if other := sorted(values.difference(known)):
+                warnings.warn(
+                    f"this solver was designed for {self.origin}; this run has {name} {', '.join(map(str, other))}, "
+                    "for which its error is not known: design one with these conditions by sde.tune_solver",
+                    stacklevel=2,
+                )
 
     def step(self, dynamics: Semilinear, times: Tensor) -> Step:
         """The function that takes one step."""

@@ -32,10 +32,10 @@ def why_not_measured(dynamics: Reverse, *, diagonal: bool) -> str | None:
         )
     operator = measurement.operator
     if not operator.linear:
-        return f"it needs a linear operator, got {type(operator).__name__}: use sde.measurement.DPS"
+        return f"it needs a linear operator, got {operator.name}: use sde.measurement.DPS"
     if diagonal and not operator.diagonal:
         return (
-            f"it needs an operator with a fast singular value decomposition, got {type(operator).__name__}: "
+            f"it needs an operator with a fast singular value decomposition, got {operator.name}: "
             "sde.measurement.Matrix.of(operator, shape) gives one of a few hundred dimensions a decomposition"
         )
     return None

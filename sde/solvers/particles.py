@@ -67,7 +67,8 @@ class Particles(SDESolver):
             :class:`sde.grids.Karras` without one.
         threshold: resample, systematically, when the effective sample size is below this fraction of K.
         draws: the number of draws from each population; with more than one the samples have shape (B, draws, \*). Draws
-            of one population depend on each other: ranks and coverage need one of each.
+            of one population depend on each other: ranks and coverage need one of each. For many draws of one
+            measurement one large population is better than as many small ones at the same cost.
         variance: :math:`v_t` as :func:`sde.tune_particles` measures it, for the grid, and for the kernels of a weight
             that does not give one, such as a classifier's, where it is 0 by default. Without it, here and in the
             denoiser, errors at equal cost are about twice as large.
@@ -84,6 +85,7 @@ class Particles(SDESolver):
     variance: Variance | None = None
 
     needs = Reverse
+    imposes = True
 
     def __post_init__(self) -> None:
         check_count("Particles", "steps", self.steps)

@@ -65,6 +65,7 @@ class Polish(SDESolver):
     size: float = 0.3
 
     needs = Reverse
+    imposes = True
 
     def __post_init__(self) -> None:
         check_count("Polish", "steps", self.steps)

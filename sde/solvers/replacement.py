@@ -47,6 +47,7 @@ class Replacement(SDESolver, FixedStep):
     repeats: int = 10
 
     needs = Reverse
+    imposes = True
 
     def __post_init__(self) -> None:
         check_count("Replacement", "repeats", self.repeats)

@@ -57,7 +57,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             cause = cause.__context__
         if not isinstance(cause, OSError):
             raise
-        cause.filename = str(path) if cause.filename is None else cause.filename
+        cause.filename = str(path) if cause.filename in (None, str(temporary), temporary) else cause.filename
         raise cause from (None if cause is error else error)
     sync_directory(path.parent)
 

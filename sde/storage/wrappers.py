@@ -7,29 +7,18 @@ Data-parallel modules and `torch.optim.swa_utils.AveragedModel` put `module.` be
 
 from __future__ import annotations
 
-__all__ = ["fitted", "unwrapped", "unwrapped_module"]
+__all__ = ["fitted", "unwrapped"]
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from ..networks.network import WRAPPED
 
 Value = TypeVar("Value")
 
-# The attributes in which wrappers keep what they wrap. An ordinary module may have a part of the name `module`, too.
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# An ordinary module may have a part of the name `module`, too.
 _MODULE, _COUNTER = "module", "n_averaged"  # AveragedModel has a counter beside its module
 _PARTS = 2**17  # of all names together, more than any module has; it bounds the memory that names in a file can take
-
-
-def unwrapped_module(module: nn.Module) -> nn.Module:
-    """The module inside of all wrappers around it; parts of it may be wrapped all the same."""
-    inside = next((module._modules[name] for name in _WRAPPED if name in module._modules), None)
-    if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
-        inside = module.module
-    return module if inside is None else unwrapped_module(inside)
 
 
 def unwrapped(state: Mapping[str, Value]) -> dict[str, Value]:
@@ -40,7 +29,7 @@ def unwrapped(state: Mapping[str, Value]) -> dict[str, Value]:
     """
     if sum(name.count(".") + 1 for name in state) > _PARTS:
         return dict(state)
-    paths = {name: [*(p for p in name.split(".")[:-1] if p not in _WRAPPED), name.split(".")[-1]] for name in state}
+    paths = {name: [*(p for p in name.split(".")[:-1] if p not in WRAPPED), name.split(".")[-1]] for name in state}
     tree: dict[str, Any] = {}
     for path in paths.values():
         node = tree

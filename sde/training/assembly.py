@@ -30,15 +30,15 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
         ValueError: if the network has classes and is not `conditional`, or if it is and the data has no conditions,
             those that the network does not take, a label that is none of its classes, or classes without samples.
     """
-    trust, given = config.get("trust") or (), given_conditions(data, config["conditional"])
-    if "label" in given and data.train.labels is None:
+    trust, condition = config.get("trust") or (), given_conditions(data, config["conditional"])
+    if "label" in condition and data.train.labels is None:
         raise ValueError(f"{data.name} gives each sample a label and has no `labels`: its source needs those of all")
-    classes = data.classes if "label" in given else None
+    classes = data.classes if "label" in condition else None
     facts: dict[str, Any] = {"channels": data.shape[0], "features": math.prod(data.shape), "rank": len(data.shape) - 1}
     facts |= {} if classes is None else {"classes": classes}
     network_tree = dict(config["network"])
     parameters = inspect.signature(find(network_tree["_target_"], trust=trust)).parameters.keys()
-    if "conditions" in parameters and (sizes := sizes_of(given, flat="channels" not in parameters)):
+    if "conditions" in parameters and (sizes := sizes_of(condition, flat="channels" not in parameters)):
         facts["conditions"] = {"_target_": "sde.networks.Conditions", **sizes}
     for key in parameters & facts.keys():
         if network_tree.get(key) is None:
@@ -62,7 +62,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
     denoiser: Denoiser = build(tree["denoiser"], trust=trust, **parts)
     if classes is None and denoiser.classes is not None:
         raise ValueError(f"network.classes={denoiser.classes} needs the labels of the data: give conditional=true")
-    tree["dropout"] = dropouts(denoiser, list(given), config.get("condition_dropout"))
+    tree["dropout"] = dropouts(denoiser, list(condition), config.get("condition_dropout"))
     return denoiser, tree
 
 

@@ -319,10 +319,10 @@ class Run:
 
     def valid_losses(self, training: Training) -> dict[str, float]:
         """:meth:`valid_loss`, and the same by noise level."""
-        found = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
+        validation = training.validate(self._batches("valid"), levels=max(1, self._settings["levels"]))
         # A level of few samples may have none.
-        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(found.levels, start=1) if not math.isnan(loss)}
-        return {"valid_loss": found.loss, **(levels if self._settings["levels"] else {})}
+        levels = {f"valid_loss_{k}": loss for k, loss in enumerate(validation.levels, start=1) if not math.isnan(loss)}
+        return {"valid_loss": validation.loss, **(levels if self._settings["levels"] else {})}
 
     def bits_per_dim(self, training: Training, n: int | None = None, solver: Solver | None = None) -> float:
         """The mean bits/dim of the averaged weights on the first samples of the validation or test split, `score_n` by

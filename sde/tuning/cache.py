@@ -8,8 +8,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -35,10 +38,8 @@ def save_grid(directory: str | os.PathLike[str], solver: GridSteps, grid: Explic
     """
     digest = hashlib.sha256(_settings(solver).encode()).hexdigest()[:8]  # another order is another file
     path = Path(directory) / "grids" / f"{_name(solver, data)}-{digest}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"solver": _settings(solver), "points": list(grid.points)}, indent=1)
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path
+    return _write(path, lambda file: file.write(text.encode()))
 
 
 def load_grid(directory: str | os.PathLike[str], solver: GridSteps, *, data: bool = False) -> Explicit | None:
@@ -66,11 +67,9 @@ def save_solver(directory: str | os.PathLike[str], solver: Designed, purpose: st
         The path of the file.
     """
     path = _solver_path(directory, solver.steps, purpose, solver.process)
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbers = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver)}
     text = json.dumps({"purpose": purpose, "solver": {"_target_": class_name(solver), **numbers}}, indent=1)
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path
+    return _write(path, lambda file: file.write(text.encode()))
 
 
 def load_solver(directory: str | os.PathLike[str], steps: int, purpose: str, process: str) -> Designed | None:
@@ -95,10 +94,8 @@ def save_variance(directory: str | os.PathLike[str], name: str, variance: PilotV
         variance: the variance or the covariance.
     """
     path = Path(directory) / "grids" / f"{name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = np.asarray(variance.values)
-    write_atomically(path, lambda file: np.savez(file, log_snr=np.asarray(variance.log_snr), values=values))
-    return path
+    return _write(path, lambda file: np.savez(file, log_snr=np.asarray(variance.log_snr), values=values))
 
 
 def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance | PilotCovariance | None:
@@ -112,6 +109,16 @@ def load_variance(directory: str | os.PathLike[str], name: str) -> PilotVariance
         return None
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a pilot run ({error}); delete it to run it again") from error
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Writes a file, or warns that it cannot: the work goes on with what the pilot run has found."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written, and the next run needs a pilot of its own: {error}", stacklevel=4)
+    return path
 
 
 def _solver_path(directory: str | os.PathLike[str], steps: int, purpose: str, process: str) -> Path:

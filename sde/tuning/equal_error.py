@@ -73,12 +73,17 @@ class EqualError(Tuning):
         density = density.clamp(min=0.02 * float(density.max()))
         nodes = torch.cat([half_log_snr[:1], middle, half_log_snr[-1:]])
         density = torch.cat([density[:1], density, density[-1:]])
-        mass = torch.cat([nodes.new_zeros(1), (0.5 * (density[1:] + density[:-1]) * nodes.diff()).cumsum(0)])
-        quantiles = torch.linspace(0.0, float(mass[-1]), pilot.solver.steps + 1, dtype=torch.float64, device="cpu")
-        return within(process.time(2.0 * _interpolate(quantiles, mass, nodes)), high, low)
+        return within(process.time(2.0 * equal_mass(nodes, density, pilot.solver.steps)), high, low)
 
 
-def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+def equal_mass(nodes: Tensor, density: Tensor, steps: int) -> Tensor:
+    """The N + 1 places, ends included, between which a density on increasing nodes has equal masses."""
+    mass = torch.cat([nodes.new_zeros(1), torch.cumulative_trapezoid(density, nodes)])
+    quantiles = torch.linspace(0.0, float(mass[-1]), steps + 1, dtype=torch.float64, device="cpu")
+    return interpolate(quantiles, mass, nodes)
+
+
+def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     """The piecewise linear interpolant of (xs, ys) at x, for increasing xs."""
     right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
     left = right - 1

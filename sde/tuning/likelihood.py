@@ -3,9 +3,9 @@ r"""The cheapest solver that holds a likelihood to a stated error, chosen by a s
 The errors are those of the integration, in bits/dim: of the mean over the data, and the root mean square of those of
 single samples. The spread of the probes is not part of them; it is the standard error of each result.
 
-Some rows are solved accurately. On a ladder of step counts the path of UniPC is run for them, and the weights of its
-divergences are fitted: with the contributions :math:`A_{bk} = q_k \nabla \cdot D(x_{bk}) / d` of call k to the density
-of row b and the errors :math:`e_b`, the weights change by the factors :math:`1 + \delta_k` that minimise
+Some rows are solved accurately. On a ladder of step counts the path of UniPC of order 2 is run for them, and the
+weights of its divergences are fitted: with the contributions :math:`A_{bk} = q_k \nabla \cdot D(x_{bk}) / d` of call k
+to the density of row b and the errors :math:`e_b`, the weights change by the factors :math:`1 + \delta_k` that minimise
 
 .. math:: \sum_b \Big(e_b - \sum_k A_{bk} \delta_k\Big)^2 + \mu \lVert \delta \rVert^2 ,
 
@@ -14,6 +14,13 @@ which takes no more calls. The errors left over are those of leave-one-out, whic
 mean square error has to be as stated. The weights are then fitted to all of these rows, and the mean of the errors that
 leave-one-out leaves on the unseen ones has to be as stated within its standard error; if only that fails, larger step
 counts are tried. Else the adaptive solver is taken.
+
+**The times.** The times of the first rung are even in :math:`s = \log(\sigma/\alpha)`; on the others half of the steps
+are, and the other half follow the rate :math:`|d \log p / ds|` that the first rung finds. A trained network is rough in
+time: the sines by which it is conditioned on the noise level have periods below any step. Each call then has a random
+error in proportion to the rate, and for given calls the sum of such errors is smallest with steps in proportion to it.
+For the same reason the order is 2: extrapolation of higher order multiplies the roughness, and some rows, which pass
+close to the border between two modes, multiply it again.
 """
 
 from __future__ import annotations
@@ -32,15 +39,17 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..grids import LogSNR
 from ..likelihood.flow import DensityFlow, LogProb, default_solver, log_prob, step_error
+from ..processes import SDE
 from ..sampling import evaluating
 from ..shapes import event_dims, float64, recording
 from ..solvers import Arcsinh, Designed, RungeKutta, Solver, UniPC
 from ..trace import Trace
 from .design import Design
+from .equal_error import equal_mass, interpolate
 from .gauss_newton import run
 
 # The step counts that are tried, and the strengths of the ridge.
-LADDER, RIDGES = (20, 40, 60, 80, 120), (math.inf, 1.0, 1e-1, 1e-2)
+LADDER, RIDGES = (20, 32, 44, 60, 84, 120), (math.inf, 1.0, 1e-1, 1e-2)
 #: The rows that are fitted, the rows that confirm, and the number of rows below which no pilot pays.
 PILOT, CONFIRMED, FEW = 10, 24, 64
 
@@ -160,7 +169,7 @@ def choose_solver(
     fallback = Choice(default_solver(), step * bits, f"because no pilot pays for {rows} rows")
     if rows < FEW or len(pilot.x) < 4 or not len(unseen.x):
         return fallback
-    path = min(each / 200.0, 1e-3)  # the error of a step of the path that such errors of the log-density allow
+    path = min(each / 60.0, 1e-3)  # the error of a step of the path that such errors of the log-density allow
     tight = RungeKutta(rtol=path, atol=path, on_failure="mark")
     accurate: dict[str, Any] = {"solver": tight, "atol": 0.5 * step * bits}
 
@@ -171,35 +180,40 @@ def choose_solver(
     exact = solve(pilot, **accurate)
     calls, process = int(exact.nfe.sum()), denoiser.process
     report(0.4)
-    few = exact.nats.isfinite()
-    if int(few.sum()) < 4:
+    if int(exact.nats.isfinite().sum()) < 4:
         return replace(fallback, reason="because the pilot failed on most of its rows", calls=calls)
     data_std = float(pilot.x.double().std() / process.alpha(float64(process.t_min)))
-    both, truth, confirmation = pilot.joined(unseen), None, 0
+    truth, confirmation, rates = None, 0, None
     reason = "because no fixed number of calls was accurate enough in the pilot"
     for steps in (n for n in LADDER if n < 0.8 * float(exact.nfe.double().mean())):
-        solver, left = _fitted(denoiser, pilot, exact.nats, few, steps, data_std, trace, seed)
-        calls += steps * len(pilot.x)
+        times = _times(process, steps, rates)
+        design = Design(UniPC(steps, 2, variable=Arcsinh(data_std)), process, times, data_std, density=True)
+        fitted = _runs(denoiser, design, pilot, exact.nats, trace, seed)
+        calls, rates = calls + steps * len(pilot.x), fitted.rates if rates is None else rates
+        tilt, left = fitted.fit()
         size = float(left.square().mean().sqrt())
         # With margins for a root mean square and a mean that a few rows estimate. The weights will be fitted to all
         # of the rows, which leaves less than is left here.
-        if not (1.2 * size <= each and size / math.sqrt(len(both.x)) <= 0.6 * error):
+        if not (1.2 * size <= each and size / math.sqrt(len(pilot.x) + len(unseen.x)) <= 0.6 * error):
             continue
         if truth is None:
             truth = solve(unseen, **accurate)
-            confirmation, good = int(truth.nfe.sum()), truth.nats.isfinite()
-        solved = solve(unseen, solver=solver)
-        confirmation += int(solved.nfe.sum())
-        left = ((solved.nats - truth.nats) / bits).double()[good]
+            confirmation = int(truth.nfe.sum())
+        fresh = _runs(denoiser, design, unseen, truth.nats, trace, seed)
+        confirmation += steps * len(unseen.x)
+        left = fresh.errors - fresh.contributions @ tilt
         spread = float(left.square().mean().sqrt())
         if spread <= each:
-            nats, finite = torch.cat([exact.nats, truth.nats]), torch.cat([few, good])
-            solver, left = _fitted(denoiser, both, nats, finite, steps, data_std, trace, seed)
-            confirmation, left = confirmation + steps * len(both.x), left[int(few.sum()) :]
+            tilt, left = fitted.joined(fresh).fit()
+            left = left[len(fitted.errors) :]
         mean = float(left.mean())
         shown = f"with errors of {spread:.2g} bits/dim in a sample and {mean:+.2g} in the mean of {len(left)} rows"
         if spread <= each and abs(mean) - float(left.std()) / math.sqrt(len(left)) <= error:
             report(1.0)
+            parameters = design.start()
+            parameters[design.kinds()[4]] = tilt
+            origin = f"likelihoods of {type(denoiser).__name__}, from {len(fitted.errors) + len(left)} pilot rows"
+            solver = design.solver(parameters, origin)
             return Choice(solver, None, f"confirmed on unseen rows, {shown}", calls, confirmation)
         reason = f"because {steps} calls were not confirmed on unseen rows, {shown}"
         if spread > each:
@@ -208,39 +222,63 @@ def choose_solver(
     return replace(fallback, reason=reason, calls=calls, confirmation=confirmation)
 
 
-def _fitted(
-    denoiser: Denoiser,
-    rows: PilotRows,
-    exact: Tensor,
-    finite: Tensor,
-    steps: int,
-    data_std: float,
-    trace: Trace | None,
-    seed: int,
-) -> tuple[Designed, Tensor]:
-    """The designed solver with fitted weights of the divergences, and the errors of leave-one-out in bits/dim."""
-    process, dims = denoiser.process, event_dims(rows.x)
-    times = LogSNR().times(process, steps, process.t_min, process.t_max)
-    design = Design(UniPC(steps, 3, variable=Arcsinh(data_std)), process, times, data_std, density=True)
-    parameters = design.start()
-    numbers = design.numbers(parameters)[2]
+@dataclass(frozen=True)
+class _Runs:
+    """Errors of a design on the rows whose accurate solution is finite, and the contributions that fit them.
+
+    Attributes:
+        errors: of the log-density, in bits/dim, with shape (R,).
+        contributions: A, of the calls to minus the log-density, in bits/dim, with shape (R, N).
+        rates: the places s of the times and the mean rate of the log-density there, each with shape (N + 1,).
+    """
+
+    errors: Tensor
+    contributions: Tensor
+    rates: tuple[Tensor, Tensor]
+
+    def joined(self, other: _Runs) -> _Runs:
+        """These runs and others of the same design."""
+        errors, contributions = torch.cat([self.errors, other.errors]), [self.contributions, other.contributions]
+        return replace(self, errors=errors, contributions=torch.cat(contributions))
+
+    def fit(self) -> tuple[Tensor, Tensor]:
+        """The relative changes of the weights, and the errors of leave-one-out in bits/dim."""
+        a, error, fits = self.contributions, self.errors, []
+        kernel, one = a @ a.T, torch.eye(len(a), dtype=torch.float64, device="cpu")
+        for ridge in RIDGES:
+            inverse = one if math.isinf(ridge) else torch.linalg.inv(kernel + ridge * kernel.diagonal().mean() * one)
+            hat = 0.0 * kernel if math.isinf(ridge) else kernel @ inverse
+            left = (error - hat @ error) / (1.0 - hat.diagonal())
+            tilt = 0.0 * a[0] if math.isinf(ridge) else a.T @ (inverse @ error)
+            fits.append((float(left.square().mean()), tilt, left))
+        return min(fits, key=lambda fit: fit[0])[1:]
+
+
+def _runs(denoiser: Denoiser, design: Design, rows: PilotRows, exact: Tensor, trace: Trace | None, seed: int) -> _Runs:
+    process, unit, finite = denoiser.process, event_dims(rows.x) * math.log(2.0), exact.isfinite()
+    times, _, numbers = design.numbers(design.start())
     with recording(False), evaluating(denoiser):
         flow = DensityFlow(denoiser, rows.x, trace, seed=seed, index=rows.index, condition=rows.condition)
         states, predictions = run(flow.dynamics, flow.start, numbers)
     latent, change = states[-1]
     nats = process.prior_log_prob(latent) - change.mean(1)
-    error = ((nats - exact).double() / dims)[finite].cpu()
     divergences = torch.stack([p[1].double().mean(1) for p in predictions], 1)[finite].cpu()
-    a = divergences * numbers.density / dims
-    kernel, one = a @ a.T, torch.eye(len(a), dtype=torch.float64, device="cpu")
-    fits = []
-    for ridge in RIDGES:
-        inverse = one if math.isinf(ridge) else torch.linalg.inv(kernel + ridge * kernel.diagonal().mean() * one)
-        hat = 0.0 * kernel if math.isinf(ridge) else kernel @ inverse
-        left = (error - hat @ error) / (1.0 - hat.diagonal())
-        tilt = 0.0 * a[0] if math.isinf(ridge) else a.T @ (inverse @ error)
-        fits.append((float(left.square().mean()), tilt, left))
-    _, tilt, left = min(fits, key=lambda fit: fit[0])
-    parameters[design.kinds()[4]] = tilt
-    origin = f"likelihoods of {type(denoiser).__name__}, from {len(a)} pilot rows"
-    return design.solver(parameters, origin), left / math.log(2.0)
+    s = -0.5 * process.log_snr(times)
+    # d log p / ds = -D d log sigma / ds + alpha div x0, and the predictions have minus the divergence.
+    (linear,) = torch.gradient(0.5 * process.var(times).log(), spacing=(s,))
+    rate = (event_dims(rows.x) * linear[:-1] + process.alpha(times[:-1]) * divergences).abs().mean(0)
+    contributions = divergences * numbers.density / unit
+    rate = torch.cat([rate, rate[-1:]])
+    return _Runs(((nats - exact).double() / unit)[finite].cpu(), contributions, (s, rate))
+
+
+def _times(process: SDE, steps: int, rates: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Times even in s; with rates half of the steps are, and the other half are in proportion to the rate."""
+    even = LogSNR().times(process, steps, process.t_min, process.t_max)
+    if rates is None:
+        return even
+    s, rate = rates
+    fine = torch.linspace(float(s[0]), float(s[-1]), 50 * len(s), dtype=torch.float64, device="cpu")
+    share = interpolate(fine, s, rate)
+    density = 1.0 / (s[-1] - s[0]) + share / torch.trapezoid(share, fine)
+    return torch.cat([even[:1], process.time(-2.0 * equal_mass(fine, density, steps))[1:-1], even[-1:]])

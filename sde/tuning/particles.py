@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..data.scaling import check_entries
 from ..denoisers import Conditioned, Denoiser, Prediction
 from ..measurement import PilotCovariance, PilotVariance
 from ..noise import Noise, Stream, repeat_key
@@ -63,6 +64,10 @@ def tune_particles(
             f"tune_particles needs either shape=(B, ...) or data=, got {'neither' if data is None else 'both'}"
         )
     check_count("tune_particles", "levels", levels, 2)
+    number = shape[0] if data is None else len(data)  # type: ignore[index]
+    check_count("tune_particles", "number of samples", number, 1 + covariance)
+    if data is not None:
+        check_entries("data", data, data.isfinite(), "a finite number")
     process = denoiser.process
     if data is None:
         key = repeat_key(0, 1)  # other samples than those of `sde.sample` with this seed

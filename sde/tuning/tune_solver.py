@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -103,6 +104,8 @@ def tune_solver(
             plain = UniPC(steps, 3, variable=Arcsinh())
             return Designed.of(plain, process, flow.start, flow.stop, "nothing yet")
         solver = _designed(flow, steps, deadline, origin, seed, lambda done: report(0.25 + 0.75 * done))
+        # Of the samples that were solved.
+        solver = replace(solver, conditions=tuple(_whole_numbers(flow.dynamics.condition).items()))
         report(1.0)
     return solver
 
@@ -205,11 +208,20 @@ def _name(denoiser: Denoiser) -> str:
     return f"{type(denoiser).__name__}({', '.join(filter(None, [denoiser.extra_repr(), _name(inner)]))})"
 
 
+def _whole_numbers(condition: Mapping[str, Tensor | float]) -> dict[str, list[int]]:
+    """The values of the conditions that are whole numbers, by name and sorted."""
+    tensors = {name: as_tensor(value) for name, value in condition.items()}
+    return {
+        name: sorted(set(value.reshape(-1).tolist()))
+        for name, value in tensors.items()
+        if not value.is_floating_point() and value.ndim <= 1
+    }
+
+
 def _values(name: str, value: Tensor | float) -> str:
     """A condition by its name, with the values of whole numbers: `label 0 to 9`, `label 3, 7`."""
-    tensor = as_tensor(value)
-    if tensor.is_floating_point() or tensor.ndim > 1:
+    numbers = _whole_numbers({name: value}).get(name)
+    if numbers is None:
         return name
-    numbers = sorted(set(tensor.reshape(-1).tolist()))
     consecutive = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
     return f"{name} {numbers[0]} to {numbers[-1]}" if consecutive else f"{name} {', '.join(map(str, numbers))}"

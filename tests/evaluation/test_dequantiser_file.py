@@ -177,6 +177,8 @@ def test_only_a_dequantiser_may_be_written_over(path: Path) -> None:
         check_free(path)
     with pytest.raises(ValueError, match="is a directory"):
         check_free(path.parent, overwrite=True)
+    with pytest.raises(ValueError, match="nothing can be written"):
+        check_free(path / "new.pt")
     other = path.with_name("config.yaml")
     other.write_text("a: 1")
     with pytest.raises(ValueError, match="dequantiser"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sde import Denoiser, Model
-from sde.data import Scaling, Split
+from sde.data import DataSet, Scaling, Split
 from sde.evaluation.job import Job
-from sde.evaluation.restoration_job import RestorationScorer, calibration, restoration_report
+from sde.evaluation.job_setup import JobSetup
+from sde.evaluation.restoration_job import RestorationScorer, calibration, restoration_job, restoration_report
 from sde.evaluation.restoration_tasks import (
     Colourise,
     CompressedSensing,
@@ -29,7 +31,9 @@ from sde.evaluation.restoration_tasks import (
 from sde.evaluation.sharding import WHOLE, BatchPlan, Shard
 from sde.exact import Gaussian
 from sde.measurement import NormalVariance, check_adjoint
-from sde.plots import save_restorations
+from sde.plots import image_grid, save_restorations
+from sde.plots.figures import image_figure
+from sde.plots.restorations import HIDDEN, restoration_rows
 from sde.processes import VP
 from sde.solvers import Particles
 
@@ -128,6 +132,60 @@ def test_a_job_resumes_with_the_rows_of_an_undisturbed_one(tmp_path: Path) -> No
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def job_setup(folder: Path, method: str, solver: dict[str, object], shown: int = 6) -> JobSetup:
+    (folder / "last.pt").write_bytes(b"weights")
+    data = DataSet("images", Scaling.interval(256), Split(images(2)), Split(images(2)))
+    config = {"split": "test", "out": None, "seed": 0, "n": None, "pilot": 4, "polish": 0, "trust": []}
+    config |= {"repeats": 1, "batch_size": 2, "shown": shown, "task": {"_target_": "sde.evaluation.Denoise"}}
+    config |= {"method": {"_target_": f"sde.measurement.{method}"}, "solver": solver}
+    model = Model(Images(), Scaling.interval(256), SHAPE)
+    return JobSetup(config, folder / "last.pt", model, data, Shard(0, 1))
+
+
+def test_a_method_and_a_solver_that_do_not_fit_are_refused_before_the_pilot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*arguments: object) -> None:
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr(Images, "forward", called)
+    for method, solver, message in (
+        ("Unguided", "Heun", "y would not count"),
+        ("PiGDM", "Decoupled", "does not follow itself"),
+        ("DiffPIR", "Heun", "a network call"),
+    ):
+        setup = job_setup(tmp_path, method, {"_target_": f"sde.solvers.{solver}", "steps": 2})
+        with pytest.raises((ValueError, AssertionError), match=message):
+            restoration_job(setup)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_job_is_the_same_whatever_its_picture_shows(tmp_path: Path) -> None:
+    solver = {"_target_": "sde.solvers.Particles", "steps": 2, "particles": 2}
+    for shown, rows in ((6, [0, 2]), (0, [2])):
+        states = restoration_job(job_setup(tmp_path, "DiffPIR", solver, shown)).run()
+        assert [state.rows for state in states] == rows
+
+
+def test_a_picture_shows_what_is_measured_and_what_is_hidden() -> None:
+    x, index = images(2).double(), torch.arange(2)
+    draws = torch.stack([x, 0.5 * x])
+    rows, titles = restoration_rows(Inpaint(mask="half", fraction=0.5), Scaling.interval(256), index, x, draws)
+    assert titles == ["truth", "measured", "draw 1", "draw 2", "mean", "deviation"]
+    assert torch.equal(rows[:, 0], x)
+    assert torch.equal(rows[:, 1, :, :2], x[:, :, :2])
+    torch.testing.assert_close(rows[0, 1, :, 2, 0], 255.0 * rows.new_tensor(HIDDEN))
+    torch.testing.assert_close(rows[:, 4], 0.75 * x)
+    assert float(rows[:, 5].max()) == 255.0
+    grey, _ = restoration_rows(Colourise(), Scaling.interval(256), index, x, draws)
+    assert torch.equal(grey[:, 1, 0], grey[:, 1, 2])  # brightness without a hue
+    one, _ = restoration_rows(SuperResolution(), Scaling.interval(256), index, x[:, :1], draws[:, :, :1])
+    assert one.shape == (2, 6, 3, 4, 4)
+    figure = image_figure(image_grid(rows.flatten(0, 1), 256, 6), titles, ["a", "b"])
+    assert figure.get_size_inches().tolist() == pytest.approx([(29 + 120) / 120, (9 + 40) / 120])
+    assert [text.get_text() for text in figure.texts] == [*titles, "a", "b"]
+
+
 def test_calibration_is_that_of_its_definition() -> None:
     """Truth and draws of one distribution: all ranks are equally likely. 500 items of 4 pixels, 5 standard errors."""
     generator = np.random.default_rng(2)
@@ -156,6 +214,7 @@ def test_calibration_is_that_of_its_definition() -> None:
         (lambda: CompressedSensing(fraction=2.0), "fraction"),
         (lambda: FourierSampling(acceleration=0.5), "acceleration"),
         (lambda: job(Path("a.h5"), SuperResolution(factor=3)), "multiple of 3"),
+        (lambda: replace(job(Path("a.h5"), Denoise()).scorer, solver=Particles(2, 2, draws=2)), "draws=1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(make: Callable[[], object], message: str) -> None:

@@ -204,7 +204,10 @@ def test_a_composition_is_linear_if_all_its_parts_are() -> None:
         (lambda: Blur(torch.ones(5, 5))(torch.zeros(1, 1, 4, 4)), "fit"),
         (lambda: Matrix(torch.ones(2, 3), (2, 2)), "fit"),
         (lambda: Matrix(torch.ones(2, 3))(torch.zeros(1, 4)), r"\(B, 3\)"),
+        (lambda: Matrix(torch.ones(5, 2, 3))(torch.zeros(1, 3)), "B = 5"),
+        (lambda: Fourier(torch.ones(5, 1, 2, dtype=torch.bool))(torch.zeros(1, 1, 2)), "B = 5"),
         (lambda: Grayscale()(torch.zeros(1, 1, 2, 2)), r"\(B, 3"),
+        (lambda: Grayscale((math.inf, 1.0)), "finite weights"),
         (lambda: Compose(), "at least one"),
     ],
 )

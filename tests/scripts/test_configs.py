@@ -266,6 +266,7 @@ def test_data(leaf: str, tmp_path: Path) -> None:
         "audio": tmp_path.name,
         "huggingface": tmp_path.name,
         "arrays": "a",
+        "false_colours": "coloured_digits",
     }.get(leaf, leaf)
     # The data of a likelihood job is given by the same files.
     assert composed("likelihood", *overrides)["data"] == composed("train", *overrides)["data"]

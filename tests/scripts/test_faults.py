@@ -67,3 +67,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(line_of: Callable[..., str |
     assert [line_of(error) for error in faults] == [None] * 4
     assert line_of(ValueError("one\n  two")) == "one two"
     assert line_of(ValueError()) == "ValueError"
+    assert line_of(OSError(28, "No space left on device", "a.h5"), ["out"]) == "a.h5: No space left on device"
+    denied = PermissionError(13, "Permission denied", "run/a.h5")
+    assert line_of(denied, ["out"]) == "run/a.h5: Permission denied; give another out="
+    assert line_of(denied) == "run/a.h5: Permission denied"

@@ -23,7 +23,7 @@ from support.commands import SCRIPTS, Result, process, refused
 CONFIGS = SCRIPTS.parent / "configs"
 
 # The files that are there.
-FILES = ["file.png", "file.txt", "set.npz"]
+FILES = ["file.png", "file.txt", "set.h5"]
 
 # The config of each script, with what a command has to give.
 COMMANDS = {
@@ -35,7 +35,7 @@ COMMANDS = {
     "dequantise": ("dequantiser_training", ["ckpt=file.txt"]),
     "diagnose": ("diagnose", ["ckpt=file.txt"]),
     "edit": ("edit", ["ckpt=file.txt"]),
-    "evaluate": ("evaluate", ["samples=set.npz"]),
+    "evaluate": ("evaluate", ["samples=set.h5"]),
     "feature_classifier": ("feature_classifier", []),
     "likelihood": ("likelihood", ["ckpt=file.txt"]),
     "noise_classifier": ("noise_classifier", ["ckpt=file.txt"]),
@@ -266,11 +266,12 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("sample", "out=file.txt/a.png", "out:", "file.txt"),
     ("likelihood", "ood=moons", "ood:", "data@ood=NAME"),
     ("likelihood", "ood=file.txt", "ood:", ".npz or .h5"),
+    ("evaluate", "out=set.h5", "out=set.h5 ", "samples is read from"),
     ("evaluate", "reference=.", "reference:", ".npz or .h5"),
     ("evaluate", "metrics=[]", "metrics:", "at least one"),
     ("bounds", "measures=[]", "measures:", "at least one"),
     ("sample", "n=9223372036854775808", "n=9223372036854775808", "a whole number >= 1"),
-    ("evaluate", "samples=[set.npz,sets.npz]", "samples:", "did you mean set.npz?"),
+    ("evaluate", "samples=[set.h5,sets.h5]", "samples:", "did you mean set.h5?"),
     ("compare", "target=posteriors", "target:", "did you mean posterior?"),
     ("compare", "out=file.txt", "out:", "file.txt"),
     ("compare", "solvers=[heun,foo]", "solvers: 'foo'", "euler_maruyama"),
@@ -283,6 +284,8 @@ SINGLE: list[tuple[str, str, str, str]] = [
     ("dequantise", "density.draws=0", "density:", "draws=0"),
     ("restore", "task.noise=-1", "task:", "noise=-1"),
     ("restore", "method.weight=a", "method.weight='a'", "a number"),
+    ("restore", "pilot=1", "pilot=1", ">= 2"),
+    ("restore", "out=a.png", "out:", ".h5"),  # where its picture would be
     ("bounds", "chain=ancestral", "chain='ancestral'", "a Solver"),
 ]
 

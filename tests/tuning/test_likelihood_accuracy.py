@@ -11,12 +11,13 @@ from torch import Tensor
 
 import sde
 from sde.exact import Mixture
+from sde.grids import LogSNR
 from sde.likelihood.flow import step_error
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
 from sde.solvers import Designed, RungeKutta
 from sde.tuning import Choice, PilotRows, choose_solver, pilot_rows
-from sde.tuning.likelihood import CONFIRMED, PILOT
+from sde.tuning.likelihood import CONFIRMED, PILOT, _times
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,21 @@ def test_what_is_chosen_holds_the_error(gentle: Mixture) -> None:
     assert float(left.square().mean().sqrt()) < 1.6e-2
     assert abs(float(left.mean())) < 4e-3
     assert Choice.from_json(choice.to_json()) == choice
+
+
+def test_half_of_the_steps_follow_the_rate_of_the_log_density() -> None:
+    """A constant rate leaves the times even in s; a peak draws half of the steps under it."""
+    process, n = VP(), 40
+    even = LogSNR().times(process, n, process.t_min, process.t_max)
+    s = -0.5 * process.log_snr(even)
+    torch.testing.assert_close(_times(process, n, (s, torch.ones_like(s))), even)
+    peak = _times(process, n, (s, torch.ones_like(s) * ((s > 0.0) & (s < 1.0))))
+    places = -0.5 * process.log_snr(peak)
+    rise = float(s[1] - s[0])  # of the interpolated rate, on either side
+    count = int(((places > -rise) & (places < 1.0 + rise)).sum())
+    share = (1.0 + 2.0 * rise) / float(s[-1] - s[0])
+    assert abs(count - n * 0.5 * (1.0 + share)) <= 2
+    assert torch.equal(peak[[0, -1]], even[[0, -1]])
 
 
 @pytest.mark.slow

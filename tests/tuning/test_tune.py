@@ -18,6 +18,7 @@ from sde.denoisers import Denoiser, NetworkDenoiser, Prediction
 from sde.exact import Mixture
 from sde.grids import Explicit, Grid, Karras, LogSNR, Quadratic, Uniform
 from sde.likelihood import log_prob
+from sde.measurement import PilotVariance
 from sde.networks import MLP
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
@@ -36,7 +37,7 @@ from sde.solvers import (
     UniPC,
 )
 from sde.trace import ExactTrace
-from sde.tuning import EqualError, Gradient, load_grid, save_grid
+from sde.tuning import EqualError, Gradient, load_grid, save_grid, save_variance
 
 
 def errors(mixture: Mixture, process: SDE, solver: GridSteps, grids: Sequence[Grid]) -> list[float]:
@@ -185,6 +186,17 @@ def test_a_denoiser_that_is_not_finite_is_an_error() -> None:
 
     with pytest.raises(FloatingPointError):
         tune_grid(Broken(MLP(2, 8, 1), VP()), (4, 2), DEIS(4))
+
+
+def test_a_pilot_run_is_not_lost_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """What follows it goes on, with a warning."""
+    (tmp_path / "grids").touch()
+    words = r"grids.UniPC.*cannot be written, and the next run needs a pilot of its own: .*grids"
+    with pytest.warns(UserWarning, match=words):
+        save_grid(tmp_path, UniPC(1), Explicit([1.0, 1e-5]))
+    with pytest.warns(UserWarning, match="cannot be written"):
+        save_variance(tmp_path, "pilot", PilotVariance([0.0, 1.0], [1.0, 0.5]))
+    assert (tmp_path / "grids").read_bytes() == b""
 
 
 def test_grids_are_saved(tmp_path: Path) -> None:

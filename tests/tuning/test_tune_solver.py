@@ -155,6 +155,11 @@ def test_a_network_in_float32_and_its_condition() -> None:
     assert all(p.requires_grad and p.grad is None for p in d.parameters())
     for part in ("samples of Labelled", "given label", "8 pilot samples", "VP("):
         assert part in f"{solver} {solver.process}"
+    assert solver.conditions == (("label", (0, 1)),)
+    sample(d, (2, 2), solver=solver, condition={"label": torch.tensor([1, 0])})
+    for other in ({"label": torch.tensor([1, 7])}, {"label": 7}):
+        with pytest.warns(UserWarning, match="label 7, for which its error is not known"):
+            sample(d, (2, 2), solver=solver, condition=other)
 
 
 def test_guided_and_conditional_models(mixture: Mixture) -> None:

@@ -129,8 +129,8 @@ def fit_classifier(
             order = torch.cat([order, torch.randperm(len(x), generator=generator, device="cpu")])
         index, order = order[:batch_size], order[batch_size:]
         with recording(True):
-            found = network(recordable(x[index]).to(device, torch.float32))
-            loss = cross_entropy(found.logits, recordable(labels[index]).to(device), label_smoothing=0.05)
+            extracted = network(recordable(x[index]).to(device, torch.float32))
+            loss = cross_entropy(extracted.logits, recordable(labels[index]).to(device), label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
