@@ -306,7 +306,9 @@ def test_bits_per_dim(case: Case) -> None:
     found, r = bits(case, case.model)
     # Flows of random weights are sensitive: a tolerance of 1e-6 moves these values by 0.02, as does ROUNDING for VP,
     # where the score goes with 1 / std. With it put back, what is left is the scatter.
-    assert (found - case["bpd"]).abs().max() < (0.02 if case.kind == "vp" else 2e-3)
+    # Under sub-VP g^2 goes with the variance, and the jumps cancel: in float32 and float64 with the record's calls, the
+    # values were within 6e-6 of it.
+    assert (found - case["bpd"]).abs().max() < {"vp": 0.02, "subvp": 2e-4, "ve": 2e-3}[case.kind]
     if case.kind == "vp":
         found, r = bits(case, loaded(case.name, case.kind, RoundedVP()).model)
         assert (found - case["bpd"]).abs().max() < SCATTER[case.name]
