@@ -53,7 +53,7 @@ def test_the_demo_ends_with_three_sentences_and_has_no_picture_twice(tmp_path: P
 def test_the_demo_without_its_parts_is_refused(tmp_path: Path) -> None:
     result = here(tmp_path, "demo")
     assert result.code == 1
-    assert result.err.startswith(f"error: {RUN}/likelihood/test.h5 is missing: run `make demo`")
+    assert result.err.startswith(f"error: run_dir: there is nothing at '{RUN}'; `make demo` makes it")
 
 
 def test_one_run_directory_in_the_makefile_the_readme_and_the_help() -> None:

@@ -96,9 +96,10 @@ def test_the_same_command_leaves_the_same_file_and_another_seed_another(folder: 
 def test_what_is_there_stays_unless_it_may_go(folder: Path) -> None:
     before = files(folder)
     refused(here(folder, "dequantise", *SMALL), "run/dequantiser.pt", "overwrite=true")
-    for out in ("run/config.yaml", "run/checkpoints/last.pt"):
-        refused(here(folder, "dequantise", *SMALL, f"out={out}"), out, "overwrite=true")
-        refused(here(folder, "dequantise", *SMALL, f"out={out}", "overwrite=true"), out, "usable dequantiser")
+    refused(here(folder, "dequantise", *SMALL, "out=run/config.yaml", "overwrite=true"), "out: ", "ends in .pt")
+    model = "run/checkpoints/last.pt"
+    refused(here(folder, "dequantise", *SMALL, f"out={model}"), model, "overwrite=true")
+    refused(here(folder, "dequantise", *SMALL, f"out={model}", "overwrite=true"), model, "usable dequantiser")
     refused(here(folder, "dequantise", *SMALL, "out=run", "overwrite=true"), "is a directory")
     # A training that fails leaves the old one.
     refused(here(folder, "dequantise", *SMALL, "overwrite=true", "lr=1e30"), "smaller learning rate")
@@ -228,7 +229,7 @@ def test_dequantisers_that_cannot_serve(folder: Path) -> None:
         "levels.pt": ["16 levels", "17 levels"],
         "cut.pt": ["cut.pt", "usable dequantiser"],
         "run/checkpoints/last.pt": ["usable dequantiser", "'dequantiser'"],
-        "gone.pt": ["gone.pt", "scripts/dequantise.py"],
+        "gone.pt": ["dequantise.path: ", "gone.pt"],
     }.items():
         refused(here(folder, "likelihood", *JOB, "dequantise=variational", f"dequantise.path={path}"), *words)
     refused(here(folder, "likelihood", *JOB, "dequantise=variational"), "dequantise.path is missing")
