@@ -97,7 +97,8 @@ class Augmentation:
         metadata: attributes that may differ.
 
     Raises:
-        ValueError: if the model has classes, variants are asked for, and the items have no labels.
+        ValueError: if the solver cannot serve the model; or if the model has classes, variants are asked for, and the
+            items have no labels.
     """
 
     model: Model
@@ -114,6 +115,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         labels, classes = self.training.labels, self.model.classes
+        self.model.rehearse(solver=self.solver)  # before the file, which a refusal would leave behind
         if self.strength is not None and classes is not None:
             if labels is None:
                 raise ValueError("variants of a class need items with labels, and the data has none")

@@ -289,6 +289,15 @@ def bits(case: Case, model: Model, nudge: int = 0) -> tuple[Tensor, sde.LogProb]
     return model.scaling.bits_per_dim(r.nats, x[0].numel()), r
 
 
+# How far two solves of a VP flow in float32 may be apart, in bits/dim. The original's standard deviation jumps in t, so
+# that its last bits, which differ between implementations of exp, choose the steps. Eight solves of ddpmpp_vp, from
+# starts one float32 rounding apart and with exp one unit in the last place apart, network in float32 or float64, took
+# 1520 to 1532 calls (the record 1514) and scattered by up to 1.08e-3 around their mean in one sample; the bound is five
+# times the standard deviation of a difference, 5 sqrt(2) 1.08e-3. Their tolerance of 1e-5 itself costs 0.02.
+# ddpm_vp took the same steps as the record and was 8e-5 away.
+SCATTER = {"ddpmpp_vp": 7.6e-3, "ddpm_vp": 2e-3}
+
+
 @pytest.mark.slow
 def test_bits_per_dim(case: Case) -> None:
     if "bpd" not in case:
@@ -296,11 +305,11 @@ def test_bits_per_dim(case: Case) -> None:
         return
     found, r = bits(case, case.model)
     # Flows of random weights are sensitive: a tolerance of 1e-6 moves these values by 0.02, as does ROUNDING for VP,
-    # where the score goes with 1 / std. With it put back they agree as the others do.
+    # where the score goes with 1 / std. With it put back, what is left is the scatter.
     assert (found - case["bpd"]).abs().max() < (0.02 if case.kind == "vp" else 2e-3)
     if case.kind == "vp":
         found, r = bits(case, loaded(case.name, case.kind, RoundedVP()).model)
-        assert (found - case["bpd"]).abs().max() < 2e-3
+        assert (found - case["bpd"]).abs().max() < SCATTER[case.name]
     latents = [r.latent]
     if case.kind == "ve":
         # The rounding of a float32 network steers the steps, too: six solves from starts 1e-7 apart scattered by up to

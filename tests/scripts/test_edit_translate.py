@@ -136,6 +136,9 @@ def test_a_noise_aware_classifier_guides_a_model_without_classes(folder: Path) -
     guided = ["ckpt=b.pt", "guidance=classifier", "guidance.log_prob.path=noise_classifier.pt", *CHEAP]
     assert here(folder, "sample", *guided, "n=3", "label=1", "out=s.png").code == 0
     refused(here(folder, "sample", *guided, "n=3", "label=2", "out=t.png"), "a class 0 ... 1, or none, got 2")
+    more = ["augment", "ckpt=b.pt", *DATA, "per_class=2", "copies=0", "out=more.h5", "device=cpu"]
+    refused(here(folder, *more, "solver=replacement"), "Replacement cannot serve")
+    assert not list(folder.glob("more*"))  # which would stand in the way of another solver
     assert here(folder, "augment", *guided, *DATA, "per_class=2", "copies=0", "out=more.h5").code == 0
     assert sorted(sde.storage.store.read(folder / "more.h5").columns["label"].tolist()) == [0, 0, 1, 1]
     scored = [*guided, *DATA, "n=2", "solver=heun", "budget=0", "out=l.h5"]
