@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--enlarge", type=int, default=7, help="pixels of the pictures for one of the data")
     parser.add_argument("--picture-items", type=int, nargs="+", default=[0], help="items in the picture of all tasks")
+    parser.add_argument("--stored", action="store_true", help="table and picture of what is stored, without more")
     parser.add_argument("--out", type=Path, default=Path("docs/_generated/restorations"))
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,8 @@ def main() -> None:
             task = TASKS[name](extent)
             for way in a.methods:
                 file = run / "restorations" / "benchmark" / f"{name}-{re.sub(r'[^a-z0-9]+', '-', way.lower())}.npz"
+                if a.stored and not file.exists():
+                    continue
                 make = partial(restored, model, split, variance, task, way, a.items, a.draws, a.batch)
                 results = stored(file, {**key, "task": repr(task), "way": way}, make)
                 lines.append([name, way, *cells(results, truth, extent)])
