@@ -96,7 +96,7 @@ def restored(
 
 
 def cells(results: Mapping[str, Any], truth: torch.Tensor, extent: float) -> list[str]:
-    """What a method did, in the order of HEAD."""
+    """The results of a method, in the order of HEAD."""
     draws = torch.from_numpy(results["x"]).double()
     each, repeated = draws.flatten(0, 1), truth.expand_as(draws).flatten(0, 1)
     single = {
@@ -121,7 +121,7 @@ def cells(results: Mapping[str, Any], truth: torch.Tensor, extent: float) -> lis
 
 
 def stored(path: Path, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What a file holds, which is made if there is none."""
+    """The content of a file, which is made if there is none."""
     text = json.dumps(key, sort_keys=True)
     if not path.exists():
         computed = make()

@@ -232,12 +232,12 @@ def rehearse(
     Raises:
         ValueError: as :func:`sample`, or any error of the denoiser.
     """
-    solver, like = chosen_solver(denoiser, solver), state_like(denoiser)
+    solver, reference = chosen_solver(denoiser, solver), state_like(denoiser)
     with recording(False), evaluating(denoiser):
-        nfe = torch.zeros(shape[0], dtype=torch.int64, device=like.device)
+        nfe = torch.zeros(shape[0], dtype=torch.int64, device=reference.device)
         dynamics = Reverse(Conditioned(denoiser, condition, nfe), eta=solver.eta)
         solver.bind(dynamics)
-        dynamics.predict(Prediction.SCORE, (like.new_zeros(*shape),), float64(denoiser.process.t_max))
+        dynamics.predict(Prediction.SCORE, (reference.new_zeros(*shape),), float64(denoiser.process.t_max))
 
 
 def polish(

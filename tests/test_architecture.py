@@ -307,6 +307,23 @@ def test_the_words_are_those_of_the_field() -> None:
     assert offenders == []
 
 
+def stored_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """The variables and arguments of a module, each with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def test_names_say_what_things_are() -> None:
+    """And not how one came by them."""
+    vague = {"made", "found", "kept", "given", "asked", "like"}
+    trees = TREES | {name: ast.parse(path.read_text()) for name, path in SCRIPTS.items()}
+    assert [(name, *at) for name, tree in trees.items() for at in stored_names(tree) if at[1] in vague] == []
+    assert list(stored_names(ast.parse("def f(a): found = a"))) == [(1, "a"), (1, "found")]
+
+
 def test_a_module_lists_its_public_names() -> None:
     offenders = [name for name, tree in TREES.items() if names_of(tree) is None]
     offenders += [

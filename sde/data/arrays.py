@@ -122,11 +122,11 @@ def arrays(
         for split, key in values.items():
             if key is None and named[split]:
                 raise ValueError(f"expected an array for {split}_{kind}={named[split]!r}, got {split}=None")
-    conditions = {split: dict(given or {}) for split, given in others.items()}
+    conditions = {split: dict(keys or {}) for split, keys in others.items()}
     names = {split: key for split, key in values.items() if key is not None}
     every = [*names.values(), *(key for key in labels.values() if key is not None)]
     try:
-        contents = rows_of(path, [*every, *(key for given in conditions.values() for key in given.values())])
+        contents = rows_of(path, [*every, *(key for keys in conditions.values() for key in keys.values())])
         captions = rows_of(path, [key for key in texts.values() if key is not None], text=True)
     except MissingArray as error:
         raise MissingArray(
@@ -153,7 +153,7 @@ def arrays(
         source = StoredRows(
             contents[key],
             None if label is None else _labels(contents[label].whole(), len(contents[key]), contents[label].name),
-            {condition: contents[given] for condition, given in conditions[split].items()},
+            {condition: contents[array] for condition, array in conditions[split].items()},
             levels,
             None if (text := texts[split]) is None else _captions(captions[text]),
         )

@@ -135,8 +135,7 @@ def _similarity(x: Tensor, truth: Tensor, extent: float) -> Tensor:
     """The SSIM of each image, with a narrower window in images smaller than 11 pixels; NaN of what is no image."""
     if x.ndim not in (3, 4, 5):
         return torch.full((len(x),), math.nan, dtype=torch.float64, device="cpu")
-    found = ssim(x.double(), truth.double(), data_range=extent, window=fitting_window(x)).per_item
-    return as_tensor(found)
+    return as_tensor(ssim(x.double(), truth.double(), data_range=extent, window=fitting_window(x)).per_item)
 
 
 @dataclass(frozen=True)
@@ -205,8 +204,8 @@ def restoration_job(setup: JobSetup, *, progress: Callable[[float], object] | No
 
     def scorer(variance: Variance | None) -> RestorationScorer:
         def method(denoiser: Denoiser, measurement: Measurement) -> Denoiser:
-            made: Denoiser = _built(setup, "method", variance, inner=denoiser, measurement=measurement)
-            return made
+            guided: Denoiser = _built(setup, "method", variance, inner=denoiser, measurement=measurement)
+            return guided
 
         solver: Solver = _built(setup, "solver", variance)
         task, seed = setup.build("task"), config["seed"]
@@ -264,6 +263,6 @@ def drawn(table: Columns, split: Source) -> tuple[NDArray[np.int64], NDArray[Any
 def repeats_of(table: Columns, index: NDArray[np.int64], name: str) -> NDArray[Any]:
     """A column of some items, all of which have every repeat, with shape (R, N, *)."""
     order = np.lexsort((table["index"], table["repeat"]))
-    kept = order[np.isin(table["index"][order], index)]
-    column = table[name][kept]
+    matching = order[np.isin(table["index"][order], index)]
+    column = table[name][matching]
     return column.reshape(-1, len(index), *column.shape[1:]) if len(index) else column[None]

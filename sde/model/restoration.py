@@ -146,7 +146,7 @@ def prepared(
     Raises:
         ValueError: if the measurement is none, or the method, the solver or the polish cannot serve it.
     """
-    like, std = state_like(denoiser), check_noise(noise, len(y) if y.ndim else 0)
+    reference, std = state_like(denoiser), check_noise(noise, len(y) if y.ndim else 0)
     if y.is_complex() or y.ndim < 2:
         hint = "; complex numbers are measured as torch.view_as_real(y), as by sde.measurement.Fourier"
         raise ValueError(
@@ -158,8 +158,8 @@ def prepared(
         std = torch.where(exact | torch.tensor(rounded, device=std.device), (std.square() + 1.0 / 12.0).sqrt(), std)
     else:
         std = torch.where(exact, 1e-3 / float(float64(scaling.scale).max()), std)
-    data = like.new_zeros(len(y), *shape)
-    measurement = in_model_range(operator, y.to(like.device, torch.float64), std, scaling, data)
+    data = reference.new_zeros(len(y), *shape)
+    measurement = in_model_range(operator, y.to(reference.device, torch.float64), std, scaling, data)
     measurement.check(data)
     if polishing is not None:
         coupling_times(denoiser.process, measurement)
@@ -205,12 +205,12 @@ def restore(
     measurement, std, exact = prepared(
         denoiser, scaling, shape, y, operator, noise, method=method, solver=solver, polishing=polishing
     )
-    like, batch = state_like(denoiser), len(y)
-    keys = sample_index(y, index).to(like.device)
-    condition = {name: value.to(like.device) for name, value in named_tensors(condition).items()}
+    reference, batch = state_like(denoiser), len(y)
+    keys = sample_index(y, index).to(reference.device)
+    condition = {name: value.to(reference.device) for name, value in named_tensors(condition).items()}
     check_condition(condition, batch)
     condition = condition if denoiser.takes is None else as_taken(denoiser.takes, condition)
-    target = y.to(like.device, torch.float64)
+    target = y.to(reference.device, torch.float64)
     if method is None or solver is None:
         pilot = variance()
         method = partial(DiffPIR, variance=pilot) if method is None else method
@@ -218,7 +218,7 @@ def restore(
     total, size = batch * n, batch_size or batch * n
     results = []
     for first in range(0, total, size):
-        place = torch.arange(first, min(first + size, total), device=like.device)
+        place = torch.arange(first, min(first + size, total), device=reference.device)
         rows, repeat = place // n, place % n
         guided = method(denoiser, measurement.select(rows))
         part = {name: value[rows] if value.ndim else value for name, value in condition.items()}
@@ -242,8 +242,7 @@ def restore(
         states = states + torch.where(rowwise(exact.expand(batch)[rows].to(states), states) > 0, rest, 0.0)
     values = scaling.to_data(states.cpu())
     residual = target[rows].to(states) - picked(values.to(states))
-    kept = operator.measured(y)
-    if kept is not None:
+    if operator.measured(y) is not None:
         residual = torch.where(picked.measured(residual), residual, 0.0)  # type: ignore[arg-type]
     misfit = residual.flatten(1).square().sum(1) / measurement.select(rows).count.to(states)
     each = std.to(states)[rows] if std.ndim else std.to(states)

@@ -12,7 +12,7 @@ from typing import Any
 from ..data import DataSet
 from ..denoisers import Denoiser
 from ..instantiate import build, describe, find, public
-from .conditions import dropouts, given_conditions, sizes_of
+from .conditions import dropouts, first_condition, sizes_of
 
 
 def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[str, Any]]:
@@ -30,7 +30,7 @@ def assemble(config: Mapping[str, Any], data: DataSet) -> tuple[Denoiser, dict[s
         ValueError: if the network has classes and is not `conditional`, or if it is and the data has no conditions,
             those that the network does not take, a label that is none of its classes, or classes without samples.
     """
-    trust, condition = config.get("trust") or (), given_conditions(data, config["conditional"])
+    trust, condition = config.get("trust") or (), first_condition(data, config["conditional"])
     if "label" in condition and data.train.labels is None:
         raise ValueError(f"{data.name} gives each sample a label and has no `labels`: its source needs those of all")
     classes = data.classes if "label" in condition else None

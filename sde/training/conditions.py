@@ -17,7 +17,7 @@ __all__ = [
     "dropouts",
     "dropped",
     "encoded",
-    "given_conditions",
+    "first_condition",
     "null_of",
     "sizes_of",
 ]
@@ -67,11 +67,11 @@ def dropped(
     for name, probability in dropout.items():
         if name not in condition or not probability:
             continue
-        given = condition[name]
-        place = torch.arange(first, first + n, device=given.device)
-        counter = torch.tensor(repeat_key(step, 1 + zlib.crc32(name.encode()) % 2**20), device=given.device)
+        values = condition[name]
+        place = torch.arange(first, first + n, device=values.device)
+        counter = torch.tensor(repeat_key(step, 1 + zlib.crc32(name.encode()) % 2**20), device=values.device)
         gone = noise.uniform(Stream.CONDITION, place, counter, (), torch.float64) < probability
-        value = given.expand(n, *given.shape[1:])
+        value = values.expand(n, *values.shape[1:])
         if f"{name}_mask" in condition or name == "tokens":
             mask = condition.get(f"{name}_mask", torch.ones_like(value[..., 0], dtype=torch.bool))
             result[f"{name}_mask"] = mask & ~gone[:, None]
@@ -106,22 +106,22 @@ def dropout_of(denoiser: Denoiser, conditions: Sequence[str] | Dropout | None) -
     return dropout
 
 
-def dropouts(denoiser: Denoiser, names: Sequence[str], asked: float | Dropout | None) -> dict[str, float]:
+def dropouts(denoiser: Denoiser, names: Sequence[str], dropout: float | Dropout | None) -> dict[str, float]:
     """The dropout of each of a model's conditions: what is asked for, by default 0.1 where there is a null.
 
     Args:
         denoiser: the model.
         names: its conditions; a mask goes with its name.
-        asked: one probability for all, some by name, or None.
+        dropout: one probability for all, some by name, or None.
 
     Raises:
         ValueError: for a name that is none of the conditions, or a probability that cannot be.
     """
     takes = denoiser.takes or {}
-    by_name = asked if isinstance(asked, Mapping) else {}
+    by_name = dropout if isinstance(dropout, Mapping) else {}
     if unknown := [name for name in by_name if name not in names]:
         raise ValueError(f"condition_dropout of {unknown[0]!r}: the conditions are {', '.join(names) or 'none'}")
-    default = 0.1 if asked is None or isinstance(asked, Mapping) else asked
+    default = 0.1 if dropout is None or isinstance(dropout, Mapping) else dropout
     result = {}
     for name in names:
         null = takes[name].null if name in takes else name != "label"
@@ -129,7 +129,7 @@ def dropouts(denoiser: Denoiser, names: Sequence[str], asked: float | Dropout | 
     return dict(dropout_of(denoiser, result))
 
 
-def given_conditions(data: DataSet, conditional: bool | Sequence[str]) -> dict[str, Tensor]:
+def first_condition(data: DataSet, conditional: bool | Sequence[str]) -> dict[str, Tensor]:
     """The conditions of the first sample of a data set that a model is to take, with shape (1, *).
 
     Args:
@@ -142,21 +142,21 @@ def given_conditions(data: DataSet, conditional: bool | Sequence[str]) -> dict[s
     if conditional is False:
         return {}
     firsts = {split: source[evenly(1)][1] for split, source in data.splits.items()}
-    given = firsts["train"]
-    names = list(given) if conditional is True else list(conditional)
-    if not given or not names:
+    first = firsts["train"]
+    names = list(first) if conditional is True else list(conditional)
+    if not first or not names:
         raise ValueError(
             f"conditional=true needs labels or others, and {data.name} has none: give data with some, or false"
         )
-    if missing := [name for name in names if name not in given]:
-        raise ValueError(f"{data.name} has no condition {missing[0]!r}: it has {', '.join(given)}")
+    if missing := [name for name in names if name not in first]:
+        raise ValueError(f"{data.name} has no condition {missing[0]!r}: it has {', '.join(first)}")
     for split, there in firsts.items():
         if missing := [name for name in names if name not in there]:
             raise ValueError(
                 f"{data.name}: train has the condition {missing[0]!r} and {split} has not: give it to each"
             )
-    names += [f"{name}_mask" for name in names if f"{name}_mask" in given and f"{name}_mask" not in names]
-    return {name: given[name] for name in names}
+    names += [f"{name}_mask" for name in names if f"{name}_mask" in first and f"{name}_mask" not in names]
+    return {name: first[name] for name in names}
 
 
 def conditions_of(denoiser: Denoiser, source: Source, n: int) -> dict[str, Tensor]:
@@ -166,8 +166,8 @@ def conditions_of(denoiser: Denoiser, source: Source, n: int) -> dict[str, Tenso
     turn, and the vector of an augmentation, which is 0.
     """
     names = (denoiser.takes or {}).keys() - {"label", "augment"}
-    given = source[torch.arange(n, device="cpu") % len(source)][1] if names else {}
-    return {name: value for name, value in given.items() if name in names}
+    condition = source[torch.arange(n, device="cpu") % len(source)][1] if names else {}
+    return {name: value for name, value in condition.items() if name in names}
 
 
 def sizes_of(condition: Mapping[str, Tensor], flat: bool) -> dict[str, int]:

@@ -294,7 +294,7 @@ def bits(case: Case, model: Model, nudge: int = 0) -> tuple[Tensor, sde.LogProb]
 # starts one float32 rounding apart and with exp one unit in the last place apart, network in float32 or float64, took
 # 1520 to 1532 calls (the record 1514) and scattered by up to 1.08e-3 around their mean in one sample; the bound is five
 # times the standard deviation of a difference, 5 sqrt(2) 1.08e-3. Their tolerance of 1e-5 itself costs 0.02.
-# ddpm_vp took the same steps as the record and was 8e-5 away.
+# ddpm_vp took as many calls as the record, and was 8e-5 away with a network in float32, 2.5e-4 in float64.
 SCATTER = {"ddpmpp_vp": 7.6e-3, "ddpm_vp": 2e-3}
 
 
@@ -306,7 +306,9 @@ def test_bits_per_dim(case: Case) -> None:
     found, r = bits(case, case.model)
     # Flows of random weights are sensitive: a tolerance of 1e-6 moves these values by 0.02, as does ROUNDING for VP,
     # where the score goes with 1 / std. With it put back, what is left is the scatter.
-    assert (found - case["bpd"]).abs().max() < (0.02 if case.kind == "vp" else 2e-3)
+    # Under sub-VP g^2 goes with the variance, and the jumps cancel: in float32 and float64 with the record's calls, the
+    # values were within 6e-6 of it.
+    assert (found - case["bpd"]).abs().max() < {"vp": 0.02, "subvp": 2e-4, "ve": 2e-3}[case.kind]
     if case.kind == "vp":
         found, r = bits(case, loaded(case.name, case.kind, RoundedVP()).model)
         assert (found - case["bpd"]).abs().max() < SCATTER[case.name]
