@@ -54,7 +54,7 @@ class BatchPlan:
         total: the number of samples in the split.
         n: use the first n samples only; all by default.
         repeats: the number of draws of all noise for each sample.
-        batch_size: samples per batch.
+        batch_size: samples per batch, or fewer where there would be none for some of the processes.
         shard: the process whose batches these are; a single process by default.
     """
 
@@ -84,7 +84,8 @@ class BatchPlan:
         Yields:
             The repeat, the indices of all samples in the batch, and a mask of the unfinished ones.
         """
-        batches, finished = torch.arange(self.samples, device="cpu").split(self.batch_size), dict[int, frozenset[int]]()
+        size = min(self.batch_size, -(-self.samples // self.shard.world))  # with something for every process
+        batches, finished = torch.arange(self.samples, device="cpu").split(size), dict[int, frozenset[int]]()
         for number in range(self.shard.rank, self.repeats * len(batches), self.shard.world):
             repeat, place = divmod(number, len(batches))
             finished[repeat] = finished[repeat] if repeat in finished else done(repeat)
