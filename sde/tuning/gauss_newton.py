@@ -1,11 +1,11 @@
-r"""Levenberg and Marquardt's method for the numbers of a solver, with one step of the solver in memory.
+r"""Gauss-Newton steps and BFGS for the numbers of a solver, with one step of the solver in memory.
 
 With the errors :math:`e_b \in \mathbb R^m` of sample b and their mean square :math:`s_b`, the objective is
 
 .. math:: \frac1B \sum_b \rho(s_b) + \text{prior}, \qquad \rho(s) = c \log(1 + s / c) .
 
 A few samples start near the border between two modes, where the flow multiplies every error; the mean of the squares
-would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, ten times the median.
+would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, thirty times the median.
 Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
 
 **Gauss and Newton's matrix by probes.** :math:`J_b^\top v` for one vector v costs one pass backwards through the solver
@@ -14,11 +14,15 @@ J_b` is :math:`J_b^\top J_b`, so that
 
 .. math:: H = \frac{2}{B m} \sum_b w_b\, (J_b^\top v_b) (J_b^\top v_b)^\top
 
-is estimated from B products at the cost of a second gradient; for a single error, as that of a log-density, it is
+is estimated from B products at the cost of another gradient; for a single error, as that of a log-density, it is
 exact. A pass backwards computes every step again from its stored state, with the graph of this step alone.
 
-Levenberg 1944; Marquardt 1963; Nocedal and Wright, Numerical Optimization, 2006, section 10.3; Cauchy's loss: Barron
-2019, https://arxiv.org/abs/1701.03077.
+**BFGS in the metric of this matrix.** The noise of the probes ends the progress of Gauss-Newton steps long before the
+minimum. From there BFGS goes on with exact gradients, in the coordinates in which the mean of the latest estimates of
+H, with the prior, is the unit matrix.
+
+Levenberg 1944; Marquardt 1963; Nocedal and Wright, Numerical Optimization, 2006, sections 6.1 and 10.3; Cauchy's loss:
+Barron 2019, https://arxiv.org/abs/1701.03077.
 """
 
 from __future__ import annotations
@@ -27,8 +31,11 @@ __all__ = ["Descent", "gradients", "run"]
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +46,11 @@ from .design import Design, Numbers
 from .pilot import OutOfTime
 from .reference import PilotFlow
 
-ROBUST = 10.0
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+# The corner of the loss over the median of the squares, in learning and in judging.
+ROBUST, JUDGED = 30.0, 3.0
+# The probes of an estimate of H, and the weight of the earlier ones in their running mean.
+PROBES, EARLIER = 2, 0.7
 
 
 def run(
@@ -138,7 +149,7 @@ def _advance(
 
 @dataclass
 class Descent:
-    """Levenberg and Marquardt's iteration on a pilot.
+    """The descent of the numbers of a solver on a pilot.
 
     Args:
         design: the map from parameters to numbers.
@@ -157,63 +168,136 @@ class Descent:
 
     def begin(self, parameters: Tensor) -> None:
         """Starts from some parameters; their errors set the corner c of the loss."""
-        self.parameters, self.numbers = parameters, self.design.numbers(parameters)[2]
-        self.states, self.predictions = run(self.flow.dynamics, self.flow.begin, self.numbers, self.deadline)
-        self.squares = self._squares(self.states[-1])
-        self.corner, self.damping = ROBUST * self.squares.median().item(), 1e-2
-
-    def value(self, squares: Tensor) -> float:
-        """The objective without the prior; infinite where a sample is not finite."""
-        value = (self.corner * torch.log1p(squares / self.corner)).mean().item() if self.corner else 0.0
-        return value if math.isfinite(value) else math.inf
+        self.curvature: Tensor | None = None
+        self._take(parameters)
+        self.median, self.damping = self.squares.median().item(), 1e-2
 
     def held_out(self, flow: PilotFlow) -> float:
-        """The objective of the present parameters on another pilot."""
-        return self.value(
-            flow.errors(run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]).square().mean(1)
-        )
+        """The objective of the present parameters on another pilot, with a tenth of the corner: a few samples near a
+        border shall not decide."""
+        end = run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]
+        return self._loss(flow.errors(end).square().mean(1), JUDGED * self.median)
 
     def step(self, free: Tensor) -> float:
-        """One iteration over the parameters where the mask `free` is true; returns the relative gain."""
+        """A step of Levenberg and Marquardt over the parameters where the mask `free` is true; the relative gain."""
+        slope, h = self._slope(free, PROBES)
+        if self.curvature is not None:
+            h = EARLIER * self.curvature + (1.0 - EARLIER) * h
+        if not bool(slope.isfinite().all() and h.isfinite().all()):
+            return 0.0
+        self.curvature = h
+        strengths = self._strengths(free)
+        before, parameters = self._objective(free, strengths), self.parameters
+        slope = slope + 2.0 * strengths * parameters[free]
+        for _ in range(6):
+            diagonal = self.damping * (h.diagonal() + 1e-12 * h.diagonal().max() + 1e-300) + 2.0 * strengths
+            move = -torch.linalg.lstsq(h + diagonal.diag(), slope[:, None]).solution[:, 0]
+            after = self._try(parameters, free, move, strengths)
+            if after < before:
+                expected = -float(slope @ move + 0.5 * move @ (h @ move) + (strengths * move.square()).sum())
+                ratio = (before - after) / expected
+                self.damping = max(self.damping * (0.3 if ratio > 0.75 else 1.0 if ratio > 0.25 else 3.0), 1e-9)
+                return 1.0 - after / before
+            self.damping *= 5.0
+        self._take(parameters)
+        return 0.0
+
+    def refine(self, free: Tensor, iterations: int, progress: Callable[[], object]) -> None:
+        """Quasi-Newton iterations from the present parameters in the metric of the last steps.
+
+        Args:
+            free: a mask of the parameters that change.
+            iterations: at most as many; it ends when the last five gained less than 0.5 %.
+            progress: called after each of them.
+        """
+        from scipy.optimize import minimize
+
+        strengths, h = self._strengths(free), self.curvature
+        origin, scale = self.parameters, self._objective(free, strengths)
+        if h is None or not scale:
+            return
+        metric = h + (2.0 * strengths + 1e-2 * h.diagonal() + 1e-10 * h.diagonal().max()).diag()
+        factor, failed = torch.linalg.cholesky_ex(metric / scale)
+        if failed.item():
+            return
+        values, latest = [1.0], np.zeros(len(h))
+
+        def place(z: Vector) -> float:
+            nonlocal latest
+            latest = z.copy()
+            move = torch.linalg.solve_triangular(factor.T, torch.from_numpy(z)[:, None], upper=True)
+            return self._try(origin, free, move[:, 0], strengths) / scale
+
+        def objective(z: Vector) -> tuple[float, Vector]:
+            value = place(z)
+            if not math.isfinite(value):
+                return 1e3, np.zeros_like(z)  # above any value, so that the line search takes a shorter step
+            slope = self._slope(free, 0)[0] + 2.0 * strengths * self.parameters[free]
+            gradient = torch.linalg.solve_triangular(factor, slope[:, None] / scale, upper=False)
+            return value, gradient[:, 0].numpy()
+
+        def callback(intermediate_result: Any) -> None:
+            if not np.array_equal(latest, intermediate_result.x):
+                place(intermediate_result.x)
+            progress()
+            values.append(intermediate_result.fun)
+            if len(values) > 5 and values[-1] > (1.0 - 5e-3) * values[-6]:
+                raise StopIteration
+
+        options = {"maxiter": iterations, "gtol": 0.0}
+        minimize(objective, latest, method="BFGS", jac=True, callback=callback, options=options)
+
+    def _slope(self, free: Tensor, probes: int) -> tuple[Tensor, Tensor]:
+        """The gradient of the loss, and the mean of the estimates of H by some probes."""
         flow = self.flow
         with torch.enable_grad():
             end = _leaves(self.states[-1])
             errors = flow.errors(end)
-            v = torch.randint(2, errors.shape, generator=self.generator, dtype=torch.float64, device="cpu") * 2.0 - 1.0
-            products = [(errors * u.to(errors)).sum() for u in (errors.detach(), v)]
+            products = [(errors * errors.detach()).sum()]
+            for _ in range(probes):
+                v = torch.randint(2, errors.shape, generator=self.generator, dtype=torch.float64, device="cpu")
+                products.append((errors * (2.0 * v - 1.0).to(errors)).sum())
             directions = [torch.autograd.grad(product, end, retain_graph=True) for product in products]
         self.numbers, jacobian = self.design.jacobian(self.parameters)
-        gradient = gradients(flow, self.numbers, self.states, self.predictions, directions, self.deadline)
-        gradient = gradient @ jacobian[:, free]
-        w = (1.0 / (1.0 + self.squares / self.corner)).cpu()[:, None]
-        scale, value = 2.0 / errors.numel(), self.value(self.squares)
-        prior = value * self.prior.expand(len(free))[free]
-        slope = scale * (w * gradient[0]).sum(0) + 2.0 * prior * self.parameters[free]
-        h = scale * (w * gradient[1]).T @ gradient[1]
-        if not bool(slope.isfinite().all() and h.isfinite().all()):
-            return 0.0
-        before = value + float((prior * self.parameters[free].square()).sum())
-        for _ in range(6):
-            diagonal = self.damping * (h.diagonal() + 1e-12 * h.diagonal().max() + 1e-300) + 2.0 * prior
-            move = -torch.linalg.lstsq(h + diagonal.diag(), slope[:, None]).solution[:, 0]
-            trial = self.parameters.clone()
-            trial[free] += move
-            try:
-                numbers = self.design.numbers(trial)[2]
-                states, predictions = run(flow.dynamics, flow.begin, numbers, self.deadline)
-                squares = self._squares(states[-1])
-                after = self.value(squares) + float((prior * trial[free].square()).sum())
-            except ValueError:  # two times that are equal
-                after = math.inf
-            if after < before:
-                expected = -float(slope @ move + 0.5 * move @ (h @ move) + (prior * move.square()).sum())
-                ratio = (before - after) / expected
-                self.damping = max(self.damping * (0.3 if ratio > 0.75 else 1.0 if ratio > 0.25 else 3.0), 1e-9)
-                self.parameters, self.numbers, self.squares = trial, numbers, squares
-                self.states, self.predictions = states, predictions
-                return 1.0 - after / before
-            self.damping *= 5.0
-        return 0.0
+        each = gradients(flow, self.numbers, self.states, self.predictions, directions, self.deadline)
+        each = each @ jacobian[:, free]
+        w, scale = (1.0 / (1.0 + self.squares / self._corner)).cpu()[:, None], 2.0 / errors.numel()
+        h = torch.zeros(each.shape[-1], each.shape[-1], dtype=torch.float64, device="cpu")
+        for probe in each[1:]:
+            h += scale / probes * (w * probe).T @ probe
+        return scale * (w * each[0]).sum(0), h
 
-    def _squares(self, state: State) -> Tensor:
-        return self.flow.errors(state).square().mean(1)
+    def _strengths(self, free: Tensor) -> Tensor:
+        """The prior's strengths for the free parameters, in units of the objective."""
+        return self._loss(self.squares, self._corner) * self.prior.expand(len(free))[free]
+
+    def _objective(self, free: Tensor, strengths: Tensor) -> float:
+        """The loss of the present parameters with the prior."""
+        return self._loss(self.squares, self._corner) + float((strengths * self.parameters[free].square()).sum())
+
+    def _try(self, origin: Tensor, free: Tensor, move: Tensor, strengths: Tensor) -> float:
+        """Moves the free parameters away from an origin; returns the objective there."""
+        trial = origin.clone()
+        trial[free] += move
+        try:
+            self._take(trial)
+        except ValueError:  # two times that are equal
+            return math.inf
+        return self._objective(free, strengths)
+
+    def _take(self, parameters: Tensor) -> None:
+        """Sets the parameters, and solves the pilot with them."""
+        numbers = self.design.numbers(parameters)[2]
+        self.states, self.predictions = run(self.flow.dynamics, self.flow.begin, numbers, self.deadline)
+        self.parameters, self.numbers = parameters, numbers
+        self.squares = self.flow.errors(self.states[-1]).square().mean(1)
+
+    @property
+    def _corner(self) -> float:
+        return ROBUST * self.median
+
+    @staticmethod
+    def _loss(squares: Tensor, corner: float) -> float:
+        """The mean of rho; infinite where a sample is not finite."""
+        value = (corner * torch.log1p(squares / corner)).mean().item() if corner else 0.0
+        return value if math.isfinite(value) else math.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["PilotFlow", "frozen", "pilot_flow", "solved"]
+__all__ = ["PilotFlow", "frozen", "pilot_flow", "prior_draws", "solved"]
 
 import contextlib
 import itertools
@@ -20,6 +20,7 @@ from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, Semilinear, State, finite, rows
 from ..likelihood.flow import DensityFlow
 from ..noise import Noise, Stream, repeat_key
+from ..processes import SDE
 from ..sampling import state_like
 from ..shapes import check_recordable, event_dims, float64
 from ..solvers import RungeKutta
@@ -86,11 +87,19 @@ def pilot_flow(
         return PilotFlow(flow.dynamics, flow.start, process.t_min, process.t_max)
     assert shape is not None
     reference = state_like(denoiser)
-    index = repeat_key(torch.arange(shape[0], device=reference.device), 1)
-    z = Noise(seed).normal(Stream.PRIOR, index, torch.zeros_like(index), shape[1:], dtype or reference.dtype)
-    begin = (process.prior_var(float64(process.t_max)).sqrt().item() * z,)
+    index = torch.arange(shape[0], device=reference.device)
+    begin = prior_draws(process, seed, index, 1, shape[1:], dtype or reference.dtype)
     dynamics = Reverse(Conditioned(denoiser, condition, torch.zeros_like(index)), eta=0.0)
-    return PilotFlow(dynamics, begin, process.t_max, process.t_min)
+    return PilotFlow(dynamics, (begin,), process.t_max, process.t_min)
+
+
+def prior_draws(
+    process: SDE, seed: int, index: Tensor, repeat: int, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """Draws of the prior for the rows `index` of a pilot; :func:`sde.sample` has `repeat` 0."""
+    keys = repeat_key(index, repeat)
+    z = Noise(seed).normal(Stream.PRIOR, keys, torch.zeros_like(keys), shape, dtype)
+    return process.prior_var(float64(process.t_max)).sqrt().item() * z
 
 
 def solved(

@@ -2,7 +2,7 @@ r"""Solvers designed for a model by a pilot run.
 
 The pilot is solved accurately, and a quarter of its samples is held out. From the best standard grid, the times are
 tuned first; then all numbers of the solver (:mod:`sde.tuning.design`), with a prior whose strength falls by steps as
-long as that helps the samples that are held out.
+long as that helps the samples that are held out (:mod:`sde.tuning.gauss_newton`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from ..solvers import Arcsinh, Designed, UniPC
 from ..trace import Trace
 from .design import Design
 from .gauss_newton import Descent
+from .hard_starts import with_hard_starts
 from .pilot import OutOfTime
 from .reference import PilotFlow, frozen, pilot_flow, solved
 
-# The strengths of the prior, and the largest number of iterations with each of them.
-STRENGTHS, ITERATIONS = (1e-1, 1e-2, 1e-3, 1e-4), 12
+# The strengths of the prior, and with each of them the Gauss-Newton steps and the largest number of those of BFGS.
+STRENGTHS, STEPS, REFINEMENTS = (1e-2, 1e-3, 1e-4), 5, 40
 # The smallest pilot: some to learn from, and some that are held out.
 SMALLEST = 4
 
@@ -54,9 +55,10 @@ def tune_solver(
     r"""A solver of `steps` network calls that is designed for a model by a pilot run.
 
     Times, coefficients and the noise levels on which the network is conditioned are those with which the pilot comes
-    closest to its accurate solution, by Gauss and Newton's method (:mod:`sde.tuning.gauss_newton`). For sampling, the
-    pilot starts from `shape[0]` draws of the prior, which differ from those of :func:`sde.sample`; for likelihoods,
-    from data, and the error is that of the log-density.
+    closest to its accurate solution, by Gauss-Newton steps and BFGS (:mod:`sde.tuning.gauss_newton`). For sampling, the
+    pilot starts from `shape[0]` draws of the prior, which differ from those of :func:`sde.sample`, every other one from
+    the hardest of seven (:mod:`sde.tuning.hard_starts`); for likelihoods, from data, and the error is that of the
+    log-density.
 
     Args:
         denoiser: the model, guidance and wrappers included: the solver belongs to all of it.
@@ -94,6 +96,8 @@ def tune_solver(
         atol = None if data is None else tolerance * math.prod(data.shape[1:]) * math.log(2.0)
         start: dict[str, Any] = {"trace": trace, "condition": condition, "seed": seed, "dtype": dtype, "atol": atol}
         flow = pilot_flow(denoiser, shape, data, **start)
+        if data is None:
+            flow = with_hard_starts(flow, seed, math.inf if seconds is None else begun + seconds / 6.0)
         flow = solved(flow, tolerance, third, progress=lambda done: report(0.25 * done))
         origin = f"{purpose(denoiser, condition, data=data is not None)}, from {len(flow)} pilot samples"
         if len(flow) < SMALLEST:
@@ -132,20 +136,27 @@ def _designed(
         times_alone = gaps | (shift & (shift.cumsum(0) == 1))
         descent = Descent(design, train, deadline, generator)
         strengths = [(0.0, times_alone), *((s, torch.ones_like(gaps)) for s in STRENGTHS)]
+        least, done, total = math.inf, 0, len(strengths) * (STEPS + REFINEMENTS)
+
+        def judge() -> None:
+            nonlocal best, least, done
+            if (error := descent.held_out(held)) < least:
+                best, least = (design, descent.parameters), error
+            done += 1
+            report(done / total)
+
         for k, (strength, free) in enumerate(strengths):
             descent.prior = strength * (~times_alone).double()
             descent.begin(best[1])
             least = before = descent.held_out(held)
-            stalled = 0
-            for i in range(ITERATIONS):
-                stalled = stalled + 1 if descent.step(free) < 5e-3 else 0
-                if (error := descent.held_out(held)) < least:
-                    best, least = (design, descent.parameters), error
-                report((k + (i + 1) / ITERATIONS) / len(strengths))
-                if stalled == 3:
-                    break
+            for _ in range(STEPS if k else 2 * STEPS):
+                descent.step(free)
+                judge()
+            if k:
+                descent.refine(free, REFINEMENTS, judge)
             if k and least > 0.999 * before:
                 break
+            done = (k + 1) * (STEPS + REFINEMENTS)
     except OutOfTime:
         pass
     return best[0].solver(best[1], origin)
