@@ -18,6 +18,7 @@ __all__ = ["PosteriorProblem", "Way", "compare_posteriors", "posterior_problem",
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -299,14 +300,23 @@ def _write(path: Path, text: str) -> None:
 def _plot(path: Path, noises: Sequence[float], points: Sequence[tuple[str, float, float, float]]) -> None:
     from matplotlib.figure import Figure  # slow to import, and rarely needed
 
-    figure = Figure(figsize=(4.0 * len(noises), 4.2), dpi=120, layout="constrained")
+    names = list(dict.fromkeys(name for name, _, cost, _ in points if cost))
+    families = list(dict.fromkeys(re.split(r"[,(]", name)[0] for name in names))
+    marks = dict.fromkeys(families, 0)
+    styles = dict[str, tuple[str, str]]()
+    for name in names:  # a colour for a method, a mark for its settings
+        family = re.split(r"[,(]", name)[0]
+        styles[name] = (f"C{families.index(family)}", "osD^vP"[marks[family] % 6])
+        marks[family] += 1
+    figure = Figure(figsize=(4.0 * len(noises) + 3.0, 4.8), dpi=120, layout="constrained")
     for axes, noise in zip(np.atleast_1d(figure.subplots(1, len(noises), sharey=True)), noises):
         for name, at, cost, error in points:
             if at == noise and cost == 0.0:
                 axes.axhline(error, color="0.6", linewidth=1.0, label=name)
             elif at == noise:
-                axes.loglog(cost, error, "o", label=name)
+                colour, mark = styles[name]
+                axes.loglog(cost, error, mark, color=colour, label=name)
         axes.set(title=f"noise {noise:g}", xlabel="calls and products for one draw")
     figure.axes[0].set_ylabel("error (prior standard deviations)")
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path)
