@@ -22,7 +22,7 @@ import torch
 import sde
 from sde.evaluation import Quality, QualityJob, load_classifier
 from sde.evaluation.feature_files import FeatureFiles
-from sde.evaluation.item_sets import DrawnItems, StoredItems
+from sde.evaluation.item_sets import DrawnItems, ItemSet, StoredItems
 from sde.instantiate import build
 from sde.solvers import RungeKutta, Solver, UniPC
 from sde.storage.checkpoint import load_checkpoint, resolve
@@ -62,8 +62,9 @@ def quality(checkpoint: Path, chosen: dict[str, Solver], classifier: str, n: int
     """The quality of n samples of every solver."""
     model, tree = sde.load(checkpoint), json.loads(load_checkpoint(checkpoint)["config"])["data"]
     data, source, features = build(tree, rooms=("sde.data",)), sha256(checkpoint), load_classifier(classifier)
-    sets = [DrawnItems(name, model, n, solver, 0, source, n) for name, solver in chosen.items()]
-    files = [FeatureFiles(features, one, cache) for one in (*sets, StoredItems.of_split(data, "train"))]
+    sets: list[ItemSet] = [DrawnItems(name, model, n, solver, 0, source, n) for name, solver in chosen.items()]
+    sets.append(StoredItems.of_split(data, "train"))
+    files = [FeatureFiles(features, one, cache) for one in sets]
     job = QualityJob(files[:-1], files[-1], SHOWN, settings={"seed": 0, "groups": 20, "permutations": 199})
     for state in job.extract():
         print(state, flush=True)

@@ -26,7 +26,8 @@ from sde.sampling import sample
 from sde.solvers import DORMAND_PRINCE_8, Arcsinh, Designed, RungeKutta, Solver, UniPC
 from sde.tuning import load_solver, purpose
 from sde.tuning.design import Design
-from sde.tuning.gauss_newton import gradients, run
+from sde.tuning.gauss_newton import Descent, gradients, run
+from sde.tuning.hard_starts import with_hard_starts
 from sde.tuning.reference import pilot_flow, solved
 
 
@@ -104,6 +105,57 @@ def test_it_starts_at_the_plain_method(mixture: Mixture) -> None:
     d = mixture.denoiser(process)
     both = (sample(d, x_T=x, solver=s).x for s in (design.solver(design.start(), ""), plain))
     torch.testing.assert_close(*both)
+
+
+def test_bfgs_goes_on_where_gauss_newton_steps_end(mixture: Mixture) -> None:
+    """Its objective never rises, and the parameters that remain are those of its last report."""
+    process = VP()
+    flow = solved(pilot_flow(mixture.denoiser(process), (48, 2), None), 1e-6)
+    design = Design(UniPC(4, 3, variable=Arcsinh()), process, LogSNR().times(process, 4, flow.start, flow.stop), 1.0)
+    prior = torch.tensor([1e-4], dtype=torch.float64)
+    descent = Descent(design, flow, math.inf, torch.Generator().manual_seed(0), prior)
+    descent.begin(design.start())
+    free = torch.ones(sum(design.sizes), dtype=torch.bool)
+    for _ in range(5):
+        descent.step(free)
+    begun, values = descent.held_out(flow), list[float]()
+    descent.refine(free, 20, lambda: values.append(descent.held_out(flow)))
+    assert values[-1] < 0.5 * begun
+    assert values[-1] == descent.held_out(flow)
+    errors = flow.errors(run(flow.dynamics, flow.begin, design.numbers(descent.parameters)[2])[0][-1])
+    torch.testing.assert_close(errors.square().mean(1), descent.squares)
+
+
+class Moved(Wrapper):
+    """The data moved by 4 for the label 1."""
+
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        by = 4.0 * condition["label"].to(x_t)[:, None]
+        return self.inner.predict(what, x_t - by, t) + by
+
+
+def test_half_of_a_pilot_starts_near_a_border() -> None:
+    """Two modes, with the border between them where the label says: the hardest of seven starts is near it."""
+    half, means = torch.tensor([0.5, 0.5]).double(), torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    inner = Mixture(half, means, 0.01 * torch.ones(2, 1, 1, dtype=torch.float64)).denoiser(VE(sigma_max=4.0))
+    d, label = Moved(inner), torch.arange(128) % 2
+    flow = pilot_flow(d, (128, 1), None, condition={"label": label})
+    harder = with_hard_starts(flow, 0)
+    before, after = (f.begin[0] for f in (flow, harder))
+    moved = (before != after)[:, 0]
+    assert 32 < moved.sum() <= 64  # of seven starts the first is the hardest now and then
+
+    def disagreement(x: Tensor) -> Tensor:
+        coarse, fine = (
+            sample(d, x_T=x, condition={"label": label}, solver=UniPC(n, 3, variable=Arcsinh())).x for n in (8, 16)
+        )
+        return (coarse - fine).abs()[:, 0]
+
+    assert bool((disagreement(after) > disagreement(before))[moved].all())
+    near, typical = ((x[:, 0] - 4.0 * label).abs() for x in (after, before))
+    for each in (0, 1):
+        assert near[moved & (label == each)].median() < 0.5 * typical[label == each].median()
+    assert torch.equal(with_hard_starts(flow, 0, deadline=-math.inf).begin[0], before)
 
 
 class Clocked(Wrapper):
