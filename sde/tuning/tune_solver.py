@@ -57,8 +57,8 @@ def tune_solver(
     Times, coefficients and the noise levels on which the network is conditioned are those with which the pilot comes
     closest to its accurate solution, by Gauss-Newton steps and BFGS (:mod:`sde.tuning.gauss_newton`). For sampling, the
     pilot starts from `shape[0]` draws of the prior, which differ from those of :func:`sde.sample`, half of them
-    the hardest of seven (:mod:`sde.tuning.hard_starts`); for likelihoods, from data, and the error is that of the
-    log-density.
+    near a border between modes (:mod:`sde.tuning.hard_starts`); for likelihoods, from data, and the error is that of
+    the log-density.
 
     Args:
         denoiser: the model, guidance and wrappers included: the solver belongs to all of it.
