@@ -135,7 +135,7 @@ class Moved(Wrapper):
 
 
 def test_half_of_a_pilot_starts_near_a_border() -> None:
-    """Two modes, with the border between them where the label says: the hardest of seven starts is near it."""
+    """Two modes, with the border between them where the label says: the hardest starts of four are near it."""
     half, means = torch.tensor([0.5, 0.5]).double(), torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     inner = Mixture(half, means, 0.01 * torch.ones(2, 1, 1, dtype=torch.float64)).denoiser(VE(sigma_max=4.0))
     d, label = Moved(inner), torch.arange(128) % 2
@@ -143,7 +143,7 @@ def test_half_of_a_pilot_starts_near_a_border() -> None:
     harder = with_hard_starts(flow, 0)
     before, after = (f.begin[0] for f in (flow, harder))
     moved = (before != after)[:, 0]
-    assert 32 < moved.sum() <= 64  # of seven starts the first is the hardest now and then
+    assert moved.sum() == 64
 
     def disagreement(x: Tensor) -> Tensor:
         coarse, fine = (
@@ -151,7 +151,8 @@ def test_half_of_a_pilot_starts_near_a_border() -> None:
         )
         return (coarse - fine).abs()[:, 0]
 
-    assert bool((disagreement(after) > disagreement(before))[moved].all())
+    # The hardest of four is harder than 84 % of all starts in half of the cases.
+    assert disagreement(after)[moved].min() > disagreement(before).median()
     near, typical = ((x[:, 0] - 4.0 * label).abs() for x in (after, before))
     for each in (0, 1):
         assert near[moved & (label == each)].median() < 0.5 * typical[label == each].median()
