@@ -5,7 +5,7 @@ With the errors :math:`e_b \in \mathbb R^m` of sample b and their mean square :m
 .. math:: \frac1B \sum_b \rho(s_b) + \text{prior}, \qquad \rho(s) = c \log(1 + s / c) .
 
 A few samples start near the border between two modes, where the flow multiplies every error; the mean of the squares
-would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, thirty times the median.
+would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, three hundred times the median.
 Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
 
 **Gauss and Newton's matrix by probes.** :math:`J_b^\top v` for one vector v costs one pass backwards through the solver
@@ -48,7 +48,7 @@ from .reference import PilotFlow
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 # The corner of the loss over the median of the squares, in learning and in judging.
-ROBUST, JUDGED = 30.0, 3.0
+ROBUST, JUDGED = 300.0, 30.0
 # The probes of an estimate of H, and the weight of the earlier ones in their running mean.
 PROBES, EARLIER = 2, 0.7
 
