@@ -5,7 +5,8 @@ With the errors :math:`e_b \in \mathbb R^m` of sample b and their mean square :m
 .. math:: \frac1B \sum_b \rho(s_b) + \text{prior}, \qquad \rho(s) = c \log(1 + s / c) .
 
 A few samples start near the border between two modes, where the flow multiplies every error; the mean of the squares
-would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, three hundred times the median.
+would see these samples alone. :math:`\rho` counts the relative error of a sample beyond c, which is thirty times the
+median, and for samples at least the square of 1 % of the standard deviation of the data: smaller errors need no help.
 Its weights :math:`w_b = \rho'(s_b)` are those of iteratively reweighted least squares.
 
 **Gauss and Newton's matrix by probes.** :math:`J_b^\top v` for one vector v costs one pass backwards through the solver
@@ -47,8 +48,9 @@ from .pilot import OutOfTime
 from .reference import PilotFlow
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
-# The corner of the loss over the median of the squares, in learning and in judging.
-ROBUST, JUDGED = 300.0, 30.0
+# The corner of the loss over the median of the squares, its smallest square root in standard deviations of the data, and
+# the share of it where held-out samples are judged.
+ROBUST, SMALLEST, JUDGED = 30.0, 0.01, 0.1
 # The probes of an estimate of H, and the weight of the earlier ones in their running mean.
 PROBES, EARLIER = 2, 0.7
 
@@ -170,13 +172,15 @@ class Descent:
         """Starts from some parameters; their errors set the corner c of the loss."""
         self.curvature: Tensor | None = None
         self._take(parameters)
-        self.median, self.damping = self.squares.median().item(), 1e-2
+        self.corner, self.damping = ROBUST * self.squares.median().item(), 1e-2
+        if self.corner and not self.design.density:
+            self.corner = max(self.corner, (SMALLEST * self.design.data_std) ** 2)
 
     def held_out(self, flow: PilotFlow) -> float:
         """The objective of the present parameters on another pilot, with a tenth of the corner: a few samples near a
         border shall not decide."""
         end = run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]
-        return self._loss(flow.errors(end).square().mean(1), JUDGED * self.median)
+        return self._loss(flow.errors(end).square().mean(1), JUDGED * self.corner)
 
     def step(self, free: Tensor) -> float:
         """A step of Levenberg and Marquardt over the parameters where the mask `free` is true; the relative gain."""
@@ -261,7 +265,7 @@ class Descent:
         self.numbers, jacobian = self.design.jacobian(self.parameters)
         each = gradients(flow, self.numbers, self.states, self.predictions, directions, self.deadline)
         each = each @ jacobian[:, free]
-        w, scale = (1.0 / (1.0 + self.squares / self._corner)).cpu()[:, None], 2.0 / errors.numel()
+        w, scale = (1.0 / (1.0 + self.squares / self.corner)).cpu()[:, None], 2.0 / errors.numel()
         h = torch.zeros(each.shape[-1], each.shape[-1], dtype=torch.float64, device="cpu")
         for probe in each[1:]:
             h += scale / probes * (w * probe).T @ probe
@@ -269,11 +273,11 @@ class Descent:
 
     def _strengths(self, free: Tensor) -> Tensor:
         """The prior's strengths for the free parameters, in units of the objective."""
-        return self._loss(self.squares, self._corner) * self.prior.expand(len(free))[free]
+        return self._loss(self.squares, self.corner) * self.prior.expand(len(free))[free]
 
     def _objective(self, free: Tensor, strengths: Tensor) -> float:
         """The loss of the present parameters with the prior."""
-        return self._loss(self.squares, self._corner) + float((strengths * self.parameters[free].square()).sum())
+        return self._loss(self.squares, self.corner) + float((strengths * self.parameters[free].square()).sum())
 
     def _try(self, origin: Tensor, free: Tensor, move: Tensor, strengths: Tensor) -> float:
         """Moves the free parameters away from an origin; returns the objective there."""
@@ -291,10 +295,6 @@ class Descent:
         self.states, self.predictions = run(self.flow.dynamics, self.flow.begin, numbers, self.deadline)
         self.parameters, self.numbers = parameters, numbers
         self.squares = self.flow.errors(self.states[-1]).square().mean(1)
-
-    @property
-    def _corner(self) -> float:
-        return ROBUST * self.median
 
     @staticmethod
     def _loss(squares: Tensor, corner: float) -> float:
