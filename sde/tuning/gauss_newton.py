@@ -48,8 +48,8 @@ from .pilot import OutOfTime
 from .reference import PilotFlow
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
-# The corner of the loss over the median of the squares, its smallest square root in standard deviations of the data, and
-# the share of it where held-out samples are judged.
+# The corner of the loss over the median of the squares, its least root in standard deviations of the data, and the
+# share of it where held-out samples are judged.
 ROBUST, SMALLEST, JUDGED = 30.0, 0.01, 0.1
 # The probes of an estimate of H, and the weight of the earlier ones in their running mean.
 PROBES, EARLIER = 2, 0.7
