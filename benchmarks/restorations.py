@@ -3,7 +3,7 @@ r"""Restorations of test items by every method: the tables and pictures in the d
     python scripts/train.py data=false_colours network.width=24 optimizer.lr=1e-3 decay=cosine steps=1800 \
         run_dir=runs/coloured-digits
     python benchmarks/restorations.py --runs runs/digits-vp runs/coloured-digits --name digits
-    python benchmarks/restorations.py --runs runs/xray --name xray --tasks inpaint-box super-resolution denoise
+    python benchmarks/restorations.py --runs runs/xray --name xray --items 3 --tasks inpaint-box super-resolution
 
 Models of grey images restore those, models of coloured ones their colours. Each pair of a task and a method is stored
 in the run when it is done, and the same command continues. PSNR and SSIM are those of single draws, and the PSNR of the

@@ -62,7 +62,7 @@ def tune_solver(
 
     Args:
         denoiser: the model, guidance and wrappers included: the solver belongs to all of it.
-        shape: the shape (B, \*) of the pilot, for sampling; 256 samples are good, and fewer than 4 are refused.
+        shape: the shape (B, \*) of the pilot, for sampling; 256 samples are good, 512 better; fewer than 4 are refused.
         steps: the number of steps and network calls.
         data: data in the model's range, with shape (B, \*), for likelihoods and encoding.
         trace: the trace for likelihoods, one Rademacher probe by default.
