@@ -2,11 +2,14 @@ r"""What a designed solver is worth on a trained model: the table in the documen
 
     python benchmarks/designed_solvers.py --run runs/digits-vp --classifier runs/classifiers/digits.pt
 
-For every budget of network calls: UniPC on its own grid, UniPC on a tuned grid, and a designed solver. Tuning and design
-have as many seconds each, the pilot of the grid its 64 samples, with which it gets farthest in that time. The first number is the root mean square distance to the exact flow from the same starts, in
-standard deviations of the data, the network and the solver in float64; then the distances of drawn samples from the
-training data, on the features of the classifier. All sets have the same seed, so that sample i of every set starts from
-the same noise, and differences from the exact flow are paired. No pilot has these starts.
+For every budget of network calls: UniPC on its own grid, UniPC on a tuned grid, and a designed solver. Tuning and
+design have as many seconds each; the pilot of the grid has its 64 samples, with which it gets farthest in that
+time.
+
+The first number is the root mean square distance to the exact flow from the same starts, which no pilot has, in
+standard deviations of the data, the network and the solver in float64. Then come the distances of drawn samples
+from the training data, on the features of the classifier. All sets have the same seed: sample i of every set starts
+from the same noise, and differences from the exact flow are paired.
 """
 
 from __future__ import annotations
