@@ -19,6 +19,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -300,13 +301,10 @@ def _write(path: Path, text: str) -> None:
 def _plot(path: Path, noises: Sequence[float], points: Sequence[tuple[str, float, float, float]]) -> None:
     from matplotlib.figure import Figure  # slow to import, and rarely needed
 
-    names = list(dict.fromkeys(name for name, _, cost, _ in points if cost))
-    families = list(dict.fromkeys(re.split(r"[,(]", name)[0] for name in names))
-    marks = dict.fromkeys(families, 0)
-    styles = dict[str, tuple[str, str]]()
-    for name in names:  # a colour for a method, a mark for its settings
-        family = re.split(r"[,(]", name)[0]
-        styles[name] = (f"C{families.index(family)}", "osD^vP"[marks[family] % 6])
+    families = {name: re.split(r"[,(]", name)[0] for name, _, cost, _ in points if cost}
+    colours, marks, styles = list(dict.fromkeys(families.values())), Counter[str](), dict[str, tuple[str, str]]()
+    for name, family in families.items():  # a colour for a method, a mark for its settings
+        styles[name] = (f"C{colours.index(family)}", "osD^vP"[marks[family] % 6])
         marks[family] += 1
     figure = Figure(figsize=(4.0 * len(noises) + 3.0, 4.8), dpi=120, layout="constrained")
     for axes, noise in zip(np.atleast_1d(figure.subplots(1, len(noises), sharey=True)), noises):

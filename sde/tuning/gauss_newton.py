@@ -182,13 +182,13 @@ class Descent:
         end = run(flow.dynamics, flow.begin, self.numbers, self.deadline)[0][-1]
         return self._loss(flow.errors(end).square().mean(1), JUDGED * self.corner)
 
-    def step(self, free: Tensor) -> float:
-        """A step of Levenberg and Marquardt over the parameters where the mask `free` is true; the relative gain."""
+    def step(self, free: Tensor) -> None:
+        """A step of Levenberg and Marquardt over the parameters where the mask `free` is true, if one helps."""
         slope, h = self._slope(free, PROBES)
         if self.curvature is not None:
             h = EARLIER * self.curvature + (1.0 - EARLIER) * h
         if not bool(slope.isfinite().all() and h.isfinite().all()):
-            return 0.0
+            return
         self.curvature = h
         strengths = self._strengths(free)
         before, parameters = self._objective(free, strengths), self.parameters
@@ -201,10 +201,9 @@ class Descent:
                 expected = -float(slope @ move + 0.5 * move @ (h @ move) + (strengths * move.square()).sum())
                 ratio = (before - after) / expected
                 self.damping = max(self.damping * (0.3 if ratio > 0.75 else 1.0 if ratio > 0.25 else 3.0), 1e-9)
-                return 1.0 - after / before
+                return
             self.damping *= 5.0
         self._take(parameters)
-        return 0.0
 
     def refine(self, free: Tensor, iterations: int, progress: Callable[[], object]) -> None:
         """Quasi-Newton iterations from the present parameters in the metric of the last steps.

@@ -50,7 +50,7 @@ def with_hard_starts(flow: PilotFlow, seed: int, deadline: float = math.inf) -> 
             for k in range(2, DRAWS + 2):
                 starts.append(prior_draws(process, seed, chunk, k, begin.shape[1:], begin.dtype))
                 coarse, fine = (run(part.dynamics, (starts[-1],), n, deadline)[0][-1][0] for n in solvers)
-                each.append((coarse - fine).double().flatten(1).square().mean(1).nan_to_num(-1.0))
+                each.append((coarse - fine).double().flatten(1).square().mean(1).nan_to_num(nan=-1.0, posinf=-1.0))
             hardness[chunk], best = torch.stack(each).max(0)
             candidates[chunk] = torch.stack(starts)[best, torch.arange(len(chunk), device=device)]
     except OutOfTime:
