@@ -14,6 +14,7 @@ Chen et al., Neural Ordinary Differential Equations, 2018, https://arxiv.org/abs
 from __future__ import annotations
 
 __all__ = [
+    "OF_THE_FLOW",
     "TOLERANCE",
     "DensityFlow",
     "LogProb",
@@ -53,6 +54,8 @@ from ..trace import Hutchinson, Trace
 
 #: The default tolerance of the log-density of a sample in a step of an adaptive solver, in bits/dim.
 TOLERANCE = 5e-5
+#: What the refusal of a guided denoiser advises where `guided` can be set.
+OF_THE_FLOW = "; guided=True computes the density of the flow itself, from which its samples come"
 
 
 class PriorDensity(Protocol):
@@ -271,7 +274,7 @@ def log_prob(
     check_callable(progress=progress)
     _check(x)
     if not guided:
-        check_unguided(denoiser, "; guided=True computes the density of the flow itself, from which its samples come")
+        check_unguided(denoiser, OF_THE_FLOW)
     process = denoiser.process
     if error is not None or error_per_image is not None:
         if atol is not None:

@@ -15,9 +15,10 @@ from sde.grids import LogSNR
 from sde.likelihood.flow import step_error
 from sde.noise import Noise, Stream
 from sde.processes import SDE, VE, VP
-from sde.solvers import Designed, RungeKutta
+from sde.solvers import Arcsinh, Designed, RungeKutta, UniPC
 from sde.tuning import Choice, PilotRows, choose_solver, pilot_rows
-from sde.tuning.likelihood import CONFIRMED, PILOT, _times
+from sde.tuning.design import Design
+from sde.tuning.likelihood import CONFIRMED, PILOT, _runs, _times
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,35 @@ def test_where_no_pilot_pays(mixture: Mixture) -> None:
     tight = choose(mixture, VP(), error=1e-3)
     assert isinstance(tight.solver, RungeKutta)
     assert "accurate enough" in str(tight) or "not confirmed" in str(tight)
+
+
+def test_the_reference_doubles_its_steps_until_half_of_them_agrees(gentle: Mixture) -> None:
+    loose = choose(gentle, VP(), error=4e-3, error_per_image=1.6e-2)
+    assert isinstance(loose.solver, Designed)
+    assert loose.confirmation == (128 + loose.solver.steps) * CONFIRMED
+    never = choose(gentle, VP(), error=1e-12)
+    assert isinstance(never.solver, RungeKutta)
+    assert "not even 512" in str(never)
+    assert never.confirmation == (128 + 256 + 512) * CONFIRMED
+    assert never.calls == (20 + 64 + 128 + 256 + 512) * PILOT
+
+
+def test_the_reference_agrees_with_an_adaptive_solution(gentle: Mixture) -> None:
+    """Ten times closer than the error of a sample for which it is taken."""
+    process, some = VP(), rows(gentle, VP(), CONFIRMED, 1)
+    times = _times(process, 128, None)
+    design = Design(UniPC(128, 3, variable=Arcsinh(1.0)), process, times, 1.0, density=True)
+    bits = _runs(gentle.denoiser(process), design, some, None, 0).bits
+    exact = sde.log_prob(gentle.denoiser(process), some.x, solver=RungeKutta(rtol=1e-8, atol=1e-8), atol=1e-7).nats
+    assert float((bits - exact / (2.0 * math.log(2.0))).square().mean().sqrt()) < 1.6e-3
+
+
+def test_a_guided_denoiser_is_refused_unless_asked_for(gentle: Mixture) -> None:
+    denoiser = gentle.denoiser(VP())
+    denoiser.guided = True
+    some = rows(gentle, VP(), 8, 0)
+    with pytest.raises(ValueError, match="guided=True computes the density of the flow"):
+        choose_solver(denoiser, some, some, 1000, error=1e-2)
 
 
 def test_rows_that_are_unlike_the_pilot_go_back_to_the_adaptive_solver(gentle: Mixture) -> None:
