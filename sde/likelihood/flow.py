@@ -19,6 +19,7 @@ __all__ = [
     "DensityFlow",
     "LogProb",
     "PriorDensity",
+    "check_states",
     "check_unguided",
     "default_solver",
     "last_state",
@@ -272,7 +273,7 @@ def log_prob(
     """
     solver, x = chosen_solver(denoiser, solver, default_solver), numbers_of("x", x)
     check_callable(progress=progress)
-    _check(x)
+    check_states(x)
     if not guided:
         check_unguided(denoiser, OF_THE_FLOW)
     process = denoiser.process
@@ -302,7 +303,8 @@ def check_unguided(denoiser: Denoiser, advice: str = "") -> None:
         )
 
 
-def _check(x: Tensor) -> None:
+def check_states(x: Tensor) -> None:
+    """Refuses states that have no log-density."""
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(
             f"log_prob: expected data of shape (B, *) with B >= 1 and an event dimension, got {tuple(x.shape)}"

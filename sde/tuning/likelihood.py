@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ..denoisers import Denoiser
 from ..grids import LogSNR
-from ..likelihood.flow import OF_THE_FLOW, DensityFlow, check_unguided, default_solver, step_error
+from ..likelihood.flow import OF_THE_FLOW, DensityFlow, check_states, check_unguided, default_solver, step_error
 from ..processes import SDE
 from ..sampling import evaluating
 from ..shapes import event_dims, float64, recording
@@ -165,6 +165,9 @@ def choose_solver(
         ValueError: as :func:`sde.likelihood.flow.step_error`, or if the denoiser is guided and `guided` is false.
     """
     step = step_error(error, error_per_image)
+    for part in (pilot, unseen):
+        if len(part.x):
+            check_states(part.x)
     if not guided:
         check_unguided(denoiser, OF_THE_FLOW)
     error = math.inf if error is None else error

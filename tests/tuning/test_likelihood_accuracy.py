@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sde
+from sde.denoisers import Prediction, Wrapper
 from sde.exact import Mixture
 from sde.grids import LogSNR
 from sde.likelihood.flow import step_error
@@ -117,6 +118,26 @@ def test_the_reference_agrees_with_an_adaptive_solution(gentle: Mixture) -> None
     bits = _runs(gentle.denoiser(process), design, some, None, 0).bits
     exact = sde.log_prob(gentle.denoiser(process), some.x, solver=RungeKutta(rtol=1e-8, atol=1e-8), atol=1e-7).nats
     assert float((bits - exact / (2.0 * math.log(2.0))).square().mean().sqrt()) < 1.6e-3
+
+
+class Failing(Wrapper):
+    """A network that is not finite to the right of 0."""
+
+    def predict(self, what: Prediction, x_t: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
+        return torch.where(x_t[:, :1] > 0.0, math.nan, self.inner.predict(what, x_t, t))
+
+
+def test_a_pilot_that_fails_goes_back_to_the_adaptive_solver(gentle: Mixture) -> None:
+    fitted, unseen = rows(gentle, VP(), PILOT, 0), rows(gentle, VP(), CONFIRMED, 1)
+    few = fitted.select(torch.tensor([0, 1, 2, 3]))
+    for first in (few.x[:1, 0], few.x[:, 0]):
+        first.fill_(1.0)
+        choice = choose_solver(Failing(gentle.denoiser(VP())), few, unseen, 1000, error=4e-3)
+        assert isinstance(choice.solver, RungeKutta)
+        assert "failed on most of its rows" in str(choice)
+    few.x[0, 0] = math.nan
+    with pytest.raises(ValueError, match="the data is not finite at index 0"):
+        choose_solver(gentle.denoiser(VP()), few, unseen, 1000, error=4e-3)
 
 
 def test_a_guided_denoiser_is_refused_unless_asked_for(gentle: Mixture) -> None:
