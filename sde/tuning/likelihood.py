@@ -17,7 +17,8 @@ which takes no more calls. The errors left over are those of leave-one-out, whic
 :math:`\mu`. The first step count that meets both errors has to be confirmed by rows that were not fitted: their root
 mean square error has to be as stated. The weights are then fitted to all of these rows, and the mean of the errors that
 leave-one-out leaves on the unseen ones has to be as stated within its standard error; if only that fails, larger step
-counts are tried. Else the adaptive solver is taken.
+counts are tried. Else the adaptive solver is taken. It is not run by the pilot: on models that meet such errors it took
+47 calls at least, and the demo's 196, where 20 and 44 were chosen.
 
 **The times.** The times of the first rung are even in :math:`s = \log(\sigma/\alpha)`; on the others half of the steps
 are, and the other half follow the rate :math:`|d \log p / ds|` that the first rung finds. A trained network is rough in
@@ -162,7 +163,8 @@ def choose_solver(
         progress: called with the fraction of the work that is done.
 
     Raises:
-        ValueError: as :func:`sde.likelihood.flow.step_error`, or if the denoiser is guided and `guided` is false.
+        ValueError: as :func:`sde.likelihood.flow.step_error`, if the rows are not finite, or if the denoiser is guided
+            and `guided` is false.
     """
     step = step_error(error, error_per_image)
     for part in (pilot, unseen):
@@ -192,8 +194,8 @@ def choose_solver(
         report(1.0)
         return replace(fallback, reason=reason, calls=calls, confirmation=confirmation)
 
-    even, failed = design(LADDER[0]), "because the pilot failed on most of its rows"
-    fitted, calls = solve(even, pilot), calls + even.steps * first
+    plan, failed = design(LADDER[0]), "because the pilot failed on most of its rows"
+    fitted, calls = solve(plan, pilot), calls + plan.steps * first
     if int(fitted.bits.isfinite().sum()) < 4:
         return back(failed)
     rates = fitted.rates
@@ -216,8 +218,8 @@ def choose_solver(
     report(0.8)
     reason = "because no fixed number of calls was accurate enough in the pilot"
     for steps in LADDER:
-        plan = even if steps == even.steps else design(steps)
-        if plan is not even:
+        if steps != plan.steps:
+            plan = design(steps)
             fitted, calls = solve(plan, pilot), calls + steps * first
         tilt, left = fitted.fit(reference[:first])
         size = float(left.square().mean().sqrt())
@@ -269,15 +271,16 @@ class _Runs:
         return replace(self, bits=torch.cat([self.bits, other.bits]), contributions=contributions)
 
     def against(self, exact: Tensor) -> tuple[Tensor, Tensor]:
-        """The errors e against other log-densities in bits/dim, and A, of the rows where both are finite."""
-        errors = self.bits - exact
-        finite = errors.isfinite() & self.contributions.isfinite().all(1)
-        return errors[finite], self.contributions[finite]
+        """The errors e against other log-densities in bits/dim, and A, of the rows where the others are finite."""
+        finite = exact.isfinite()
+        return (self.bits - exact)[finite], self.contributions[finite]
 
     def fit(self, exact: Tensor) -> tuple[Tensor, Tensor]:
-        """The relative changes of the weights, and the errors of leave-one-out in bits/dim."""
+        """The relative changes of weights, and the errors of leave-one-out in bits/dim; infinite after a failure."""
         fits = []
         error, a = self.against(exact)
+        if not bool(error.isfinite().all() and a.isfinite().all()):
+            return torch.zeros_like(a[0]), torch.full_like(error, math.inf)
         kernel, one = a @ a.T, torch.eye(len(a), dtype=torch.float64, device="cpu")
         for ridge in RIDGES:
             inverse = one if math.isinf(ridge) else torch.linalg.inv(kernel + ridge * kernel.diagonal().mean() * one)

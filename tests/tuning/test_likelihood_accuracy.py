@@ -19,7 +19,7 @@ from sde.processes import SDE, VE, VP
 from sde.solvers import Arcsinh, Designed, RungeKutta, UniPC
 from sde.tuning import Choice, PilotRows, choose_solver, pilot_rows
 from sde.tuning.design import Design
-from sde.tuning.likelihood import CONFIRMED, PILOT, _runs, _times
+from sde.tuning.likelihood import CONFIRMED, PILOT, _Runs, _runs, _times
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,20 @@ def test_a_pilot_that_fails_goes_back_to_the_adaptive_solver(gentle: Mixture) ->
     few.x[0, 0] = math.nan
     with pytest.raises(ValueError, match="the data is not finite at index 0"):
         choose_solver(gentle.denoiser(VP()), few, unseen, 1000, error=4e-3)
+
+
+def test_a_rung_that_fails_on_one_row_is_passed_over() -> None:
+    """It is not judged by the rows that are left; a row without a reference is no row."""
+    some = torch.arange(24, dtype=torch.float64).reshape(6, 4).sin()
+    times = (torch.ones(5), torch.ones(5))
+    tilt, left = _Runs(some.sum(1), some, times).fit(0.5 * some.sum(1))
+    assert float(left.abs().max()) < 0.5
+    torch.testing.assert_close(some @ tilt, 0.5 * some.sum(1), atol=0.1, rtol=0.0)
+    failed = _Runs(some.sum(1).index_fill(0, torch.tensor(2), math.nan), some, times)
+    assert bool(failed.fit(0.5 * some.sum(1))[1].isinf().all())
+    marked = (0.5 * some.sum(1)).index_fill(0, torch.tensor(2), math.nan)
+    assert failed.fit(marked)[1].shape == (5,)
+    assert bool(failed.fit(marked)[1].isfinite().all())
 
 
 def test_a_guided_denoiser_is_refused_unless_asked_for(gentle: Mixture) -> None:
