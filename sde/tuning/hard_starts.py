@@ -1,8 +1,9 @@
 """Starts of a pilot that lie near a border between two modes.
 
-The flow multiplies every error of a sample that starts there. Few do, and they have most of the mean square error; a
-pilot needs more of them than their share to see what those errors come from. Where they are, two plain solvers of
-unequal accuracy disagree.
+The flow multiplies every error of a sample that starts there, the more the nearer it is. Few do, and they have most of
+the mean square error; a pilot needs more of them than their share to see what those errors come from. They are known by
+how far the flow takes two close starts from each other. That two plain solvers disagree is no sign of them: often both
+take the same wrong way.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from .gauss_newton import run
 from .pilot import OutOfTime
 from .reference import PilotFlow, prior_draws
 
-# The candidates for each row, the steps of the two solvers, and the rows in a batch where time is short.
-DRAWS, STEPS, ROWS = 4, (8, 16), 16
+# The candidates for each row, the distance of two close starts in units of the prior, and the steps of their solver.
+DRAWS, CLOSE, STEPS = 8, 0.01, 12
+# The rows whose candidates are solved in one batch; fewer where time is short.
+ROWS, FEW = 16, 2
 
 
 def with_hard_starts(flow: PilotFlow, seed: int, deadline: float = math.inf) -> PilotFlow:
-    """The flow with the hardest of four more starts in half of its rows: in those where this one is hardest. The other
+    """The flow with the hardest of eight more starts in half of its rows: in those where this one is hardest. The other
     rows keep their start.
 
     Args:
@@ -36,23 +39,26 @@ def with_hard_starts(flow: PilotFlow, seed: int, deadline: float = math.inf) -> 
         deadline: when to stop, by `time.monotonic`; rows that are not reached keep their start.
     """
     process, device = flow.dynamics.process, flow.begin[0].device
-    solvers = []
-    for steps in STEPS:
-        times = LogSNR().times(process, steps, flow.start, flow.stop)
-        design = Design(UniPC(steps, 3, variable=Arcsinh()), process, times, 1.0)
-        solvers.append(design.numbers(design.start())[2])
+    design = Design(
+        UniPC(STEPS, 3, variable=Arcsinh()), process, LogSNR().times(process, STEPS, flow.start, flow.stop), 1.0
+    )
+    numbers = design.numbers(design.start())[2]
     begin = flow.begin[0].clone()
     candidates, hardness = begin.clone(), torch.full((len(flow),), -1.0, dtype=torch.float64, device=device)
+
+    def draws(index: Tensor, first: int) -> Tensor:
+        each = [prior_draws(process, seed, index, first + k, begin.shape[1:], begin.dtype) for k in range(DRAWS)]
+        return torch.cat(each)
+
     try:
-        for chunk in torch.arange(len(flow), device=device).split(ROWS if math.isfinite(deadline) else len(flow)):
-            part = flow.select(chunk)
-            starts, each = list[Tensor](), list[Tensor]()
-            for k in range(2, DRAWS + 2):
-                starts.append(prior_draws(process, seed, chunk, k, begin.shape[1:], begin.dtype))
-                coarse, fine = (run(part.dynamics, (starts[-1],), n, deadline)[0][-1][0] for n in solvers)
-                each.append((coarse - fine).double().flatten(1).square().mean(1).nan_to_num(nan=-1.0, posinf=-1.0))
-            hardness[chunk], best = torch.stack(each).max(0)
-            candidates[chunk] = torch.stack(starts)[best, torch.arange(len(chunk), device=device)]
+        for chunk in torch.arange(len(flow), device=device).split(FEW if math.isfinite(deadline) else ROWS):
+            starts = draws(chunk, 2)
+            pairs = torch.cat([starts, starts + CLOSE * draws(chunk, 2 + DRAWS)])
+            part = flow.select(chunk.repeat(2 * DRAWS))
+            ends = run(part.dynamics, (pairs,), numbers, deadline)[0][-1][0].double().flatten(1)
+            apart = ends.chunk(2)[0].sub(ends.chunk(2)[1]).square().mean(1).nan_to_num(nan=-1.0, posinf=-1.0)
+            hardness[chunk], best = apart.view(DRAWS, -1).max(0)
+            candidates[chunk] = starts.unflatten(0, (DRAWS, -1))[best, torch.arange(len(chunk), device=device)]
     except OutOfTime:
         pass
     chosen = hardness.argsort(descending=True)[: int((hardness >= 0.0).sum()) // 2]
