@@ -54,6 +54,9 @@ from .gauss_newton import run
 
 # The step counts that are tried, those of the reference, and the strengths of the ridge.
 LADDER, REFERENCES, RIDGES = (20, 32, 44, 60, 84, 120), (128, 256, 512), (math.inf, 1.0, 1e-1, 1e-2)
+# Why no fixed number of calls is taken.
+FAILED = "because the pilot failed on most of its rows"
+INACCURATE = "because no fixed number of calls was accurate enough in the pilot"
 #: The rows that are fitted, the rows that confirm, and the number of rows below which no pilot pays.
 PILOT, CONFIRMED, FEW = 10, 24, 64
 
@@ -179,76 +182,114 @@ def choose_solver(
     fallback = Choice(default_solver(), step * bits, f"because no pilot pays for {rows} rows")
     if rows < FEW or len(pilot.x) < 4 or not len(unseen.x):
         return fallback
-    process, first = denoiser.process, len(pilot.x)
-    data_std = float(pilot.x.double().std() / process.alpha(float64(process.t_min)))
-    rates, calls, confirmation = None, 0, 0
-
-    def design(steps: int, order: int = 2) -> Design:
-        times = _times(process, steps, rates)
-        return Design(UniPC(steps, order, variable=Arcsinh(data_std)), process, times, data_std, density=True)
-
-    def solve(plan: Design, some: PilotRows) -> _Runs:
-        return _runs(denoiser, plan, some, trace, seed)
-
-    def back(reason: str) -> Choice:
+    job = _Pilot(denoiser, pilot, unseen, error, each, trace, seed)
+    try:
+        chosen, reason = job.chosen(job.reference(lambda done: report(0.8 * done)))
+    except _NoneWillDo as none:
+        return replace(fallback, reason=str(none), calls=job.calls, confirmation=job.confirmation)
+    finally:
         report(1.0)
-        return replace(fallback, reason=reason, calls=calls, confirmation=confirmation)
+    return Choice(chosen, None, reason, job.calls, job.confirmation)
 
-    plan, failed = design(LADDER[0]), "because the pilot failed on most of its rows"
-    fitted, calls = solve(plan, pilot), calls + plan.steps * first
-    if int(fitted.bits.isfinite().sum()) < 4:
-        return back(failed)
-    rates = fitted.rates
-    coarse, calls = solve(design(REFERENCES[0] // 2, 3), pilot).bits, calls + REFERENCES[0] // 2 * first
-    # Both parts together, because small batches are slow.
-    both = pilot.joined(unseen)
-    for k, steps in enumerate(REFERENCES):
-        reference = solve(design(steps, 3), both).bits
-        calls, confirmation = calls + steps * first, confirmation + steps * len(unseen.x)
-        report(0.8 * (k + 1) / len(REFERENCES))
-        change, coarse = reference[:first] - coarse, reference[:first]
-        change = change[change.isfinite()]
-        if len(change) < 4:
-            return back(failed)
-        doubt = float(change.std()) / math.sqrt(len(change))
-        if float(change.square().mean().sqrt()) <= 0.75 * each and abs(float(change.mean())) <= 0.5 * error + doubt:
-            break
-    else:
-        return back(f"because no fixed number of calls was accurate enough in the pilot, not even {steps}")
-    report(0.8)
-    reason = "because no fixed number of calls was accurate enough in the pilot"
-    for steps in LADDER:
-        if steps != plan.steps:
-            plan = design(steps)
-            fitted, calls = solve(plan, pilot), calls + steps * first
-        tilt, left = fitted.fit(reference[:first])
-        size = float(left.square().mean().sqrt())
-        # With margins for a root mean square and a mean that a few rows estimate. The weights will be fitted to all
-        # of the rows, which leaves less than is left here.
-        if not (1.2 * size <= each and size / math.sqrt(len(both.x)) <= 0.6 * error):
-            continue
-        fresh = solve(plan, unseen)
-        confirmation += steps * len(unseen.x)
-        errors, contributions = fresh.against(reference[first:])
-        left = errors - contributions @ tilt
-        spread, count = float(left.square().mean().sqrt()), len(left)
-        if spread <= each:
-            tilt, left = fitted.joined(fresh).fit(reference)
-            left = left[-count:]
-        mean = float(left.mean())
-        shown = f"with errors of {spread:.2g} bits/dim in a sample and {mean:+.2g} in the mean of {count} rows"
-        if spread <= each and abs(mean) - float(left.std()) / math.sqrt(count) <= error:
-            report(1.0)
-            parameters = plan.start()
-            parameters[plan.kinds()[4]] = tilt
-            origin = f"likelihoods of {type(denoiser).__name__}, from {len(both.x)} pilot rows"
-            return Choice(
-                plan.solver(parameters, origin), None, f"confirmed on unseen rows, {shown}", calls, confirmation
-            )
-        reason = f"because {steps} calls were not confirmed on unseen rows, {shown}"
-        if not spread <= each:
-            break  # these rows are unlike those of the pilot
-    return back(reason)
+
+class _NoneWillDo(Exception):
+    """Why the adaptive solver has to be taken."""
+
+
+@dataclass
+class _Pilot:
+    """The runs of a pilot.
+
+    Attributes:
+        denoiser, fitted, unseen, trace, seed: as in :func:`choose_solver`.
+        error, each: the errors to accept, of the mean and of a sample.
+        calls: the network calls for the fitted rows so far.
+        confirmation: those for the unseen rows.
+    """
+
+    denoiser: Denoiser
+    fitted: PilotRows
+    unseen: PilotRows
+    error: float
+    each: float
+    trace: Trace | None
+    seed: int
+    calls: int = 0
+    confirmation: int = 0
+
+    def __post_init__(self) -> None:
+        process = self.denoiser.process
+        self.data_std = float(self.fitted.x.double().std() / process.alpha(float64(process.t_min)))
+        self.rates: tuple[Tensor, Tensor] | None = None
+        self.first = self.design(LADDER[0]), self.run(self.design(LADDER[0]))
+        self.rates = self.first[1].rates
+
+    def design(self, steps: int, order: int = 2) -> Design:
+        """UniPC; its times follow the rates of the first rung, once they are known."""
+        process = self.denoiser.process
+        method = UniPC(steps, order, variable=Arcsinh(self.data_std))
+        return Design(method, process, _times(process, steps, self.rates), self.data_std, density=True)
+
+    def run(self, plan: Design, *, fitted: bool = True, unseen: bool = False) -> _Runs:
+        """The runs of the rows to fit, of the unseen ones, or of both in one batch; their calls are counted."""
+        self.calls += fitted * plan.steps * len(self.fitted.x)
+        self.confirmation += unseen * plan.steps * len(self.unseen.x)
+        rows = self.fitted.joined(self.unseen) if fitted and unseen else self.fitted if fitted else self.unseen
+        return _runs(self.denoiser, plan, rows, self.trace, self.seed)
+
+    def reference(self, report: Callable[[float], object]) -> Tensor:
+        """The accurate log-densities in bits/dim, of the fitted rows and then of the unseen ones."""
+        first = len(self.fitted.x)
+        if int(self.first[1].bits.isfinite().sum()) < 4:
+            raise _NoneWillDo(FAILED)
+        coarse = self.run(self.design(REFERENCES[0] // 2, 3)).bits
+        for k, steps in enumerate(REFERENCES):
+            # Both parts together, because small batches are slow.
+            bits = self.run(self.design(steps, 3), unseen=True).bits
+            report((k + 1) / len(REFERENCES))
+            change, coarse = bits[:first] - coarse, bits[:first]
+            change = change[change.isfinite()]
+            if len(change) < 4:
+                raise _NoneWillDo(FAILED)
+            doubt = float(change.std()) / math.sqrt(len(change))
+            agree = float(change.square().mean().sqrt()) <= 0.75 * self.each
+            if agree and abs(float(change.mean())) <= 0.5 * self.error + doubt:
+                return bits
+        raise _NoneWillDo(f"{INACCURATE}, not even {REFERENCES[-1]}")
+
+    def chosen(self, reference: Tensor) -> tuple[Designed, str]:
+        """The first solver on the ladder that meets both errors, and how it was confirmed."""
+        first, reason = len(self.fitted.x), INACCURATE
+        rows = len(reference)
+        plan, fitted = self.first
+        for steps in LADDER:
+            if steps != plan.steps:
+                plan = self.design(steps)
+                fitted = self.run(plan)
+            tilt, left = fitted.fit(reference[:first])
+            size = float(left.square().mean().sqrt())
+            # With margins for a root mean square and a mean that a few rows estimate. The weights will be fitted to
+            # all of the rows, which leaves less than is left here.
+            if not (1.2 * size <= self.each and size / math.sqrt(rows) <= 0.6 * self.error):
+                continue
+            fresh = self.run(plan, fitted=False, unseen=True)
+            errors, contributions = fresh.against(reference[first:])
+            left = errors - contributions @ tilt
+            spread, count = float(left.square().mean().sqrt()), len(left)
+            if spread <= self.each:
+                tilt, left = fitted.joined(fresh).fit(reference)
+                left = left[-count:]
+            mean = float(left.mean())
+            shown = f"with errors of {spread:.2g} bits/dim in a sample and {mean:+.2g} in the mean of {count} rows"
+            if spread <= self.each and abs(mean) - float(left.std()) / math.sqrt(count) <= self.error:
+                parameters = plan.start()
+                parameters[plan.kinds()[4]] = tilt
+                origin = f"likelihoods of {type(self.denoiser).__name__}, from {rows} pilot rows"
+                return plan.solver(parameters, origin), f"confirmed on unseen rows, {shown}"
+            reason = f"because {steps} calls were not confirmed on unseen rows, {shown}"
+            if not spread <= self.each:
+                break  # these rows are unlike those of the pilot
+        raise _NoneWillDo(reason)
 
 
 @dataclass(frozen=True)
