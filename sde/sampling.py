@@ -172,6 +172,10 @@ def sample(
     state = x_start if x_T is None else x_T
     if state is not None and prior is not None:
         raise ValueError("sample: with x_T or x_start there is no draw from a prior: leave out prior=")
+    if prior is not None and not callable(getattr(prior, "sample", None)):
+        raise ValueError(
+            f"sample: expected a prior with sample(n, generator=), got {described(prior)}; x_T= takes states"
+        )
     if state is not None:
         state = numbers_of("x_T" if x_start is None else "x_start", state)
     elif not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:

@@ -444,6 +444,11 @@ def test_a_model_is_loaded_ready_for_use(saved: Callable[..., Path]) -> None:
     assert sde.load(saved(), process=sde.VE(sigma_max=9.0)).process == sde.VE(sigma_max=9.0)
 
 
+def test_a_path_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="the path of a file or of a run directory, got 5"):
+        sde.load(5)  # type: ignore[arg-type]
+
+
 def test_averages_by_name_or_the_raw_weights(saved: Callable[..., Path]) -> None:
     path = saved()
     bias = "denoiser.network.inlet.bias"

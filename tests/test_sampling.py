@@ -337,6 +337,16 @@ def test_a_start_and_a_prior_for_it_are_refused_together() -> None:
         sample(d, x_T=latent().float(), prior=object(), solver=Euler(2))
 
 
+def test_a_prior_is_something_to_draw_from() -> None:
+    with pytest.raises(ValueError, match=r"with sample\(n, generator=\), got a Tensor of shape .*x_T="):
+        sample(Network(), (4, 2), prior=torch.zeros(4, 2), solver=Euler(2))  # type: ignore[arg-type]
+
+
+def test_the_times_of_a_solver_are_those_of_a_grid() -> None:
+    with pytest.raises(ValueError, match=r"UniPC's grid.*Karras\(\), got 'karras'"):
+        UniPC(5, grid="karras")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("solver", [Heun(12), UniPC(12), EulerMaruyama(50), RungeKutta()], ids=repr)
 def test_a_run_from_a_later_time_goes_on_from_its_state(gaussian: Gaussian, solver: Solver) -> None:
     """From the exact marginal at t = 0.4 to that at t_min, to the discretisation error; the noise is the seed's."""

@@ -24,6 +24,7 @@ from ..interop import read
 from ..interop.formats import Settings, Source
 from ..networks.network import inside
 from ..processes import SDE
+from ..shapes import described
 from ..storage.checkpoint import misfits, write
 from ..storage.wrappers import fitted
 from ..version import __version__
@@ -134,6 +135,8 @@ def load(
             do not fit the network, if a class of your own is missing, or if it has no such averaged weights.
             `network` is then unchanged.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"load: expected the path of a file or of a run directory, got {described(path)}")
     with torch.inference_mode(False), torch.device("cpu"):
         content = read(path, settings, process)
     return from_checkpoint(content, ema=ema, process=process, network=network, device=device, trust=trust)

@@ -45,7 +45,7 @@ from ..denoisers import Prediction
 from ..dynamics import Dynamics, Semilinear, State, finite, linear_combination, rows
 from ..grids import Grid, Uniform
 from ..noise import StepNoise, Stream
-from ..shapes import check_count, working
+from ..shapes import check_count, check_kind, working
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,7 @@ class GridSteps(FixedStep):
 
     def __post_init__(self) -> None:
         check_count(type(self).__name__, "steps", self.steps, 1)
+        check_kind(f"{type(self).__name__}'s grid", self.grid, Grid, "sde.grids.Karras()")
 
     def times(self, dynamics: Dynamics, start: float, stop: float) -> Tensor:
         return self.grid.times(dynamics.process, self.steps, start, stop)
@@ -309,8 +310,7 @@ class OneStep(GridSteps):
         Args:
             dynamics: the dynamics.
             x: the state at the time `t`, a tuple of tensors of leading size B.
-            t: the time before the step, float64 with shape ().
-            s: the time after the step: smaller than `t` for sampling, larger for encoding.
+            t, s: the times before and after the step, float64 with shape (); s < t for sampling, s > t for encoding.
             noise: returns the standard normals of this step, with the shape of the first entry of `x`.
         """
 

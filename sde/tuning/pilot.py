@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfTime", "Pilot", "Tuning", "within"]
+__all__ = ["OutOfTime", "Pilot", "Tuning", "check_pilot", "within"]
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..dynamics import Semilinear, State
+from ..shapes import described
 from ..solvers import GridSteps
+
+
+def check_pilot(owner: str, shape: object, seconds: float | None) -> None:
+    """Refuses a shape (B, *) or a time that is none."""
+    if shape is not None and (not isinstance(shape, Sequence) or isinstance(shape, str) or not shape):
+        raise ValueError(f"{owner}: expected a shape (B, *) of the pilot, such as (64, 2), got {described(shape)}")
+    if seconds is not None and not (isinstance(seconds, Real) and 0.0 < seconds < math.inf):
+        raise ValueError(f"{owner}: expected seconds > 0, or None for no limit, got seconds={described(seconds)}")
 
 
 class OutOfTime(Exception):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..denoisers import Conditioned, Denoiser
 from ..dynamics import Reverse, Semilinear, State, finite, rows
-from ..likelihood.flow import DensityFlow
+from ..likelihood.flow import DensityFlow, check_states
 from ..noise import Noise, Stream, repeat_key
 from ..processes import SDE
 from ..sampling import state_like
@@ -83,6 +83,7 @@ def pilot_flow(
         raise ValueError(f"a pilot needs either shape=(B, ...) for sampling or data= for likelihoods, got {number}")
     process = denoiser.process
     if data is not None:
+        check_states(data)
         flow = DensityFlow(denoiser, data.to(dtype or data.dtype), trace, seed=seed, condition=condition, atol=atol)
         return PilotFlow(flow.dynamics, flow.start, process.t_min, process.t_max)
     assert shape is not None

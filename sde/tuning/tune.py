@@ -20,7 +20,7 @@ from ..shapes import recording
 from ..solvers import GridSteps
 from ..trace import Trace
 from .gradient import Gradient
-from .pilot import Pilot, Tuning
+from .pilot import Pilot, Tuning, check_pilot
 from .reference import frozen, pilot_flow, solved
 
 
@@ -65,7 +65,8 @@ def tune_grid(
         The grid, for `dataclasses.replace(solver, grid=grid)`.
 
     Raises:
-        ValueError: if the solver is stochastic or has no fixed steps, or unless exactly one of shape and data is set.
+        ValueError: if the solver is stochastic or has no fixed steps, unless exactly one of shape and data is set, or
+            if the time is not positive.
     """
     if not isinstance(solver, GridSteps):
         raise ValueError(f"tune_grid needs a solver with steps and a grid, got {type(solver).__name__}")
@@ -74,6 +75,7 @@ def tune_grid(
             "tune_grid needs a deterministic solver, because it compares with the exact flow from the same initial "
             f"state, got {solver}"
         )
+    check_pilot("tune_grid", shape, seconds)
     begun = time.monotonic()
     deadline, half = (math.inf if seconds is None else begun + part * seconds for part in (1.0, 0.5))
     report = (lambda done: None) if progress is None else progress

@@ -29,7 +29,7 @@ from ..trace import Trace
 from .design import Design
 from .gauss_newton import Descent
 from .hard_starts import with_hard_starts
-from .pilot import OutOfTime
+from .pilot import OutOfTime, check_pilot
 from .reference import PilotFlow, frozen, pilot_flow, solved
 
 # The strengths of the prior, and with each of them the Gauss-Newton steps and the largest number of those of BFGS.
@@ -70,7 +70,8 @@ def tune_solver(
         tolerance: rtol and atol of the accurate solution; by default 1e-4 up to 12 steps and 1e-5 beyond.
         seed: the seed of the pilot run.
         seconds: the time for all of it, the accurate solution included. Samples that are not solved in a third of it
-            are left out. Without it the result is the same on every machine, up to rounding.
+            are left out. Without it the result does not depend on the speed of the machine; another rounding may lead
+            to another design that is as good.
         dtype: the dtype of the state; by default that of the denoiser, or that of the data for likelihoods.
         progress: called with the fraction of the work that is done.
 
@@ -79,11 +80,12 @@ def tune_solver(
         UniPC on a standard grid, with a warning.
 
     Raises:
-        ValueError: if the pilot is too small, or unless exactly one of shape and data is set.
+        ValueError: if the pilot is too small, unless one of shape and data is set, or if `seconds` is not positive.
         FloatingPointError: if every solution of the pilot failed.
     """
     begun, process = time.monotonic(), denoiser.process
     check_count("tune_solver", "steps", steps, 1)
+    check_pilot("tune_solver", shape, seconds)
     size = len(data) if data is not None else shape[0] if shape is not None else SMALLEST
     if size < SMALLEST:
         raise ValueError(f"tune_solver needs a pilot of at least {SMALLEST} samples, to hold some out, got {size}")

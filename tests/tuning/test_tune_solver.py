@@ -249,9 +249,9 @@ def test_a_condition_that_the_model_does_not_know_is_refused_before_the_first_ca
 
 def test_the_same_seed_gives_the_same_solver(mixture: Mixture) -> None:
     d = mixture.denoiser(VP())
-    solvers = [tune_solver(d, (8, 2), 2, seed=seed) for seed in (0, 0, 1)]
-    assert solvers[0].times == pytest.approx(solvers[1].times, rel=1e-6)
-    assert solvers[0].times[1] != pytest.approx(solvers[2].times[1], rel=1e-6)
+    solvers = [tune_solver(d, (16, 2), 2, seed=seed) for seed in (0, 0, 1)]
+    assert solvers[0].times == pytest.approx(solvers[1].times, rel=1e-3)
+    assert solvers[0].times[1] != pytest.approx(solvers[2].times[1], rel=1e-2)
 
 
 def test_a_model_keeps_it(mixture: Mixture, tmp_path: Path) -> None:
@@ -277,6 +277,15 @@ def test_what_is_refused(mixture: Mixture) -> None:
         tune_solver(d)
     with pytest.raises(ValueError, match="steps=0"):
         tune_solver(d, (8, 2), 0)
+    with pytest.raises(ValueError, match=r"a shape \(B, \*\) of the pilot.*got 8"):
+        tune_solver(d, 8, 5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not finite at index 2"):
+        tune_solver(d, data=torch.zeros(8, 2).index_fill(0, torch.tensor([2]), math.nan), steps=2)
+    for seconds in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"seconds > 0.*{seconds}"):
+            tune_solver(d, (8, 2), 5, seconds=seconds)
+        with pytest.raises(ValueError, match=f"seconds > 0.*{seconds}"):
+            tune_grid(d, (8, 2), UniPC(5), seconds=seconds)
 
 
 class Broken(Denoiser):
