@@ -193,7 +193,7 @@ def choose_solver(
 
 
 class _NoneWillDo(Exception):
-    """Why the adaptive solver has to be taken."""
+    """The adaptive solver has to be taken; the message is the reason."""
 
 
 @dataclass
